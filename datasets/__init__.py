@@ -1,0 +1,1 @@
+"""Annotation formats, noise injection, augmentation, sampling and loading."""

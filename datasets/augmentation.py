@@ -1,0 +1,93 @@
+"""Training augmentations (paper, 4.1): drawn pair by pair where data are loaded, applied to batches on the device.
+
+What is drawn depends only on the generator a pair is given, never on the batch or worker it lands in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.tokenizer import MASK
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+_PAD = 10
+_AREA = (0.02, 0.4)
+_LOG_ASPECT = (math.log(0.3), math.log(3.3))
+
+
+def draw_image(rng: np.random.Generator, size: tuple[int, int], img_aug: bool) -> np.ndarray:
+    """What happens to one image of (height, width): (7,) int32.
+
+    flip; top and left of the crop out of the image zero-padded by 10; top, left, height and width of the erased
+    rectangle (height 0 for none). The flip has p = 0.5; crop and erasing (p = 0.5) need `img_aug`.
+    """
+    height, width = size
+    flip = int(rng.random() < 0.5)
+    if not img_aug:
+        return np.array([flip, _PAD, _PAD, 0, 0, 0, 0], np.int32)
+    top, left = rng.integers(0, 2 * _PAD + 1, 2)
+    erased = _draw_rectangle(rng, height, width) if rng.random() < 0.5 else (0, 0, 0, 0)
+    return np.array([flip, top, left, *erased], np.int32)
+
+
+def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    """Random erasing's rectangle: at most ten tries for one that fits, else none."""
+    for _ in range(10):
+        area = rng.uniform(*_AREA) * height * width
+        aspect = math.exp(rng.uniform(*_LOG_ASPECT))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    return 0, 0, 0, 0
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → float32 with CLIP's mean and deviation."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def apply_image(images: Tensor, draws: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 and (B, 7) draws → augmented, normalised float32 images of the same shape.
+
+    The crop's padding is black; the erased rectangle is filled with CLIP's mean after normalising, as published.
+    """
+    B, _, H, W = images.shape
+    flip, top, left, *rectangle = draws.to(images.device, torch.long).unbind(1)
+    y = torch.arange(H, device=images.device) + top[:, None] - _PAD  # (B, H) row of the source
+    x = torch.arange(W, device=images.device) + left[:, None] - _PAD  # (B, W)
+    inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]  # (B, H, W)
+    x = torch.where(flip[:, None] == 1, W - 1 - x, x)  # the flip comes before the crop
+    source = y.clamp(0, H - 1)[:, :, None] * W + x.clamp(0, W - 1)[:, None, :]  # (B, H, W)
+    cropped = images.flatten(2).gather(2, source.view(B, 1, H * W).expand(B, 3, H * W)).view(B, 3, H, W)
+    normalised = normalise(cropped * inside[:, None])
+    e_top, e_left, e_height, e_width = rectangle
+    row, column = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
+    rows = (row >= e_top[:, None]) & (row < (e_top + e_height)[:, None])  # (B, H)
+    columns = (column >= e_left[:, None]) & (column < (e_left + e_width)[:, None])  # (B, W)
+    erased = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
+    return torch.where(erased, torch.tensor(MEAN, device=images.device).view(3, 1, 1), normalised)
+
+
+def augment_text(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change each word with p = 0.2: 60% become the mask, 20% any random word, 20% are removed.
+
+    Args:
+        ids: (L,) token ids, zero-padded.
+
+    Returns:
+        (L,) of the same type; what follows a removed word moves up and zeros fill the end.
+    """
+    word = (ids > 0) & (ids < MASK)
+    changed = word & (rng.random(len(ids)) < 0.2)
+    kind = rng.random(len(ids))
+    result = np.where(changed & (kind < 0.6), MASK, ids)
+    result = np.where(changed & (kind >= 0.6) & (kind < 0.8), rng.integers(1, MASK, len(ids)), result)
+    kept = result[~(changed & (kind >= 0.8))]
+    return np.pad(kept, (0, len(ids) - len(kept))).astype(ids.dtype)

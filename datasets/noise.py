@@ -1,0 +1,76 @@
+"""Noisy correspondence: caption i is replaced by caption π(i); images and identities stay (paper, 4.1)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import DataError
+
+NOISEINDEX = Path(__file__).parents[1] / "noiseindex"
+
+
+def draw_permutation(pairs: int, rate: float) -> np.ndarray:
+    """π (pairs,) int64: `rate` of the pairs, drawn with the published seed, exchange their captions at random."""
+    r = np.random.RandomState(1)
+    order = np.arange(pairs)
+    r.shuffle(order)
+    chosen = order[: int(rate * pairs)]
+    moved = chosen.copy()
+    r.shuffle(moved)
+    permutation = np.arange(pairs)
+    permutation[chosen] = moved
+    return permutation
+
+
+def read_permutation(file: Path, pairs: int, rate: float) -> np.ndarray:
+    """Read and check a noise index.
+
+    Raises:
+        DataError: not an index file, another length than `pairs`, not a permutation, or another rate.
+    """
+    try:
+        permutation = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"noise index {file} can't be read: {error}") from None
+    if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
+        raise DataError(f"noise index {file}: expected one row of integers")
+    if len(permutation) != pairs:
+        raise DataError(f"noise index {file} is for {len(permutation):,} pairs, the training split has {pairs:,}")
+    if not np.array_equal(np.sort(permutation), np.arange(pairs)):
+        raise DataError(f"noise index {file} is not a permutation of 0 … {pairs - 1:,}")
+    moved = np.count_nonzero(permutation != np.arange(pairs))
+    # A shuffle leaves about one of the chosen in its place, so the share that moved is a little under the rate.
+    if not rate * pairs - max(10, 0.01 * pairs) <= moved <= rate * pairs + 1:
+        raise DataError(f"noise index {file} moves {moved / pairs:.1%} of the captions, but --noisy_rate is {rate:g}")
+    return permutation.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a run: π, what to tell the log, and what the run's config keeps of it (name and SHA-256)."""
+
+    permutation: np.ndarray
+    told: str
+    about: dict[str, str] | None
+
+
+def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
+    """The permutation of a run: from `file`, else from `noiseindex/<dataset_name>_<rate>.npy`, else drawn.
+
+    Raises:
+        DataError: `file` is missing, or an index that does not fit.
+    """
+    if rate == 0 and not file:
+        return Noise(np.arange(pairs), "none", None)
+    path = Path(file) if file else NOISEINDEX / f"{dataset_name}_{rate:g}.npy"
+    if not file and not path.is_file():
+        permutation, origin = draw_permutation(pairs, rate), "drawn by datasets.noise.draw_permutation"
+    else:
+        permutation, origin = read_permutation(path, pairs, rate), str(path)
+    moved = np.count_nonzero(permutation != np.arange(pairs)) / pairs
+    digest = hashlib.sha256(permutation.tobytes()).hexdigest()
+    return Noise(permutation, f"{moved:.1%} of the captions moved, {origin}", {"origin": origin, "sha256": digest})

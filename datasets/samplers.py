@@ -1,0 +1,43 @@
+"""The order of the training pairs: a function of seed and epoch, so that any epoch can be repeated."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SAMPLERS = ("random", "identity")
+
+
+def random_order(pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """(pairs,) every pair once."""
+    return rng.permutation(pairs)
+
+
+def identity_order(pids: np.ndarray, batch_size: int, num_instance: int, rng: np.random.Generator) -> np.ndarray:
+    """Batches of batch_size/num_instance identities with num_instance pairs each.
+
+    An identity's pairs are cut into chunks of num_instance; one with fewer pairs repeats some, and a rest too short for
+    a chunk waits for another epoch. It ends when fewer identities are left than a batch needs.
+
+    Args:
+        pids: (N,) identity of every pair.
+        batch_size: a multiple of num_instance.
+
+    Returns:
+        Indices of pairs, a multiple of batch_size many.
+    """
+    chunks: dict[int, list[np.ndarray]] = {}
+    by_identity = np.split(np.argsort(pids, kind="stable"), np.flatnonzero(np.diff(np.sort(pids))) + 1)
+    for own in by_identity:
+        if len(own) < num_instance:
+            own = rng.choice(own, num_instance, replace=True)
+        own = rng.permutation(own)
+        count = len(own) // num_instance
+        chunks[int(pids[own[0]])] = list(own[: count * num_instance].reshape(count, num_instance))
+    order = []
+    wanted = batch_size // num_instance
+    while len(chunks) >= wanted:
+        for pid in rng.choice(list(chunks), wanted, replace=False).tolist():
+            order.append(chunks[pid].pop())
+            if not chunks[pid]:
+                del chunks[pid]
+    return np.concatenate(order) if order else np.empty(0, np.int64)

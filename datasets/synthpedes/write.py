@@ -1,0 +1,165 @@
+"""Writes SynthPEDES to disk, in the layout of CUHK-PEDES: imgs/ and reid_raw.json."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .captions import describe
+from .identity import Identity, draw_splits
+from .render import render
+
+ANNOTATIONS = "reid_raw.json"
+
+_SPLITS = ("train", "val", "test")  # in the order of the ids, as in CUHK-PEDES
+_MAX_WORKERS = 8
+_CHUNK = 10  # persons drawn per task: fine enough for a smooth bar
+_JPEG_QUALITY = 90
+_IDENTITY_STREAM, _IMAGE_STREAM, _CAPTION_STREAM = range(3)
+
+Record = dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The persons of one chunk, and all that is needed to draw and to describe them."""
+
+    imgs: Path
+    split: str
+    first_id: int
+    people: tuple[Identity, ...]
+    images: int
+    captions: int
+    seed: int
+    difficulty: float
+    attributes_named: tuple[int, int]
+
+
+def write_synthpedes(
+    folder: Path,
+    *,
+    identities: dict[str, int],
+    images_per_identity: dict[str, int],
+    captions_per_image: int,
+    seed: int,
+    difficulty: float,
+    attributes_named: tuple[int, int],
+    progress: bool = True,
+) -> None:
+    """Write a whole data set to `folder`, which must not exist; the same arguments give the same bytes.
+
+    `identities` and `images_per_identity` map train, val and test, or some of them, to a count; `difficulty` is in
+    [0, 1]; `attributes_named` is the least and the greatest number of attributes in a caption; `progress` allows a bar,
+    which is shown only on a terminal.
+    The files are made in a hidden folder next to `folder`, which is all that a kill leaves behind, and renamed when
+    complete. If `folder` has appeared meanwhile, from a second process, that one stays and ours is dropped.
+    Raises FileExistsError if `folder` exists at the start and ValueError for other splits.
+    """
+    splits = [split for split in _SPLITS if split in identities]
+    if len(splits) != len(identities) or identities.keys() != images_per_identity.keys():
+        raise ValueError(f"identities and images_per_identity must name the same splits out of {', '.join(_SPLITS)}")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    try:
+        for split in splits:
+            (work / "imgs" / split).mkdir(parents=True)
+        people = draw_splits({split: identities[split] for split in splits}, _generator(seed, _IDENTITY_STREAM))
+        jobs = _plan(work / "imgs", people, images_per_identity, captions_per_image, seed, difficulty, attributes_named)
+        records = _run(jobs, progress)
+        text = json.dumps(records, indent=1, ensure_ascii=False)
+        (work / ANNOTATIONS).write_text(text + "\n", encoding="utf-8")
+        _put_in_place(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed, *stream])
+
+
+def _plan(
+    imgs: Path,
+    people: dict[str, list[Identity]],
+    images: dict[str, int],
+    captions: int,
+    seed: int,
+    difficulty: float,
+    attributes_named: tuple[int, int],
+) -> list[_Job]:
+    jobs, next_id = [], 1
+    for split, members in people.items():
+        for start in range(0, len(members), _CHUNK):
+            chunk = tuple(members[start : start + _CHUNK])
+            jobs.append(_Job(imgs, split, next_id, chunk, images[split], captions, seed, difficulty, attributes_named))
+            next_id += len(chunk)
+    return jobs
+
+
+def _run(jobs: list[_Job], progress: bool) -> list[Record]:
+    """Do all jobs, in processes where there is more than one core; the records come in the order of the jobs."""
+    workers = min(os.cpu_count() or 1, _MAX_WORKERS, len(jobs))
+    if workers <= 1:
+        chunks = [_do(job) for job in _bar(jobs, len(jobs), progress)]
+        return [record for chunk in chunks for record in chunk]
+    # A forked worker starts at once; a spawned one would import the whole training program again.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+        futures: list[Future[list[Record]]] = [pool.submit(_do, job) for job in jobs]
+        try:
+            for future in _bar(as_completed(futures), len(jobs), progress):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [record for future in futures for record in future.result()]
+
+
+def _follow_parent() -> None:
+    """End this worker when its parent is killed: forked workers would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _bar(items: Iterable, total: int, progress: bool) -> Iterable:
+    hidden = not (progress and sys.stderr.isatty())
+    return tqdm(items, total=total, desc="drawing SynthPEDES", disable=hidden)
+
+
+def _do(job: _Job) -> list[Record]:
+    """Draw and describe one chunk of persons."""
+    records: list[Record] = []
+    for pid, who in enumerate(job.people, start=job.first_id):
+        for number in range(job.images):
+            path = f"{job.split}/{pid}_{number}.jpg"
+            image = render(who, _generator(job.seed, _IMAGE_STREAM, pid, number), job.difficulty)
+            image.save(job.imgs / path, quality=_JPEG_QUALITY)
+            words = _generator(job.seed, _CAPTION_STREAM, pid, number)
+            captions = [describe(who, words, *job.attributes_named) for _ in range(job.captions)]
+            records.append({"id": pid, "file_path": path, "captions": captions, "split": job.split})
+    return records
+
+
+def _put_in_place(work: Path, folder: Path) -> None:
+    try:
+        work.rename(folder)
+    except OSError:
+        if not (folder / ANNOTATIONS).is_file():
+            raise

@@ -1,0 +1,79 @@
+"""CLIP's byte-pair encoding with RDE's mask token.
+
+The merges are read out of the open_clip package's folder; the package, which takes seconds to import, is not imported.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import regex
+
+MASK, SOS, EOS = 49405, 49406, 49407
+_WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """A printable character for every byte, as GPT-2's encoding has it."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+class Tokenizer:
+    """Captions to ids. Text that spells a special token, like "<|endoftext|>", is ordinary text."""
+
+    def __init__(self) -> None:
+        folder = find_spec("open_clip").submodule_search_locations[0]
+        with gzip.open(Path(folder) / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
+            lines = stream.read().split("\n")
+        # 49152 − 256 − 2 merges belong to CLIP; RDE gives up the last one, whose id becomes the mask's.
+        merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2]]
+        alphabet = _byte_alphabet()
+        symbols = [*alphabet.values(), *(symbol + "</w>" for symbol in alphabet.values()), *map("".join, merges)]
+        self._alphabet = alphabet
+        self._ids = {symbol: number for number, symbol in enumerate(symbols)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._encode_word = lru_cache(maxsize=1 << 16)(self._merge)
+
+    def _merge(self, word: str) -> tuple[int, ...]:
+        """Join the neighbours that come first in the table of merges, until none is left."""
+        symbols = [self._alphabet[byte] for byte in word.encode("utf-8")]
+        symbols[-1] += "</w>"
+        while len(symbols) > 1:
+            pairs = set(pairwise(symbols))
+            first, second = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if (first, second) not in self._ranks:
+                break
+            merged, position = [], 0
+            while position < len(symbols):
+                if symbols[position : position + 2] == [first, second]:
+                    merged.append(first + second)
+                    position += 2
+                else:
+                    merged.append(symbols[position])
+                    position += 1
+            symbols = merged
+        return tuple(self._ids[symbol] for symbol in symbols)
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of a caption's words, without SOS and EOS, uncut."""
+        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+        text = " ".join(text.split()).lower()
+        return [number for word in _WORDS.findall(text) for number in self._encode_word(word)]
+
+    def __call__(self, captions: Iterable[str], text_length: int = 77) -> np.ndarray:
+        """(N, text_length) int32: SOS, words, EOS, then zeros. A longer caption is cut with EOS last."""
+        rows = [[SOS, *self.encode(caption)[: text_length - 2], EOS] for caption in captions]
+        ids = np.zeros((len(rows), text_length), np.int32)
+        for row, numbers in zip(ids, rows, strict=True):
+            row[: len(numbers)] = numbers
+        return ids

@@ -1,0 +1,175 @@
+"""CLIP's two transformers, giving every token's feature and, where it is used, one row of attention (paper, 3.1).
+
+Module names follow OpenAI's state dicts, so that its weights load without a table of names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """What fixes the shapes of a CLIP: all of it can be read from a state dict (`model.weights.read_sizes`).
+
+    `grid` counts the patches (rows, columns); heads are 64 channels wide, as in every CLIP that OpenAI published.
+    """
+
+    image_width: int
+    image_layers: int
+    patch: int
+    stride: int
+    grid: tuple[int, int]
+    text_width: int
+    text_layers: int
+    text_length: int
+    vocab_size: int
+    shared_width: int
+
+
+class QuickGELU(nn.Module):
+    """x·σ(1.702x), CLIP's activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation computed in float32 whatever the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normalised.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused kernels; probabilities are formed for one query only, on request."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = max(1, width // 64)
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+
+    def forward(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Mix the tokens.
+
+        Args:
+            x: (B, L, D) tokens.
+            query: (B,) positions whose attention is wanted, or None.
+
+        Returns:
+            (B, L, D) mixed tokens, and (B, L) probabilities from `query` to every token averaged over the heads
+            (no gradient; 0 where the causal mask hides a token), or None.
+        """
+        B, L, D = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3D)
+        q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mixed = mixed.transpose(1, 2).reshape(B, L, D)
+        return self.out_proj(mixed), None if query is None else self._attention_from(query, q, k)
+
+    @torch.no_grad()
+    def _attention_from(self, query: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        B, H, L, d = q.shape
+        row = q.gather(2, query.view(B, 1, 1, 1).expand(B, H, 1, d))  # (B, H, 1, d)
+        logits = (row @ k.transpose(2, 3)).squeeze(2).float() * d**-0.5  # (B, H, L)
+        if self.causal:
+            hidden = torch.arange(L, device=q.device) > query[:, None]  # (B, L)
+            logits = logits.masked_fill(hidden[:, None], float("-inf"))
+        return logits.softmax(dim=-1).mean(dim=1)  # (B, L)
+
+
+class Block(nn.Module):
+    """A residual block: attention, then a two-layer perceptron four times as wide, each after a LayerNorm."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.attn = Attention(width, causal=causal)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`."""
+        mixed, attention = self.attn(self.ln_1(x), query)
+        x = x + mixed
+        return x + self.mlp(self.ln_2(x)), attention
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; only the last one is asked for attention."""
+
+    def __init__(self, width: int, layers: int, *, causal: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(width, causal=causal) for _ in range(layers))
+
+    def forward(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block."""
+        for block in self.resblocks[:-1]:
+            x, _ = block(x)
+        return self.resblocks[-1](x, query)
+
+
+class VisionTransformer(nn.Module):
+    """The image tower."""
+
+    def __init__(self, sizes: ClipSizes) -> None:
+        super().__init__()
+        width = sizes.image_width
+        tokens = sizes.grid[0] * sizes.grid[1] + 1
+        self.conv1 = nn.Conv2d(3, width, kernel_size=sizes.patch, stride=sizes.stride, bias=False)
+        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
+        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(width, sizes.image_layers, causal=False)
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS]."""
+        B = images.shape[0]
+        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (B, patches, width)
+        cls = self.class_embedding.to(patches.dtype).expand(B, 1, -1)
+        x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)  # (B, 1 + patches, width)
+        x, attention = self.transformer(self.ln_pre(x), torch.zeros(B, dtype=torch.long, device=x.device))
+        return self.ln_post(x) @ self.proj.to(x.dtype), attention
+
+
+class CLIP(nn.Module):
+    """Both towers. Token id 0 pads; EOS has the highest id of a caption."""
+
+    def __init__(self, sizes: ClipSizes) -> None:
+        super().__init__()
+        width = sizes.text_width
+        self.sizes = sizes
+        self.visual = VisionTransformer(sizes)
+        self.transformer = Transformer(width, sizes.text_layers, causal=True)
+        self.token_embedding = nn.Embedding(sizes.vocab_size, width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.text_length, width))
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VisionTransformer.forward`."""
+        return self.visual(images)
+
+    def encode_text(self, ids: Tensor, eos: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) ids, L ≤ text_length, and (B,) EOS positions → (B, L, D) features, (B, L) attention from EOS."""
+        L = ids.shape[1]
+        x = self.token_embedding(ids)  # (B, L, width)
+        x = x + self.positional_embedding[:L].to(x.dtype)
+        x, attention = self.transformer(x, eos)
+        x = self.ln_final(x)
+        return x @ self.text_projection.to(x.dtype), attention

@@ -1,0 +1,92 @@
+"""RDE's dual encoder: CLIP with a basic global (BGE) and a token selection embedding (TSE) a modality (paper, 3.1)."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.clip import CLIP, ClipSizes
+from model.names import from_published, load_into, to_published
+from model.tse import TokenSelectionEmbedding
+
+
+class Embeddings(NamedTuple):
+    """What one modality of a batch becomes; neither part is normalised."""
+
+    bge: Tensor  # (B, shared width)
+    tse: Tensor  # (B, 1024)
+
+
+class RDE(nn.Module):
+    """CLIP plus two token selection heads.
+
+    Args:
+        sizes: the CLIP's shapes.
+        select_ratio: R in (0, 1), the share of tokens that TSE keeps.
+        tse_bn: how the TSE BatchNorm behaves in training. "frozen": as a learned affine map over its initial
+            statistics, as in the runs behind the paper's numbers; "batch": over the batch, as in the code's later
+            revision (slightly better on clean data, worse under noise, say its authors).
+    """
+
+    def __init__(self, sizes: ClipSizes, *, select_ratio: float, tse_bn: Literal["frozen", "batch"] = "frozen") -> None:
+        super().__init__()
+        self.clip = CLIP(sizes)
+        self.image_tse = TokenSelectionEmbedding(sizes.shared_width)
+        self.text_tse = TokenSelectionEmbedding(sizes.shared_width)
+        self.tse_bn = tse_bn
+        self.image_tokens = max(1, int(select_ratio * sizes.grid[0] * sizes.grid[1]))
+        self.text_tokens = max(1, int(select_ratio * (sizes.text_length - 2)))
+
+    def train(self, mode: bool = True) -> RDE:
+        """Switch to training or evaluation; a frozen BatchNorm stays in evaluation."""
+        super().train(mode)
+        if self.tse_bn == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
+        return self
+
+    def new_parameters(self) -> set[str]:
+        """Names of the parameters that no pretrained weights fill: both TSE heads."""
+        return {name for name, _ in self.named_parameters() if name.startswith(("image_tse.", "text_tse."))}
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The state dict under the published names, as checkpoints hold it."""
+        return to_published(self.state_dict())
+
+    def load_published(self, state: dict[str, Tensor], source: str) -> None:
+        """Take over weights under the published names; `source` is named in messages.
+
+        Raises:
+            WeightsError: they don't fit.
+        """
+        load_into(self, from_published(state), source)
+
+    def encode_image(self, images: Tensor) -> Embeddings:
+        """(B, 3, H, W) normalised images → embeddings. BGE is the [CLS] feature."""
+        tokens, attention = self.clip.encode_image(images)  # (B, 1 + patches, D), (B, 1 + patches)
+        scores = attention.index_fill(1, torch.zeros(1, dtype=torch.long, device=images.device), -1.0)
+        return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, scores, self.image_tokens))
+
+    def encode_text(self, ids: Tensor) -> Embeddings:
+        """(B, L) token ids → embeddings. BGE is the EOS feature.
+
+        L may be anything up to `text_length`: cutting columns that hold only padding changes no result, because no
+        token sees a later one, and padding is chosen, earliest first, only where a caption has too few words.
+        """
+        ids = F.pad(ids, (0, max(0, self.text_tokens + 2 - ids.shape[1])))
+        eos = ids.argmax(dim=1)  # (B,)
+        tokens, attention = self.clip.encode_text(ids, eos)  # (B, L, D), (B, L)
+        words = (ids != 0).sum(dim=1) - 2  # (B,)
+        # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
+        scores = attention.scatter(1, eos[:, None], torch.where(words > 0, -1.0, 1.0)[:, None])
+        scores = scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=ids.device), -1.0)
+        bge = tokens[torch.arange(ids.shape[0], device=ids.device), eos].float()
+        return Embeddings(bge, self.text_tse(tokens, scores, self.text_tokens, words.clamp(1, self.text_tokens)))
+
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
+        """B images and B captions → the embeddings of both."""
+        return self.encode_image(images), self.encode_text(ids)

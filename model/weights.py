@@ -1,0 +1,171 @@
+"""Weights in: reading pretrained CLIPs, fitting them to the model's grid, building models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.clip import ClipSizes
+from model.names import from_published, load_into
+from model.rde import RDE
+from utils.checkpoints import load_checkpoint
+from utils.errors import WeightsError
+
+# Entries of OpenAI's files that are not weights of the towers.
+_CLIP_EXTRAS = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
+# In place of a whole token embedding: the rows of those ids that occur in the built-in data set.
+_ROWS, _ROW_IDS = "token_embedding.rows", "token_embedding.row_ids"
+
+BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
+
+
+def read_sizes(state: Mapping[str, Tensor], *, stride: int | None = None) -> ClipSizes:
+    """The sizes of the CLIP that a state dict (OpenAI's names) holds.
+
+    The grid is taken to be square, as in every pretrained CLIP; `stride` defaults to the patch size.
+
+    Raises:
+        WeightsError: a tensor that fixes a size is missing.
+    """
+    try:
+        image_width, _, patch, _ = state["visual.conv1.weight"].shape
+        side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        text_length, text_width = state["positional_embedding"].shape
+        return ClipSizes(
+            image_width=image_width,
+            image_layers=_count_layers(state, "visual.transformer.resblocks."),
+            patch=patch,
+            stride=stride or patch,
+            grid=(side, side),
+            text_width=text_width,
+            text_layers=_count_layers(state, "transformer.resblocks."),
+            text_length=text_length,
+            vocab_size=state["token_embedding.weight"].shape[0],
+            shared_width=state["text_projection"].shape[1],
+        )
+    except KeyError as missing:
+        raise WeightsError(f"not the weights of a CLIP vision transformer: {missing} is missing") from None
+
+
+def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def grid_of(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
+    """How many patches (rows, columns) an image of (height, width) pixels gives."""
+    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
+
+
+def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize a (1 + rows·columns, D) positional embedding bilinearly to a new grid; the [CLS] row is kept."""
+    grid = embedding[1:].float().view(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1].float(), grid.flatten(2).squeeze(0).T])
+
+
+def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
+    """Read a pretrained CLIP: a built-in name or a file (safetensors, or a plain state dict saved by torch).
+
+    Raises:
+        WeightsError: no such file, or not weights.
+    """
+    path = BUILT_IN.get(pretrain_choice, Path(pretrain_choice))
+    if not path.is_file():
+        raise WeightsError(
+            f"--pretrain_choice {pretrain_choice}: no such file; give the path of a CLIP state dict "
+            f"or one of {', '.join(BUILT_IN)}"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # weights_only raises pickle's own error type for whatever is not tensors
+        raise WeightsError(f"{path} is not a plain file of tensors: {str(error).splitlines()[0]}") from None
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
+
+
+def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
+    if _ROWS in state:
+        rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS)
+        generator = torch.Generator().manual_seed(0)
+        embedding = 0.02 * torch.randn(int(ids[-1]) + 1, rows.shape[1], generator=generator)
+        embedding[ids] = rows
+        state["token_embedding.weight"] = embedding
+    return state
+
+
+def compact_rows(state: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The compact form: of the token embedding only the rows `ids` (sorted; the last is the highest id there is)."""
+    compact = {name: value for name, value in state.items() if name != "token_embedding.weight"}
+    return compact | {_ROWS: state["token_embedding.weight"][ids].contiguous(), _ROW_IDS: ids}
+
+
+def build_model(
+    pretrain_choice: str,
+    *,
+    image_size: tuple[int, int],
+    stride: int,
+    text_length: int,
+    vocab_size: int,
+    select_ratio: float,
+    tse_bn: str,
+) -> RDE:
+    """An RDE model with pretrained towers and fresh TSE heads (drawn from torch's global generator).
+
+    Raises:
+        WeightsError: the weights can't be read, or were made for another text length, vocabulary or patch.
+    """
+    state = read_clip(pretrain_choice)
+    sizes = read_sizes(state, stride=stride)
+    for flag, wanted, found in (
+        ("text_length", text_length, sizes.text_length),
+        ("vocab_size", vocab_size, sizes.vocab_size),
+    ):
+        if wanted != found:
+            raise WeightsError(f"--{flag} {wanted}: {pretrain_choice} was made for {found}")
+    if min(image_size) < sizes.patch:
+        raise WeightsError(f"--img_size {image_size[0]} {image_size[1]}: smaller than a patch of {sizes.patch} pixels")
+    grid = grid_of(image_size, sizes.patch, stride)
+    positions = state["visual.positional_embedding"]
+    state["visual.positional_embedding"] = resize_positions(positions, sizes.grid, grid)
+    model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, tse_bn=tse_bn)
+    load_into(model.clip, state, pretrain_choice)
+    return model
+
+
+def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
+    """The RDE model a checkpoint holds, ours or the authors'; all sizes but the grid come from its tensors.
+
+    Args:
+        options: of the run; read are `img_size`, `stride_size` and `select_ratio`.
+
+    Raises:
+        WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size.
+    """
+    published = load_checkpoint(file)["model"]
+    clip = {name.removeprefix("clip."): value for name, value in from_published(published).items()}
+    height, width = options["img_size"]
+    sizes = read_sizes(clip, stride=options["stride_size"])
+    grid = grid_of((height, width), sizes.patch, sizes.stride)
+    positions = len(clip["visual.positional_embedding"]) - 1
+    if grid[0] * grid[1] != positions:
+        raise WeightsError(
+            f"{file} has {positions} patches, but img_size {height} {width} at stride_size {sizes.stride} "
+            f"gives {grid[0]}×{grid[1]}"
+        )
+    model = RDE(replace(sizes, grid=grid), select_ratio=options["select_ratio"])
+    model.load_published(published, str(file))
+    return model

@@ -1,0 +1,76 @@
+"""One training epoch over the pairs that CCD labelled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from processor.types import DualEncoder, PairBatch
+from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from utils.errors import UserError
+from utils.log import logger
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means per step of the batch losses, and how fast it went."""
+
+    loss: float
+    bge_loss: float
+    tse_loss: float
+    seconds: float
+    pairs_per_second: float
+
+    asdict = asdict
+
+
+def train_epoch(
+    model: DualEncoder,
+    optimizer: Optimizer,
+    batches: Collection[PairBatch],
+    label: np.ndarray,
+    loss: str,
+    settings: LossSettings,
+    *,
+    log_period: int,
+) -> EpochResult:
+    """Train on every batch once.
+
+    Args:
+        label: (N,) l̂ in {0, 1}: which pairs count.
+        log_period: steps between two lines of the log; only then the device is waited for.
+
+    Raises:
+        UserError: the loss is no longer a finite number.
+    """
+    model.train()
+    label = torch.from_numpy(label)
+    start, pairs = time.perf_counter(), 0
+    sums = torch.zeros(2)
+    for step, batch in enumerate(tqdm(batches, "training", leave=False, disable=None), start=1):
+        weight = label[batch.pairs].to(batch.images.device)
+        image, text = model(batch.images, batch.ids)
+        parts = torch.stack(
+            [
+                reduce_loss(loss, per_pair_loss(loss, cosine_similarity(i, t), batch.pids, settings), weight)
+                for i, t in zip(image, text, strict=True)
+            ]
+        )
+        optimizer.zero_grad(set_to_none=True)
+        parts.sum().backward()
+        optimizer.step()
+        sums = sums.to(parts.device) + parts.detach()
+        pairs += len(batch.pairs)
+        if step % log_period == 0 or step == len(batches):
+            mean = (sums / step).tolist()
+            if not np.isfinite(mean).all():
+                raise UserError(f"the loss is {sum(mean)} at step {step}; try a smaller --lr")
+            logger.info("  step %d/%d: loss %.3f (BGE %.3f, TSE %.3f)", step, len(batches), sum(mean), mean[0], mean[1])
+    seconds = time.perf_counter() - start
+    return EpochResult(sum(mean), mean[0], mean[1], seconds, pairs / seconds)

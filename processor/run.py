@@ -1,0 +1,157 @@
+"""The run: for every epoch divide, train, validate, keep what is best (paper, 3.4, algorithm 1)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.optim import Optimizer
+
+from processor.epoch import train_epoch
+from processor.evaluation import evaluate, table
+from processor.scoring import score_pairs
+from processor.types import DualEncoder, EvaluationData, TrainingData
+from solver.ccd import Division, MixtureSettings, divide
+from solver.losses import LossSettings
+from solver.schedule import ScheduleSettings, set_learning_rates
+from utils import figures
+from utils.checkpoints import save_checkpoint
+from utils.errors import WeightsError
+from utils.log import logger
+from utils.recorder import Recorder
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the order of events depends on.
+
+    Attributes:
+        division: "ccd", "all" (every pair trains) or "oracle" (only truly clean pairs do).
+        kept: written into every checkpoint, to know how to build its model again.
+    """
+
+    loss: str
+    loss_settings: LossSettings
+    division: str
+    mixture: MixtureSettings
+    schedule: ScheduleSettings
+    seed: int
+    eval_period: int
+    log_period: int
+    kept: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run stands: epochs done, and the best R1 (percent) so far."""
+
+    epoch: int = 0
+    best: float = -1.0
+
+
+def train(
+    model: DualEncoder,
+    optimizer: Optimizer,
+    training: TrainingData,
+    validation: EvaluationData,
+    settings: RunSettings,
+    run_dir: Path,
+    progress: Progress,
+) -> None:
+    """Train from `progress.epoch` to the end.
+
+    Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
+    """
+    recorder = Recorder(run_dir)
+    recorder.forget_after(progress.epoch)
+    epochs = settings.schedule.num_epoch
+    while progress.epoch < epochs:
+        epoch = progress.epoch  # counted from 0 within, from 1 in everything written
+        set_learning_rates(optimizer, epoch, settings.schedule)
+        logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, optimizer.param_groups[0]["lr"])
+        label, ccd = _divide(model, training, settings, epoch, run_dir)
+        batches = training.training_batches(epoch)
+        result = train_epoch(
+            model, optimizer, batches, label, settings.loss, settings.loss_settings, log_period=settings.log_period
+        )
+        record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
+        logger.info(
+            "  trained in %.1f s (%.0f pairs/s), loss %.3f", result.seconds, result.pairs_per_second, result.loss
+        )
+        progress.epoch += 1
+        if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
+            record["val"] = _validate(model, validation, settings, run_dir, progress)
+        recorder.add(record)
+        figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
+        last = _content(model, settings, progress) | {"optimizer": optimizer.state_dict()}
+        save_checkpoint(last, run_dir / "last.pth")
+    recorder.close()
+
+
+def restore(
+    content: dict[str, Any], model: DualEncoder, optimizer: Optimizer, progress: Progress, source: Path
+) -> None:
+    """Put model, optimizer and progress back to where a `last.pth` was written.
+
+    Raises:
+        WeightsError: the checkpoint can't be continued.
+    """
+    if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
+        raise WeightsError(f"{source} can't be continued: only a last.pth that train.py wrote can")
+    model.load_published(content["model"], str(source))
+    optimizer.load_state_dict(content["optimizer"])
+    progress.epoch, progress.best = content["epoch"], content["best"]
+
+
+def _divide(
+    model: DualEncoder, training: TrainingData, settings: RunSettings, epoch: int, run_dir: Path
+) -> tuple[np.ndarray, dict[str, Any] | None]:
+    """l̂ of every pair, and CCD's report (None where CCD is not used)."""
+    if settings.division == "all":
+        return np.ones(len(training), np.float32), None
+    if settings.division == "oracle":
+        return training.truly_clean.astype(np.float32), None
+    start = time.perf_counter()
+    batches = training.scoring_batches(epoch)
+    losses = score_pairs(model, batches, len(training), settings.loss, settings.loss_settings)
+    division: Division = divide(*losses, settings.mixture, (settings.seed, epoch))
+    report = division.report(training.truly_clean) | {"seconds": time.perf_counter() - start}
+    logger.info(
+        "  CCD: %d clean, %d noisy, %d uncertain; clean set: precision %.1f%%, recall %.1f%%; %.1f s",
+        *(report[name] for name in ("clean", "noisy", "uncertain")),
+        100 * report["precision"],
+        100 * report["recall"],
+        report["seconds"],
+    )
+    votes = {"BGE": division.bge, "TSE": division.tse}
+    figures.loss_histogram(votes, training.truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
+    return division.label, report
+
+
+def _validate(
+    model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Validation metrics; a better R1 of BGE+TSE than ever makes the model the best."""
+    metrics, _ = evaluate(model, validation)
+    logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
+    r1 = metrics["BGE+TSE"]["R1"]
+    if r1 > progress.best:
+        progress.best = r1
+        save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
+        logger.info("  the best so far: R1 %.2f", r1)
+    return metrics
+
+
+def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "model": model.published_state(),
+        "epoch": progress.epoch,
+        "best": progress.best,
+        "options": settings.kept,
+    }

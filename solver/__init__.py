@@ -1,0 +1,1 @@
+"""The learning rule: per-pair losses, confident consensus division, optimizer and schedule."""

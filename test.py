@@ -1,0 +1,91 @@
+"""Evaluate a run's checkpoints: the newest run, a run folder, or one checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from easydict import EasyDict
+
+from utils import options as flags
+from utils.errors import OptionError
+from utils.program import run_program
+from utils.runs import newest_run
+
+CHECKPOINTS = ("best.pth", "last.pth")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """test.py's parser."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("run_dir", nargs="?", help="a run folder; without it, the newest run in --output_dir")
+    parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, in place of RUN_DIR")
+    parser.add_argument("--checkpoint", metavar="FILE", help="this checkpoint alone; its folder is the run")
+    parser.add_argument("--output_dir", default="logs", help="where to look for the newest run (default: %(default)s)")
+    parser.add_argument("--dataset_name", help="another data set than the run was trained on")
+    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
+    parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
+    parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Find the run and its checkpoints, evaluate, print a table each and write its metrics."""
+    args = flags.parse(build_parser(), argv)
+    run_dir, files = find_checkpoints(args)
+    config = Path(args["config_file"] or run_dir / "configs.yaml")
+    given = {name: value for name, value in args.items() if name in flags.FLAGS and value is not None}
+    options = flags.resolve_run(config, given)
+    trained_on = flags.resolve_run(config, {}).dataset_name
+    suffix = f"_{options.dataset_name}" if options.dataset_name != trained_on else ""
+    suffix += "_image_to_text" if args["image_to_text"] else ""
+    test(options, files, run_dir / f"test_metrics{suffix}.json", image_to_text=args["image_to_text"])
+
+
+def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
+    """The run's folder and the checkpoints to evaluate."""
+    if sum(bool(args[name]) for name in ("run_dir", "config_file", "checkpoint")) > 1:
+        raise OptionError("give only one of RUN_DIR, --config_file and --checkpoint")
+    if args["checkpoint"]:
+        file = Path(args["checkpoint"])
+        return file.parent, [file]
+    if args["config_file"]:
+        run_dir = Path(args["config_file"]).parent
+    elif args["run_dir"]:
+        run_dir = Path(args["run_dir"])
+    else:
+        run_dir = newest_run(Path(args["output_dir"]), "best.pth")
+    files = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
+    if not files:
+        raise OptionError(f"{run_dir} holds no {' or '.join(CHECKPOINTS)}: is it a run folder?")
+    return run_dir, files
+
+
+def test(options: EasyDict, files: Sequence[Path], out: Path, *, image_to_text: bool) -> None:
+    """Evaluate the checkpoints on the test split and write `out`, keeping what it holds of other checkpoints."""
+    from datasets.loaders import open_gallery
+    from model.weights import model_from_checkpoint
+    from processor.testing import evaluate_checkpoints, write_test_metrics
+    from utils.log import start_logging
+    from utils.program import choose_device
+
+    device = choose_device(options.device)
+    gallery = open_gallery(options, "test", device)
+    models = {file: model_from_checkpoint(file, options) for file in files}
+    start_logging(out.parent / "test_log.txt")
+    results = evaluate_checkpoints(
+        files,
+        lambda file: models.pop(file).to(device),
+        gallery,
+        f"{options.dataset_name}, {gallery.name}{', image to text' if image_to_text else ''}",
+        image_to_text=image_to_text,
+    )
+    write_test_metrics(results, out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,50 @@
+"""Retrieval metrics against the published numbers and a slow oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from processor.metrics import retrieval_metrics
+from tests import published
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_metrics_equal_the_published_ones(case):
+    golden = published.case("metrics", case)
+    arrays = [torch.from_numpy(golden[name]) for name in ("similarity", "query_ids", "gallery_ids")]
+    metrics = retrieval_metrics(*arrays)
+    for k in (1, 5, 10):
+        assert metrics[f"R{k}"] == pytest.approx(golden["cmc_1_to_10"][k - 1], rel=1e-6)
+    assert metrics["mAP"] == pytest.approx(float(golden["mAP"]), rel=1e-6)
+    assert metrics["mINP"] == pytest.approx(float(golden["mINP"]), rel=1e-6)
+    assert metrics["rSum"] == pytest.approx(metrics["R1"] + metrics["R5"] + metrics["R10"])
+
+
+def slow_metrics(similarity: np.ndarray, query_pids: np.ndarray, gallery_pids: np.ndarray) -> dict[str, float]:
+    """One query at a time, straight from the definitions."""
+    first, precisions, penalties = [], [], []
+    for row, pid in zip(similarity, query_pids, strict=True):
+        ranked = [gallery_pids[g] for g in sorted(range(len(row)), key=lambda g: (-row[g], g))]
+        hits = [rank for rank, found in enumerate(ranked, start=1) if found == pid]
+        first.append(hits[0] if hits else np.inf)
+        precisions.append(np.mean([n / rank for n, rank in enumerate(hits, start=1)]) if hits else 0.0)
+        penalties.append(len(hits) / hits[-1] if hits else 0.0)
+    result = {f"R{k}": 100 * np.mean([rank <= k for rank in first]) for k in (1, 5, 10)}
+    return result | {"mAP": 100 * np.mean(precisions), "mINP": 100 * np.mean(penalties)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_the_oracle_with_ties_and_queries_without_a_match(seed):
+    rng = np.random.default_rng(seed)
+    similarity = rng.integers(0, 6, (40, 25)).astype(np.float32)  # many ties
+    query_pids, gallery_pids = rng.integers(0, 9, 40), rng.integers(0, 8, 25)  # pid 8 is in no gallery
+    metrics = retrieval_metrics(*map(torch.from_numpy, (similarity, query_pids, gallery_pids)))
+    for name, value in slow_metrics(similarity, query_pids, gallery_pids).items():
+        assert metrics[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_collapsed_model_gains_nothing_from_ties():
+    pids = torch.arange(50)
+    assert retrieval_metrics(torch.zeros(50, 50), pids, pids)["R1"] == pytest.approx(2.0)

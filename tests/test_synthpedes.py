@@ -1,0 +1,271 @@
+"""SynthPEDES: the bytes, the layout, the truth of the captions, and what a killed process leaves."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import synthpedes
+from datasets.synthpedes import contact_sheet, ensure_synthpedes, write, write_synthpedes
+from datasets.synthpedes.captions import describe
+from datasets.synthpedes.identity import Identity, draw_identities, draw_splits
+from datasets.synthpedes.palette import COLOURS, HAIR_COLOURS
+from datasets.synthpedes.render import render
+
+SMALL = {
+    "identities": {"train": 13, "val": 3, "test": 5},
+    "images_per_identity": {"train": 3, "val": 1, "test": 2},
+    "captions_per_image": 2,
+    "difficulty": 0.7,
+    "attributes_named": (4, 8),
+}
+
+# Written down again, apart from the vocabulary of the package: which kind a word may speak of.
+GARMENT_WORDS = {
+    "tee": {"t-shirt"},
+    "t-shirt": {"t-shirt"},
+    "short-sleeved": {"t-shirt"},
+    "shirt": {"t-shirt", "shirt"},
+    "tank": {"tank top"},
+    "sleeveless": {"tank top"},
+    "long-sleeved": {"shirt"},
+    "button-up": {"shirt"},
+    "sweater": {"sweater"},
+    "jumper": {"sweater"},
+    "pullover": {"sweater"},
+    "hoodie": {"hoodie"},
+    "hooded": {"hoodie"},
+    "sweatshirt": {"hoodie"},
+    "jacket": {"jacket"},
+    "zip-up": {"jacket"},
+    "coat": {"coat"},
+    "overcoat": {"coat"},
+    "trousers": {"trousers"},
+    "slacks": {"trousers"},
+    "pants": {"trousers", "shorts"},
+    "jeans": {"jeans"},
+    "denim": {"jeans"},
+    "shorts": {"shorts"},
+    "skirt": {"short skirt", "long skirt"},
+    "mini": {"short skirt"},
+    "backpack": {"backpack"},
+    "rucksack": {"backpack"},
+    "handbag": {"handbag"},
+    "purse": {"handbag"},
+    "shoulder": {"shoulder bag"},
+    "messenger": {"shoulder bag"},
+    "cap": {"cap"},
+    "beanie": {"beanie"},
+    "knit": {"beanie"},
+    "striped": {"striped"},
+    "checked": {"checked"},
+    "plaid": {"checked"},
+    "dotted": {"dotted"},
+    "polka": {"dotted"},
+    "two-tone": {"two-tone"},
+    "above": {"two-tone"},
+    "open": {"open"},
+    "slim": {"slim"},
+    "thin": {"slim"},
+    "slender": {"slim"},
+    "average": {"average"},
+    "medium": {"average"},
+    "heavy": {"heavy"},
+    "stocky": {"heavy"},
+    "heavyset": {"heavy"},
+    "bald": {"bald"},
+    "shaved": {"bald"},
+    "man": {"man"},
+    "guy": {"man"},
+    "male": {"man"},
+    "he": {"man"},
+    "his": {"man"},
+    "woman": {"woman"},
+    "lady": {"woman"},
+    "female": {"woman"},
+    "she": {"woman"},
+    "her": {"woman"},
+    "medium-length": {"medium"},
+    "shoulder-length": {"medium"},
+}
+COLOUR_WORDS = {name: name for name in (*COLOURS, *HAIR_COLOURS)} | {"gray": "grey", "tan": "beige", "violet": "purple"}
+HEADS = {"shoes": "shoe_colour", "sneakers": "shoe_colour", "footwear": "shoe_colour"}
+HEADS |= dict.fromkeys(["trousers", "pants", "slacks", "jeans", "shorts", "skirt", "bottoms"], "lower_colour")
+HEADS |= dict.fromkeys(["backpack", "rucksack", "handbag", "purse", "bag"], "bag_colour")
+HEADS |= dict.fromkeys(["cap", "beanie", "hat"], "hat_colour") | {"hair": "hair_colour"}
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _records(folder: Path) -> list[dict]:
+    return json.loads((folder / "reid_raw.json").read_text(encoding="utf-8"))
+
+
+def test_a_second_write_and_any_number_of_workers_give_the_same_bytes(tmp_path, monkeypatch):
+    for name, cores in (("one", 1), ("two", 2), ("again", 2)):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        write_synthpedes(tmp_path / name, seed=5, **SMALL)
+    write_synthpedes(tmp_path / "other", seed=6, **SMALL)
+    one = _tree(tmp_path / "one")
+    assert one == _tree(tmp_path / "two") == _tree(tmp_path / "again")
+    other = _tree(tmp_path / "other")
+    assert one.keys() == other.keys()
+    assert not any(one[path] == other[path] for path in one)
+
+
+def test_layout_counts_and_ids_are_those_of_cuhk_pedes(tmp_path):
+    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    records = _records(tmp_path / "set")
+    assert all(set(record) == {"id", "file_path", "captions", "split"} for record in records)
+    assert [record["split"] for record in records] == ["train"] * 39 + ["val"] * 3 + ["test"] * 10
+    ids = [record["id"] for record in records]
+    assert ids == sorted(ids)
+    assert sorted(set(ids)) == list(range(1, 22))
+    assert {record["id"] for record in records if record["split"] == "train"} == set(range(1, 14))
+    files = {str(path.relative_to(tmp_path / "set" / "imgs")) for path in (tmp_path / "set" / "imgs").rglob("*.jpg")}
+    assert files == {record["file_path"] for record in records}
+    for record in records:
+        assert record["file_path"].startswith(f"{record['split']}/{record['id']}_")
+        assert len(record["captions"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("difficulty", [0.0, 0.7, 1.0])
+def test_pictures_have_the_size_of_surveillance_crops_and_differ(difficulty):
+    who = draw_identities(1, np.random.default_rng(0))[0]
+    images = [render(who, np.random.default_rng(seed), difficulty) for seed in range(6)]
+    assert all(image.mode == "RGB" for image in images)
+    assert all(48 <= image.width <= 54 and 128 <= image.height <= 144 for image in images)
+    assert len({image.tobytes() for image in images}) == 6
+
+
+def test_difficulty_makes_the_pictures_of_a_person_differ_more():
+    people = draw_identities(8, np.random.default_rng(3))
+    spread = []
+    for difficulty in (0.0, 0.5, 1.0):
+        shots = [
+            [render(who, np.random.default_rng([i, j]), difficulty).resize((32, 96)) for j in range(4)]
+            for i, who in enumerate(people)
+        ]
+        spread.append(float(np.asarray([[np.asarray(s, float) for s in row] for row in shots]).std(axis=1).mean()))
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_render_and_describe_refuse_values_out_of_range():
+    who = draw_identities(1, np.random.default_rng(0))[0]
+    with pytest.raises(ValueError, match="difficulty"):
+        render(who, np.random.default_rng(0), 1.2)
+    with pytest.raises(ValueError, match="attributes"):
+        describe(who, np.random.default_rng(0), 5, 4)
+
+
+def test_captions_say_only_what_is_true():
+    rng = np.random.default_rng(11)
+    lengths = []
+    for who in draw_identities(300, rng):
+        for _ in range(3):
+            caption = describe(who, rng, 4, 8)
+            lengths.append(len(caption.split()))
+            _check_caption(caption, who)
+    assert 12 <= np.median(lengths) <= 30
+    assert max(lengths) <= 50
+
+
+def _check_caption(caption: str, who: Identity) -> None:
+    assert caption[0].isupper(), caption
+    assert caption.endswith("."), caption
+    assert not re.search(r"\s\s|\s[.,]|\b[Aa] [aeiou]|\b[Aa]n [^aeiou]|,\.|none", caption), caption
+    values = {who.gender, who.build, who.hair, who.top, who.pattern, who.lower, who.bag, who.hat}
+    colours = {who.hair_colour, who.top_colour, who.second_colour, who.lower_colour, who.shoe_colour}
+    colours |= {who.bag_colour, who.hat_colour}
+    text = re.sub(r"over an? \w+ (?:shirt|top)", lambda m: " ".join(m[0].split()[:3]), caption.lower())
+    words = re.findall(r"[a-z-]+|[,.]", text)
+    for before, word in zip(["", *words], words, strict=False):
+        if word in GARMENT_WORDS:
+            assert GARMENT_WORDS[word] & values, (word, caption)
+        if word in COLOUR_WORDS:
+            assert COLOUR_WORDS[word] in colours, (word, caption)
+        if word in HEADS and before in COLOUR_WORDS:
+            assert getattr(who, HEADS[word]) == COLOUR_WORDS[before], (before, word, caption)
+        if word in ("hair", "skirt") and before in ("short", "long"):
+            assert before == (who.hair if word == "hair" else who.lower.split()[0]), caption
+
+
+def test_more_attributes_make_longer_captions():
+    rng = np.random.default_rng(2)
+    people = draw_identities(100, rng)
+    mean = [np.mean([len(describe(who, rng, n, n).split()) for who in people]) for n in (1, 4, 8)]
+    assert mean[0] < mean[1] < mean[2]
+
+
+def test_splits_share_no_attribute_combination_and_most_people_have_a_sibling():
+    splits = draw_splits({"train": 300, "val": 100, "test": 200}, np.random.default_rng(0))
+    everyone = [who for people in splits.values() for who in people]
+    assert {split: len(people) for split, people in splits.items()} == {"train": 300, "val": 100, "test": 200}
+    assert len(set(everyone)) == len(everyone)
+    fields = np.array([list(vars(who).values()) for who in splits["test"]])
+    differing = (fields[:, None] != fields[None]).sum(axis=2)
+    np.fill_diagonal(differing, 99)
+    assert (differing.min(axis=1) <= 4).mean() > 0.5  # two traits are at most four fields: a trait has its colour
+
+
+def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):
+    for name in ("identities", "images_per_identity"):
+        monkeypatch.setattr(synthpedes, name.upper(), SMALL[name])
+    folder = ensure_synthpedes(tmp_path)
+    assert folder == tmp_path / "SynthPEDES"
+    stamp = (folder / "reid_raw.json").stat().st_mtime_ns
+    assert ensure_synthpedes(tmp_path) == folder
+    assert (folder / "reid_raw.json").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_without_annotations_is_an_error(tmp_path):
+    (tmp_path / "SynthPEDES" / "imgs").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"reid_raw\.json"):
+        ensure_synthpedes(tmp_path)
+    assert [path.name for path in (tmp_path / "SynthPEDES").iterdir()] == ["imgs"]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, cores):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(write, "describe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_set_of_a_faster_process_stays(tmp_path, monkeypatch):
+    write_synthpedes(tmp_path / "ready", seed=6, **SMALL)
+    ready = _tree(tmp_path / "ready")
+    put_in_place = write._put_in_place
+
+    def overtaken(work: Path, folder: Path) -> None:
+        (tmp_path / "ready").rename(folder)
+        put_in_place(work, folder)
+
+    monkeypatch.setattr(write, "_put_in_place", overtaken)
+    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    assert _tree(tmp_path / "set") == ready
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    with pytest.raises(FileExistsError):
+        write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+
+
+def test_contact_sheet_is_a_small_png(tmp_path):
+    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    contact_sheet(tmp_path / "set", tmp_path / "sheet.png", rows=5, columns=3)
+    assert (tmp_path / "sheet.png").stat().st_size < 250_000
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 400
+    with pytest.raises(ValueError, match="persons"):
+        contact_sheet(tmp_path / "set", tmp_path / "sheet.png", rows=4, split="val")

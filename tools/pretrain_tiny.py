@@ -1,0 +1,113 @@
+"""Make `model/tiny_clip.safetensors`, the small pretrained CLIP of the built-in data set.
+
+    python -m tools.pretrain_tiny
+
+It plays the part that OpenAI's ViT-B/16 plays for the real data sets: the same architecture code, trained contrastively
+on square images of another, cleaner draw of SynthPEDES, and loaded with its positions resized. It stops early on
+purpose, so that training RDE has something to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from datasets.annotations import Split, read_splits
+from datasets.images import open_images
+from datasets.loaders import LoadingSettings, TrainingPairs
+from datasets.synthpedes import write_synthpedes
+from datasets.tokenizer import Tokenizer
+from model.clip import CLIP, ClipSizes
+from model.weights import BUILT_IN, compact_rows
+from utils.program import run_program, seed_everything
+
+SIZES = ClipSizes(
+    image_width=128,
+    image_layers=4,
+    patch=8,
+    stride=8,
+    grid=(7, 7),
+    text_width=128,
+    text_layers=3,
+    text_length=77,
+    vocab_size=49408,
+    shared_width=512,
+)
+IDENTITIES, IMAGES, CAPTIONS = 3000, 2, 2
+DIFFICULTY, ATTRIBUTES_NAMED = 0.3, (6, 10)
+SEED, BATCH, LR, WARMUP, TEMPERATURE = 77, 128, 1e-3, 100, 0.05
+
+
+def draw(folder: Path) -> tuple[Split, np.ndarray, np.ndarray]:
+    """Render the pretraining pairs and read them: the split, its (I, 3, 56, 56) images, its token ids."""
+    write_synthpedes(
+        folder / "SynthPEDES",
+        identities={"train": IDENTITIES},
+        images_per_identity={"train": IMAGES},
+        captions_per_image=CAPTIONS,
+        seed=SEED,
+        difficulty=DIFFICULTY,
+        attributes_named=ATTRIBUTES_NAMED,
+    )
+    split = read_splits("SynthPEDES", folder, ["train"])["train"]
+    size = (SIZES.grid[0] * SIZES.patch, SIZES.grid[1] * SIZES.patch)
+    images = np.array(open_images(split.images, size, folder / "cache"))
+    return split, images, Tokenizer()(split.captions, SIZES.text_length)
+
+
+def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
+    """Train with CLIP's symmetric contrastive loss at a fixed temperature."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
+    step = 0
+    for epoch in range(epochs):
+        batches = pairs.training_batches(epoch)
+        start, total = time.perf_counter(), 0.0
+        for batch in batches:
+            done = step / (epochs * len(batches))
+            rate = LR * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            eos = batch.ids.argmax(dim=1)
+            image = F.normalize(model.encode_image(batch.images)[0][:, 0], dim=1)
+            text = F.normalize(model.encode_text(batch.ids, eos)[0][torch.arange(len(eos)), eos], dim=1)
+            logits = image @ text.T / TEMPERATURE
+            target = torch.arange(len(eos))
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total, step = total + loss.item(), step + 1
+        seconds = time.perf_counter() - start
+        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(batches):.3f}, {seconds:.0f} s", flush=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Render, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="(default: the built-in file)")
+    args = parser.parse_args(argv)
+    seed_everything(SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        split, images, ids = draw(Path(folder))
+        settings = LoadingSettings(BATCH, torch.device("cpu"), seed=SEED)
+        pairs = TrainingPairs(split, images, ids, np.arange(len(ids)), settings)
+        model = CLIP(SIZES)
+        pretrain(model, pairs, args.epochs)
+    used = torch.from_numpy(np.union1d(ids, [SIZES.vocab_size - 1])).long()
+    state = compact_rows(model.state_dict(), used)
+    save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, args.out)
+    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_program(main)

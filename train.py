@@ -1,0 +1,199 @@
+"""Train RDE: text-to-image person re-identification that survives wrong captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from easydict import EasyDict
+
+from utils import options as flags
+from utils.errors import OptionError
+from utils.program import run_program
+
+# torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.loaders import Gallery, TrainingPairs
+    from datasets.noise import Noise
+    from processor.run import RunSettings
+
+CHECKPOINTS = ("best.pth", "last.pth")
+# What may differ when a run is continued: nothing that changes its numbers.
+FREE_ON_RESUME = {
+    "output_dir",
+    "root_dir",
+    "image_cache",
+    "device",
+    "log_period",
+    "test_batch_size",
+    "num_workers",
+    "resume_ckpt_file",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Resolve the options, new or of a run to be continued, and train."""
+    given = flags.parse(flags.build_parser(__doc__), argv)
+    checkpoint = _checkpoint_to_continue(given)
+    if checkpoint is None:
+        train(flags.resolve(given), None)
+        return
+    config = checkpoint.parent / "configs.yaml"
+    options = flags.resolve({**given, "config": str(config)})
+    was = flags.resolve({"config": str(config)})
+    changed = [name for name in options if options[name] != was[name] and name not in FREE_ON_RESUME]
+    if changed:
+        raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be continued has {was[changed[0]]}")
+    train(options, checkpoint)
+
+
+def _checkpoint_to_continue(given: dict) -> Path | None:
+    if file := given.get("resume_ckpt_file"):
+        return Path(file)
+    if "resume" not in given:
+        return None
+    if given["resume"]:
+        return Path(given["resume"]) / "last.pth"
+    from utils.runs import newest_run
+
+    return newest_run(Path(flags.resolve(given).output_dir), "last.pth") / "last.pth"
+
+
+def train(options: EasyDict, checkpoint: Path | None) -> None:
+    """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
+    from model.weights import build_model
+    from processor import run
+    from processor.evaluation import evaluate, table
+    from solver.optimizer import OptimizerSettings, build_optimizer
+    from utils.checkpoints import load_checkpoint
+    from utils.log import start_logging
+    from utils.program import choose_device, seed_everything
+
+    device = choose_device(options.device)
+    seed_everything(options.seed)
+    data = load_data(options, device)
+    model = build_model(
+        options.pretrain_choice,
+        image_size=options.img_size,
+        stride=options.stride_size,
+        text_length=options.text_length,
+        vocab_size=options.vocab_size,
+        select_ratio=options.select_ratio,
+        tse_bn=options.tse_bn,
+    ).to(device)
+    if options.test:
+        print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))
+        return
+    optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
+    progress = run.Progress()
+    if checkpoint:
+        run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint)
+        run_dir = checkpoint.parent
+    else:
+        run_dir = _new_run_dir(options, data)
+    start_logging(run_dir / "train_log.txt")
+    _log_start(options, data, run_dir, progress.epoch)
+    run.train(model, optimizer, data.pairs, data.validation, _run_settings(options), run_dir, progress)
+    _test(options, data, run_dir, device)
+
+
+class Data(NamedTuple):
+    """What a run reads: training pairs with their noise, the split that chooses, the test split."""
+
+    pairs: TrainingPairs
+    noise: Noise
+    validation: Gallery
+    test: Gallery
+
+
+def load_data(options: EasyDict, device: torch.device) -> Data:
+    """Read and check all data, images included, so that nothing is found missing after hours."""
+    from datasets.annotations import evaluation_split, read_splits
+    from datasets.images import image_cache_dir, open_images
+    from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery
+    from datasets.noise import find_noise
+    from datasets.tokenizer import Tokenizer
+
+    root = Path(options.root_dir)
+    split = read_splits(options.dataset_name, root, ["train"])["train"]
+    noise = find_noise(options.dataset_name, len(split.captions), options.noisy_rate, options.noisy_file)
+
+    test = open_gallery(options, "test", device)
+    chosen_on_test = evaluation_split(options.dataset_name, options.val_dataset) == "test"
+    validation = test if chosen_on_test else open_gallery(options, "val", device)
+    cache = image_cache_dir(options.image_cache, root / options.dataset_name)
+    settings = LoadingSettings(device=device, **_of(LoadingSettings, options))
+    images = open_images(split.images, options.img_size, cache)
+    ids = Tokenizer()(split.captions, options.text_length)
+    pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
+    if not len(pairs.training_batches(0)):
+        wanted = options.batch_size // options.num_instance
+        raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
+    return Data(pairs, noise, validation, test)
+
+
+def _new_run_dir(options: EasyDict, data: Data) -> Path:
+    import torch
+
+    from utils.runs import git_revision, make_run_dir
+
+    run_dir = make_run_dir(Path(options.output_dir), options.dataset_name, options.name, options.loss_names)
+    about = {"git_revision": git_revision(), "torch": torch.__version__, "noise_index": data.noise.about}
+    flags.write_config(run_dir / "configs.yaml", options, about)
+    return run_dir
+
+
+def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -> None:
+    from utils.log import logger
+
+    logger.info("%s %s", f"Continuing after epoch {epochs_done}:" if epochs_done else "Run folder", run_dir)
+    logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
+    logger.info("  noise: %s", data.noise.told)
+    for gallery in dict.fromkeys((data.validation, data.test)):
+        logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
+    if data.validation is data.test:
+        logger.info("  the best checkpoint is chosen on the test split")
+
+
+def _run_settings(options: EasyDict) -> RunSettings:
+    from processor.run import RunSettings
+    from solver.ccd import published_settings
+    from solver.losses import LossSettings
+    from solver.schedule import ScheduleSettings
+
+    return RunSettings(
+        loss=flags.loss_of(options.loss_names),
+        loss_settings=LossSettings(**_of(LossSettings, options)),
+        mixture=published_settings(options.noisy_rate, options.dataset_name),
+        schedule=ScheduleSettings(**_of(ScheduleSettings, options)),
+        kept={**options},
+        **{name: options[name] for name in ("division", "seed", "eval_period", "log_period")},
+    )
+
+
+def _test(options: EasyDict, data: Data, run_dir: Path, device: torch.device) -> None:
+    from model.weights import model_from_checkpoint
+    from processor.testing import evaluate_checkpoints, write_test_metrics
+    from utils.log import logger, start_logging
+
+    start_logging(run_dir / "test_log.txt")
+    results = evaluate_checkpoints(
+        [run_dir / name for name in CHECKPOINTS],
+        lambda file: model_from_checkpoint(file, options).to(device),
+        data.test,
+        f"{options.dataset_name}, {data.test.name}",
+    )
+    write_test_metrics(results, run_dir / "test_metrics.json")
+    logger.info("Run folder %s", run_dir)
+
+
+def _of(settings: type, options: EasyDict) -> dict:
+    """The options that a settings class has fields for."""
+    return {name: options[name] for name in settings.__dataclass_fields__ if name in options}
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""Plumbing that knows nothing of re-identification: options, logging, seeding, checkpoints, figures."""

@@ -1,0 +1,41 @@
+"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import WeightsError
+
+
+def save_checkpoint(content: dict[str, Any], file: Path) -> None:
+    """Write tensors and plain values, replacing `file` in one step."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint without building any object but tensors and plain values.
+
+    Raises:
+        WeightsError: missing, broken, or holding anything else.
+    """
+    if not file.is_file():
+        raise WeightsError(f"no checkpoint {file}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
+        raise WeightsError(f"checkpoint {file} can't be read: {str(error).strip().splitlines()[0]}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise WeightsError(f"checkpoint {file} holds no model")
+    return content

@@ -1,0 +1,25 @@
+"""The errors a user can cause, each told in one line."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user gave can't be used: one line that says which thing, why, and what is allowed."""
+
+    @property
+    def line(self) -> str:
+        """The message alone. A data loader's worker wraps it in its own traceback, of which it is the last line."""
+        last = str(self).strip().splitlines()[-1]
+        return last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: ")
+
+
+class DataError(UserError):
+    """A file of the data set is missing, broken or not in its format."""
+
+
+class OptionError(UserError):
+    """A flag or a configuration key is unknown, of the wrong type or out of its range."""
+
+
+class WeightsError(UserError):
+    """A file of weights is missing, broken or made for another model."""

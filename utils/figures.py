@@ -1,0 +1,112 @@
+"""A run's pictures. Colours can be told apart by colour-blind readers and in grey print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # before pyplot: there may be no display
+from matplotlib import pyplot as plt
+from PIL import Image
+
+CLEAN, NOISY, BOTH = "#0072B2", "#D55E00", "#000000"
+_STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BOTH, "-")}
+
+
+class Vote(Protocol):
+    """What is drawn of a vote: (N,) scaled losses; (2, 3) weight, mean, variance of the mixture or None."""
+
+    loss: np.ndarray
+    components: np.ndarray | None
+
+
+def _save(figure: plt.Figure, file: Path) -> None:
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """R1 on the validation split over the epochs (paper, figure 5)."""
+    records = [record for record in records if "val" in record]
+    if not records:
+        return
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for name, (colour, line) in _STYLES.items():
+        r1 = [record["val"][name]["R1"] for record in records]
+        axes.plot([record["epoch"] for record in records], r1, line, color=colour, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel="R1 on validation (%)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, file)
+
+
+def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:
+    """Per-pair losses by the truth, with the two components that CCD fitted to them (paper, figures 2 and 4)."""
+    figure, rows = plt.subplots(1, len(votes), figsize=(4.5 * len(votes), 3.2), layout="constrained", squeeze=False)
+    bins = np.linspace(0, 1, 61)
+    for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
+        parts = [vote.loss[truly_clean], vote.loss[~truly_clean]]
+        share = [np.full(len(part), 1 / (len(vote.loss) * (bins[1] - bins[0]))) for part in parts]
+        axes.hist(parts, bins, weights=share, stacked=True, color=[CLEAN, NOISY], alpha=0.7, label=["clean", "noisy"])
+        if vote.components is not None:
+            x = np.linspace(0, 1, 400)
+            for (weight, mean, variance), line in zip(vote.components, ("-", "--"), strict=True):
+                density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+                axes.plot(x, density, line, color=BOTH, linewidth=1.2)
+            axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
+        axes.set(title=f"{name}, epoch {epoch}", xlabel="per-pair loss, scaled", ylabel="density")
+        axes.legend()
+    _save(figure, file)
+
+
+def retrieval_sheet(
+    similarity: np.ndarray,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    captions: Sequence[str],
+    paths: Sequence[Path],
+    file: Path,
+    *,
+    queries: int = 8,
+    top: int = 5,
+) -> None:
+    """The `top` images for some captions, framed by right and wrong (paper, figure 7).
+
+    Args:
+        similarity: (captions, images).
+        queries: how many captions, spread evenly over the split.
+    """
+    chosen = np.unique(np.linspace(0, len(captions) - 1, min(queries, len(captions))).astype(int))
+    top = min(top, len(paths))
+    figure, rows = plt.subplots(
+        len(chosen),
+        top + 1,
+        figsize=(1.1 * top + 4, 1.9 * len(chosen)),
+        squeeze=False,
+        layout="constrained",
+        width_ratios=[4] + [1] * top,
+    )
+    for row, query in zip(rows, chosen, strict=True):
+        row[0].axis("off")
+        row[0].text(0, 0.5, _shorten(captions[query]), wrap=True, va="center", fontsize=8)
+        for axes, image in zip(row[1:], np.argsort(-similarity[query], kind="stable")[:top], strict=True):
+            right = gallery_pids[image] == query_pids[query]
+            with Image.open(paths[image]) as picture:
+                axes.imshow(picture.convert("RGB").resize((64, 160)))
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{'✓' if right else '✗'} {similarity[query, image]:.2f}", fontsize=8)
+            for side in axes.spines.values():
+                side.set(color=CLEAN if right else NOISY, linewidth=3, linestyle="-" if right else "--")
+    _save(figure, file)
+
+
+def _shorten(caption: str, limit: int = 240) -> str:
+    """A caption that fits its cell; matplotlib would take a pair of dollar signs for a formula."""
+    text = " ".join(caption.split()).replace("$", r"\$")
+    return text if len(text) <= limit else text[:limit] + "…"

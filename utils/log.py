@@ -1,0 +1,30 @@
+"""One tree of loggers, told once where to write; progress bars stay below its lines."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+logger = logging.getLogger("rde")
+
+
+class _Console(logging.Handler):
+    """Standard output, around any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def start_logging(file: Path) -> None:
+    """Send the tree's lines to the console and append them to `file`, there with the time."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.addHandler(_Console())
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(to_file)

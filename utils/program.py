@@ -1,0 +1,53 @@
+"""What every command does at its edges: mistakes of the user in one line, device and seeds."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from utils.errors import OptionError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run_program(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command: a user's mistake is one line and exit status 2, an interrupt is 130."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error.line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`; auto takes CUDA, else MPS, else the CPU.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise OptionError(f"--device {name}: not available here; choose auto, cpu, cuda, cuda:N or mps") from None
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators. Only fresh weights are drawn from them; all else has generators of its own."""
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)

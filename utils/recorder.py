@@ -1,0 +1,58 @@
+"""What a run writes about itself each epoch: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; what is not a number is left out."""
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+class Recorder:
+    """Appends one record an epoch to `run_dir/metrics.jsonl` and to TensorBoard's events."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.file = run_dir / "metrics.jsonl"
+        self.records = read_records(self.file) if self.file.is_file() else []
+        self._tensorboard = SummaryWriter(str(run_dir))
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the records of later epochs, which a continued run writes again."""
+        self.records = [record for record in self.records if record["epoch"] <= epoch]
+        self.file.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep a record; it must hold `epoch`."""
+        self.records.append(record)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        for name, value in flatten(record).items():
+            self._tensorboard.add_scalar(name, value, record["epoch"])
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        self._tensorboard.close()
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut off by a kill is passed over."""
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
