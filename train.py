@@ -125,7 +125,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     chosen_on_test = evaluation_split(options.dataset_name, options.val_dataset) == "test"
     validation = test if chosen_on_test else open_gallery(options, "val", device)
     cache = image_cache_dir(options.image_cache, root / options.dataset_name)
-    settings = LoadingSettings(device=device, **_of(LoadingSettings, options))
+    settings = LoadingSettings(**{**_of(LoadingSettings, options), "device": device})
     images = open_images(split.images, options.img_size, cache)
     ids = Tokenizer()(split.captions, options.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
@@ -141,7 +141,7 @@ def _new_run_dir(options: EasyDict, data: Data) -> Path:
     from utils.runs import git_revision, make_run_dir
 
     run_dir = make_run_dir(Path(options.output_dir), options.dataset_name, options.name, options.loss_names)
-    about = {"git_revision": git_revision(), "torch": torch.__version__, "noise_index": data.noise.about}
+    about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
     flags.write_config(run_dir / "configs.yaml", options, about)
     return run_dir
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from tqdm import tqdm
 
-from utils.errors import DataError
+from utils.errors import DataError, brief
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -35,7 +35,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as image:
             resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
-        raise DataError(f"image {path} can't be read: {error}") from None
+        raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)
 
 

@@ -17,7 +17,7 @@ from model.clip import ClipSizes
 from model.names import from_published, load_into
 from model.rde import RDE
 from utils.checkpoints import load_checkpoint
-from utils.errors import WeightsError
+from utils.errors import WeightsError, brief
 
 # Entries of OpenAI's files that are not weights of the towers.
 _CLIP_EXTRAS = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
@@ -89,9 +89,9 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
     except Exception as error:  # weights_only raises pickle's own error type for whatever is not tensors
-        raise WeightsError(f"{path} is not a plain file of tensors: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{path} is not a plain file of tensors: {brief(error)}") from None
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import WeightsError
+from utils.errors import WeightsError, brief
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
@@ -35,7 +35,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
-        raise WeightsError(f"checkpoint {file} can't be read: {str(error).strip().splitlines()[0]}") from None
+        raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise WeightsError(f"checkpoint {file} holds no model")
     return content

@@ -23,3 +23,9 @@ class OptionError(UserError):
 
 class WeightsError(UserError):
     """A file of weights is missing, broken or made for another model."""
+
+
+def brief(error: BaseException) -> str:
+    """Another library's error in one line: its first, or its type's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,26 +88,25 @@ def retrieval_sheet(
     figure, rows = plt.subplots(
         len(chosen),
         top + 1,
-        figsize=(1.1 * top + 4, 1.9 * len(chosen)),
+        figsize=(3 + 0.72 * top, 1.75 * len(chosen)),
         squeeze=False,
-        layout="constrained",
-        width_ratios=[4] + [1] * top,
+        width_ratios=[3.6] + [1] * top,
     )
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.01, top=0.975, wspace=0.1, hspace=0.18)
     for row, query in zip(rows, chosen, strict=True):
         row[0].axis("off")
-        row[0].text(0, 0.5, _shorten(captions[query]), wrap=True, va="center", fontsize=8)
+        row[0].text(0, 0.5, _wrap(captions[query]), va="center", fontsize=8)
         for axes, image in zip(row[1:], np.argsort(-similarity[query], kind="stable")[:top], strict=True):
             right = gallery_pids[image] == query_pids[query]
             with Image.open(paths[image]) as picture:
-                axes.imshow(picture.convert("RGB").resize((64, 160)))
+                axes.imshow(picture.convert("RGB").resize((64, 160)), aspect="auto")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{'✓' if right else '✗'} {similarity[query, image]:.2f}", fontsize=8)
+            axes.set_title(f"{'✓' if right else '✗'} {similarity[query, image]:.2f}", fontsize=8, pad=3)
             for side in axes.spines.values():
-                side.set(color=CLEAN if right else NOISY, linewidth=3, linestyle="-" if right else "--")
+                side.set(color=CLEAN if right else NOISY, linewidth=3)
     _save(figure, file)
 
 
-def _shorten(caption: str, limit: int = 240) -> str:
+def _wrap(caption: str, width: int = 34, lines: int = 9) -> str:
     """A caption that fits its cell; matplotlib would take a pair of dollar signs for a formula."""
-    text = " ".join(caption.split()).replace("$", r"\$")
-    return text if len(text) <= limit else text[:limit] + "…"
+    return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …")).replace("$", r"\$")

@@ -1,0 +1,261 @@
+"""Readers, noise, images, samplers and batches, on files in the real formats."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import noise
+from datasets.annotations import DATASETS, evaluation_split, read_splits
+from datasets.images import open_images, read_image
+from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
+from datasets.samplers import identity_order, random_order
+from datasets.tokenizer import Tokenizer
+from tests import datasets_on_disk
+from utils.errors import DataError, OptionError
+
+PUBLISHED = {
+    ("CUHK-PEDES", 68126): {0.2: "82919f1ad5e7", 0.5: "2ad253163961", 0.8: "5a7cc89fa6d1"},
+    ("ICFG-PEDES", 34674): {0.2: "80b294a4721e", 0.5: "e785165bf962", 0.8: "5230c2ad7573"},
+    ("RSTPReid", 37010): {0.2: "6be11826bc88", 0.5: "ad1e4f4261df", 0.8: "9715ed73d5ca"},
+}
+
+
+@pytest.mark.parametrize("dataset_name", datasets_on_disk.FORMATS)
+def test_the_real_formats_are_read(tmp_path, dataset_name):
+    listed = datasets_on_disk.entries(dataset_name)
+    datasets_on_disk.write(tmp_path, dataset_name, listed)
+    split = read_splits(dataset_name, tmp_path, ["train", "test"])["train"]
+    own = [entry for entry in listed if entry["split"] == "train"]
+    assert split.captions == [caption for entry in own for caption in entry["captions"]]
+    assert split.image_pids.tolist() == [number for number in range(6) for _ in range(2)]
+    assert split.caption_pids.tolist() == [number for number in range(6) for _ in range(4)]
+    path_key = DATASETS[dataset_name].path_key
+    assert [path.name for path in split.images] == [entry[path_key].split("/")[1] for entry in own]
+    assert evaluation_split(dataset_name, "val") == ("test" if dataset_name == "ICFG-PEDES" else "val")
+
+
+def test_the_other_name_of_icfg_is_read(tmp_path):
+    datasets_on_disk.write(tmp_path, "ICFG-PEDES", file="ICFG_PEDES.json")
+    assert len(read_splits("ICFG-PEDES", tmp_path, ["train"])["train"].images) == 12
+
+
+def spoil(change):
+    """The annotations of CUHK-PEDES with one change."""
+    listed = datasets_on_disk.entries("CUHK-PEDES")
+    change(listed)
+    return listed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e[3].update(captions=[]), "entry 3: cam_train/0002_1.jpg has no captions"),
+        (lambda e: e[3].update(captions=["ok", 7]), "entry 3: a caption must be a text, found 7"),
+        (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a str, found None"),
+        (lambda e: e[0].update(id="1"), "entry 0: 'id' must be a int, found '1'"),
+        (lambda e: [entry.update(id=99) for entry in e[2:4]], "from 1 without gaps, but 2 is missing"),
+        (
+            lambda e: [entry.update(split="x") for entry in e if entry["split"] == "train"],
+            "no entry of the split train",
+        ),
+        (lambda e: e.append("x"), "entry 36: expected an object, found str"),
+    ],
+)
+def test_mistakes_in_annotations_are_named(tmp_path, change, message):
+    file = datasets_on_disk.write(tmp_path, "CUHK-PEDES")
+    file.write_text(json.dumps(spoil(change)), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match="no folder .*CUHK-PEDES"):
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    file = datasets_on_disk.write(tmp_path, "CUHK-PEDES")
+    (tmp_path / "CUHK-PEDES/imgs/cam_train/0003_1.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 12 images are missing, the first is .*0003_1.jpg"):
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    file.rename(file.with_name("caption_all.json"))
+    with pytest.raises(DataError, match=r"no reid_raw.json; it holds caption_all.json, which is another format"):
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    file.write_text("[{", encoding="utf-8")
+    with pytest.raises(DataError, match="is not a JSON file"):
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    with pytest.raises(OptionError, match="--dataset_name CUHK: choose from CUHK-PEDES, ICFG-PEDES"):
+        read_splits("CUHK", tmp_path, ["train"])
+
+
+@pytest.mark.parametrize(("dataset", "rate"), [(d, r) for d in PUBLISHED for r in (0.2, 0.5, 0.8)])
+def test_noise_equals_the_published_files_byte_for_byte(dataset, rate):
+    stream = io.BytesIO()
+    np.save(stream, noise.draw_permutation(dataset[1], rate))
+    assert hashlib.sha256(stream.getvalue()).hexdigest()[:12] == PUBLISHED[dataset][rate]
+
+
+def test_a_noise_index_is_checked(tmp_path):
+    file = tmp_path / "index.npy"
+    good = noise.draw_permutation(1000, 0.5)
+    np.save(file, good)
+    np.testing.assert_array_equal(noise.read_permutation(file, 1000, 0.5), good)
+    for pairs, rate, message in ((999, 0.5, "is for 1,000 pairs"), (1000, 0.2, "moves 49.8%.*--noisy_rate is 0.2")):
+        with pytest.raises(DataError, match=message):
+            noise.read_permutation(file, pairs, rate)
+    for content, message in (
+        (np.zeros(1000, np.int64), "not a permutation"),
+        (good.astype(float), "row of integers"),
+        (np.array([{}], dtype=object), "can't be read"),
+    ):
+        np.save(file, content, allow_pickle=True)
+        with pytest.raises(DataError, match=message):
+            noise.read_permutation(file, 1000, 0.5)
+    file.write_bytes(b"\x93NUMPY truncated")
+    with pytest.raises(DataError, match="can't be read"):
+        noise.read_permutation(file, 1000, 0.5)
+    with pytest.raises(DataError, match="can't be read"):
+        noise.find_noise("X", 1000, 0.5, str(tmp_path / "none.npy"))
+
+
+def test_without_a_file_the_noise_is_drawn_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(noise, "NOISEINDEX", tmp_path)
+    drawn = noise.find_noise("Mine", 1000, 0.5, "")
+    np.testing.assert_array_equal(drawn.permutation, noise.draw_permutation(1000, 0.5))
+    assert "drawn" in drawn.told
+    np.save(tmp_path / "Mine_0.5.npy", drawn.permutation)
+    assert noise.find_noise("Mine", 1000, 0.5, "").told.endswith("Mine_0.5.npy")
+    assert noise.find_noise("Mine", 1000, 0.0, "").about is None
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    return sorted((tmp_path / "RSTPReid/imgs").rglob("*.jpg"))
+
+
+def test_cached_images_equal_decoding_bit_for_bit(tmp_path, pictures):
+    cached = open_images(pictures, (96, 32), tmp_path / "cache")
+    assert cached.shape == (36, 3, 96, 32)
+    for image, path in zip(cached, pictures, strict=True):
+        np.testing.assert_array_equal(image, read_image(path, (96, 32)))
+        slow = Image.open(path).convert("RGB").resize((32, 96), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image.transpose(1, 2, 0), np.asarray(slow))
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "no partial file is left"
+
+
+def test_the_cache_follows_size_and_files(tmp_path, pictures):
+    before = np.array(open_images(pictures, (96, 32), tmp_path / "cache"))
+    assert open_images(pictures, (48, 16), tmp_path / "cache").shape == (36, 3, 48, 16)
+    Image.new("RGB", (24, 60), "red").save(pictures[5])
+    after = open_images(pictures, (96, 32), tmp_path / "cache")
+    changed = [n for n in range(36) if (before[n] != after[n]).any()]
+    assert changed == [5]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])
+def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path, pictures, content):
+    pictures[7].write_bytes(pictures[7].read_bytes()[:400] if content == "truncated" else content)
+    with pytest.raises(DataError, match=f"image {pictures[7]} can't be read") as caught:
+        open_images(pictures, (96, 32), tmp_path / "cache")
+    assert "\n" not in caught.value.line
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_identity_batches_hold_instances_of_each_identity():
+    rng = np.random.default_rng(0)
+    pids = np.repeat(np.arange(30), rng.integers(1, 12, 30))
+    rng.shuffle(pids)
+    order = identity_order(pids, 32, 4, np.random.default_rng(1))
+    assert len(order) % 32 == 0
+    assert len(order) > 0
+    for batch in order.reshape(-1, 32):
+        assert sorted(Counter(pids[batch].tolist()).values()) == [4] * 8
+    usable = {pid: count for pid, count in Counter(pids.tolist()).items() if count >= 4}
+    drawn = Counter(order.tolist())
+    assert all(drawn[n] <= 1 for n in range(len(pids)) if pids[n] in usable), "pairs repeat only where too few"
+    np.testing.assert_array_equal(order, identity_order(pids, 32, 4, np.random.default_rng(1)))
+
+
+def test_random_order_visits_every_pair_once():
+    assert sorted(random_order(100, np.random.default_rng(0)).tolist()) == list(range(100))
+
+
+def training_pairs(tmp_path, **settings) -> TrainingPairs:
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    split = read_splits("RSTPReid", tmp_path, ["train"])["train"]
+    images = open_images(split.images, (96, 32), tmp_path / "cache")
+    permutation = noise.draw_permutation(len(split.captions), 0.5)
+    ids = Tokenizer()(split.captions)
+    defaults = {"batch_size": 10, "device": torch.device("cpu"), "img_aug": True, "txt_aug": True}
+    return TrainingPairs(split, images, ids, permutation, LoadingSettings(**(defaults | settings)))
+
+
+def test_noise_moves_captions_and_leaves_images_and_identities(tmp_path):
+    pairs = training_pairs(tmp_path, img_aug=False, txt_aug=False)
+    for batch in pairs.scoring_batches(0):
+        for row, pair in enumerate(batch.pairs.tolist()):
+            ids = Tokenizer()([pairs.split.captions[pairs.permutation[pair]]])[0]
+            np.testing.assert_array_equal(batch.ids[row], ids[: batch.ids.shape[1]])
+            assert batch.pids[row] == pairs.split.image_pids[pairs.image_of_pair[pair]]
+    assert 0 < (~pairs.truly_clean).sum() <= 12
+
+
+def collect(batches) -> dict[int, tuple[torch.Tensor, list[int]]]:
+    found = {}
+    for batch in batches:
+        for row, pair in enumerate(batch.pairs.tolist()):
+            found[pair] = batch.images[row], [number for number in batch.ids[row].tolist() if number]
+    return found
+
+
+@pytest.mark.parametrize("changed", [{"num_workers": 2}, {"batch_size": 7}])
+def test_what_is_drawn_for_a_pair_depends_on_no_batch_or_worker(tmp_path, changed):
+    one = collect(training_pairs(tmp_path).training_batches(3))
+    other = collect(training_pairs(tmp_path, **changed).training_batches(3))
+    assert one.keys() == other.keys() == set(range(24))
+    for pair in one:
+        torch.testing.assert_close(one[pair][0], other[pair][0], rtol=0, atol=0)
+        assert one[pair][1] == other[pair][1]
+
+
+def test_epochs_passes_and_seeds_draw_anew(tmp_path):
+    pairs = training_pairs(tmp_path)
+    passes = [
+        pairs.training_batches(0),
+        pairs.training_batches(1),
+        pairs.scoring_batches(0),
+        training_pairs(tmp_path, seed=2).training_batches(0),
+    ]
+    images = [torch.stack([collected[pair][0] for pair in range(24)]) for collected in map(collect, passes)]
+    orders = [[pair for batch in batches for pair in batch.pairs.tolist()] for batches in passes]
+    for a in range(4):
+        for b in range(a):
+            assert not torch.equal(images[a], images[b])
+            assert orders[a] != orders[b]
+
+
+def test_the_scoring_pass_visits_every_pair_whatever_the_sampler(tmp_path):
+    pairs = training_pairs(tmp_path, sampler="identity", batch_size=8, num_instance=2)
+    assert sorted(n for batch in pairs.scoring_batches(0) for n in batch.pairs.tolist()) == list(range(24))
+
+
+def test_a_gallery_gives_every_image_and_caption_once(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    split = read_splits("RSTPReid", tmp_path, ["test"])["test"]
+    images = open_images(split.images, (96, 32), tmp_path / "cache")
+    ids = Tokenizer()(split.captions)
+    gallery = Gallery("test", split, images, ids, batch_size=5, num_workers=0, device=torch.device("cpu"))
+    assert sum(len(batch) for batch in gallery.image_batches()) == 12
+    positions = torch.cat([position for position, _ in gallery.text_batches()])
+    assert sorted(positions.tolist()) == list(range(24))
+    for position, rows in gallery.text_batches():
+        np.testing.assert_array_equal(rows, ids[position][:, : rows.shape[1]])
+        assert not ids[position][:, rows.shape[1] :].any()

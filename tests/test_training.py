@@ -1,0 +1,259 @@
+"""Training and evaluation through the real commands, in processes of their own, on small files in the real formats."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import test as evaluation_root
+import train as training_root
+from tests import datasets_on_disk
+from utils.errors import UserError
+from utils.options import FLAGS
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--pretrain_choice", "tiny", "--img_size", "96", "32", "--stride_size", "8", "--num_workers", "0"]
+SMALL += ["--batch_size", "8", "--num_epoch", "3", "--warmup_epochs", "1", "--lr", "1e-4", "--device", "cpu"]
+
+
+def run(program: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, ROOT / program, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def root_dir(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for dataset_name in datasets_on_disk.FORMATS:
+        datasets_on_disk.write(root, dataset_name)
+    return root
+
+
+def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
+    wanted = ["--dataset_name", "RSTPReid", "--root_dir", root_dir, "--output_dir", output_dir, "--noisy_rate", "0.5"]
+    return [*map(str, wanted), "--img_aug", "--txt_aug", *SMALL, *more]
+
+
+def records(run_dir: Path) -> list[dict]:
+    """A run's metrics without what depends on the clock."""
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for record in found:
+        for part in (record, record["ccd"] or {}):
+            part.pop("seconds", None)
+            part.pop("pairs_per_second", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    output_dir = tmp_path_factory.mktemp("logs")
+    label = "TAL+sr0.3_tau0.015_margin0.1_n0.5"
+    done = run("train.py", *arguments(root_dir, output_dir, "--loss_names", label, "--name", "first"))
+    (run_dir,) = (output_dir / "RSTPReid").iterdir()
+    assert run_dir.name.endswith(f"_first_{label}")
+    return run_dir, done.stdout
+
+
+def test_a_run_leaves_what_the_field_knows(trained):
+    run_dir, printed = trained
+    names = {path.name for path in run_dir.iterdir()}
+    expected = {"configs.yaml", "train_log.txt", "test_log.txt", "best.pth", "last.pth", "metrics.jsonl", "figures"}
+    assert expected | {"test_metrics.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in (run_dir / "figures").iterdir()} == {"r1.png", "losses.png", "retrieval.png"}
+    assert not [name for name in names if "partial" in name]
+    assert "best.pth on RSTPReid, test" in printed
+    assert "precision" in printed
+    assert (run_dir / "train_log.txt").read_text().count("CCD:") == 3
+
+
+def test_the_records_hold_what_is_promised(trained):
+    lines = [json.loads(line) for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert {"lr", "loss", "bge_loss", "tse_loss", "seconds", "pairs_per_second", "ccd", "val"} <= line.keys()
+        assert line["loss"] == pytest.approx(line["bge_loss"] + line["tse_loss"])
+        ccd = line["ccd"]
+        assert ccd["clean"] + ccd["noisy"] + ccd["uncertain"] == 24
+        assert 0 <= ccd["precision"] <= 1
+        assert 0 <= ccd["recall"] <= 1
+        for row in ("BGE", "TSE", "BGE+TSE"):
+            assert {"R1", "R5", "R10", "mAP", "mINP", "rSum"} == line["val"][row].keys()
+            assert all(math.isfinite(value) for value in line["val"][row].values())
+    best = max(line["val"]["BGE+TSE"]["R1"] for line in lines)
+    assert f"the best so far: R1 {best:.2f}" in (trained[0] / "train_log.txt").read_text()
+
+
+def test_the_config_holds_every_flag_and_can_be_read_back(trained):
+    config = yaml.safe_load((trained[0] / "configs.yaml").read_text())
+    assert set(FLAGS) <= config.keys()
+    assert len(config["_run_"]["noise_index"]["sha256"]) == 64
+    assert training_root.flags.resolve({"config": str(trained[0] / "configs.yaml")}).img_size == (96, 32)
+
+
+def test_test_py_repeats_the_runs_own_test(trained):
+    run_dir = trained[0]
+    own = json.loads((run_dir / "test_metrics.json").read_text())
+    assert set(own) == {"best.pth", "last.pth"}
+    (run_dir / "test_metrics.json").unlink()
+    done = run("test.py", "--output_dir", run_dir.parents[1])  # the newest run
+    assert json.loads((run_dir / "test_metrics.json").read_text()) == own
+    assert "BGE+TSE" in done.stdout
+    run("test.py", "--config_file", run_dir / "configs.yaml", "--device", "cpu", "--test_batch_size", "5")
+    for name, rows in json.loads((run_dir / "test_metrics.json").read_text()).items():
+        assert rows["BGE+TSE"]["mAP"] == pytest.approx(own[name]["BGE+TSE"]["mAP"], abs=1e-4)
+
+
+def test_other_data_and_image_to_text_have_files_of_their_own(trained):
+    run_dir = trained[0]
+    before = (run_dir / "test_metrics.json").read_bytes()
+    run("test.py", run_dir, "--dataset_name", "ICFG-PEDES")
+    run("test.py", "--checkpoint", run_dir / "best.pth", "--image_to_text")
+    assert set(json.loads((run_dir / "test_metrics_ICFG-PEDES.json").read_text())) == {"best.pth", "last.pth"}
+    assert set(json.loads((run_dir / "test_metrics_image_to_text.json").read_text())) == {"best.pth"}
+    assert (run_dir / "test_metrics.json").read_bytes() == before
+
+
+def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
+    program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path)]
+    child = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/*/last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    run("train.py", "--resume", "--output_dir", tmp_path)
+    assert records(run_dir) == records(trained[0])
+    assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
+    metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
+        (["--dataset_name", "MARS"], "--dataset_name MARS: choose from CUHK-PEDES"),
+        (["--loss_names", "TALL"], "'TALL' is not one of TAL, TRL, TRL-S, InfoNCE, SDM"),
+        (["--loss_names", "TAL+id+mlm"], "'id+mlm' is no label"),
+        (["--sampler", "rando"], "--sampler rando: choose from random, identity"),
+        (["--optimizer", "Lion"], "--optimizer Lion: choose from Adam, SGD, AdamW"),
+        (["--tau", "0"], "--tau 0.0: must be above 0"),
+        (["--select_ratio", "1.5"], "--select_ratio 1.5: must be above 0 and below 1"),
+        (["--noisy_rate", "2"], "--noisy_rate 2.0: must be at least 0 and at most 1"),
+        (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
+        (["--lr", "nan"], "--lr nan: must be above 0"),
+        (["--num_epoch", "1.5"], "--num_epoch: invalid int value: '1.5'"),
+        (["--img_size", "96"], "--img_size: expected 2 arguments"),
+        (["--warmup_epochs", "3"], "--warmup_epochs 3: must be below --num_epoch 3"),
+        (["--nonsense", "1"], "unknown argument --nonsense"),
+        (["--noisy_file", "/nowhere.npy"], "noise index /nowhere.npy can't be read"),
+        (["--pretrain_choice", "/nowhere.pt"], "--pretrain_choice /nowhere.pt: no such file"),
+        (["--text_length", "50"], "--text_length 50: tiny was made for 77"),
+        (["--img_size", "4", "4"], "--img_size 4 4: smaller than a patch of 8 pixels"),
+        (["--device", "cuda:99"], "--device cuda:99: not available here"),
+        (["--device", "tpu"], "--device tpu: not available here"),
+        (["--sampler", "identity", "--num_instance", "3"], "--num_instance 3: must divide --batch_size 8"),
+        (["--sampler", "identity", "--num_instance", "1"], "a batch needs 8 persons"),
+        (["--name", "../x"], "--name '../x'"),
+        (["--resume", "/nowhere"], "/nowhere/configs.yaml can't be read"),
+        (["--resume_ckpt_file", "/nowhere/last.pth"], "/nowhere/configs.yaml can't be read"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_run(root_dir, tmp_path, more, message):
+    with pytest.raises(UserError) as caught:
+        training_root.main(arguments(root_dir, tmp_path / "logs", *more))
+    assert message in caught.value.line
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "'learning_rate' is no flag"),
+        ("lr: fast", "lr: expected float, found 'fast'"),
+        ("img_size: 96", "expected 2 numbers, found 96"),
+        ("img_aug: 1", "expected bool, found 1"),
+        ("- lr", "expected 'flag: value' lines"),
+        ("lr: [", "is not YAML"),
+        ("lr: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("_base_: c.yaml", "is its own _base_"),
+        ("_base_: missing.yaml", "missing.yaml can't be read"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_one_line(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        training_root.main(["--config", str(file)])
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_override_a_configuration_and_that_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 1e-3\nname: a\ntau: 0.5\nimg_aug: true\n", encoding="utf-8")
+    (tmp_path / "c.yaml").write_text("_base_: base.yaml\nname: b\ntau: 0.25\n", encoding="utf-8")
+    given = training_root.flags.parse(
+        training_root.flags.build_parser(""), ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
+    )
+    options = training_root.flags.resolve(given)
+    assert (options.lr, options.name, options.tau, options.img_aug) == (1e-3, "b", 0.1, False)
+    assert options.margin == 0.1
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(file):
+    training_root.flags.resolve({"config": str(file)})
+
+
+def test_a_broken_image_is_told_before_training(root_dir, tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    broken = tmp_path / "RSTPReid/imgs/cam_test/0013_0.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    done = run("train.py", *arguments(tmp_path, tmp_path / "logs"), expect=2)
+    assert done.stderr.strip().startswith(f"error: image {broken} can't be read")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_changed_option_is_refused_on_resume(trained):
+    with pytest.raises(UserError, match="--tau 0.5: the run to be continued has 0.015"):
+        training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["/nowhere"], "/nowhere holds no best.pth or last.pth: is it a run folder?"),
+        (["--output_dir", "/nowhere"], "no run in /nowhere/ holds best.pth"),
+        (["--checkpoint", "/nowhere/best.pth"], "can't be read"),
+        (["a", "--checkpoint", "b"], "give only one of RUN_DIR"),
+    ],
+)
+def test_mistakes_of_test_py_are_one_line(more, message):
+    with pytest.raises(UserError) as caught:
+        evaluation_root.main(more)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
+def test_a_broken_checkpoint_is_told(trained, tmp_path, content):
+    (tmp_path / "configs.yaml").write_bytes((trained[0] / "configs.yaml").read_bytes())
+    (tmp_path / "best.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint .*best.pth can't be read") as caught:
+        evaluation_root.main([str(tmp_path)])
+    assert "\n" not in str(caught.value)
