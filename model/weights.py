@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,14 +83,11 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
             f"or one of {', '.join(BUILT_IN)}"
         )
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
-    except Exception as error:  # weights_only raises pickle's own error type for whatever is not tensors
-        raise WeightsError(f"{path} is not a plain file of tensors: {brief(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
 

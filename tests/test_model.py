@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from model import tse
-from model.names import from_published, to_published
+from model.clip import Block
+from model.names import from_published, load_into, to_published
 from model.rde import RDE
-from model.weights import load_into, read_sizes
+from model.tse import TokenSelectionEmbedding
+from model.weights import BUILT_IN, build_model, read_clip, read_sizes, resize_positions
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
 from tests import published
+from utils.errors import WeightsError
 
 GRID = (12, 4)
 
@@ -67,3 +71,161 @@ def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, t
     for name, norm in expected.items():
         # A bias before a batch norm has a gradient of pure rounding: it is compared with the scale of its neighbours.
         assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+
+
+def test_positions_are_resized_as_published(golden):
+    positions = published.weights("clip", seed=300)["visual.positional_embedding"]  # not the seed listed for "clip"
+    resized = resize_positions(positions, (7, 7), GRID)
+    np.testing.assert_allclose(resized, golden["resized_positional_embedding"], rtol=1e-5, atol=1e-7)
+
+
+def slow_attention(block: Block, x: torch.Tensor, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention head by head with all probabilities formed: (L, D) → (L, D), (heads, L, L)."""
+    L, D = x.shape
+    q, k, v = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=1)
+    heads, maps = [], []
+    for start in range(0, D, 64):
+        part = slice(start, start + 64)
+        logits = q[:, part] @ k[:, part].T / 8
+        if causal:
+            logits = logits.masked_fill(torch.ones(L, L, dtype=torch.bool).triu(1), float("-inf"))
+        maps.append(logits.softmax(dim=1))
+        heads.append(maps[-1] @ v[:, part])
+    return block.attn.out_proj(torch.cat(heads, dim=1)), torch.stack(maps)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_and_the_one_row_formed_equal_the_slow_way(causal):
+    torch.manual_seed(0)
+    block = Block(192, causal=causal)
+    torch.nn.init.normal_(block.attn.in_proj_bias)
+    x, query = torch.randn(3, 11, 192), torch.tensor([0, 10, 4])
+    mixed, row = block.attn(x, query)
+    for n in range(3):
+        slow_mixed, maps = slow_attention(block, x[n], causal=causal)
+        torch.testing.assert_close(mixed[n], slow_mixed, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(row[n], maps.mean(dim=0)[query[n]], rtol=1e-4, atol=1e-6)
+
+
+def slow_tse(head: TokenSelectionEmbedding, tokens: torch.Tensor, ranked: list[int]) -> torch.Tensor:
+    """The embedding of one sample from its chosen positions, a token at a time."""
+    rows = []
+    for position in ranked:
+        x = tokens[position] / (tokens[position].norm() + 1e-8)
+        rows.append(head.fc(x) + head.mlp(x[None])[0])
+    return torch.stack(rows).max(dim=0).values
+
+
+def test_token_selection_equals_the_slow_way(golden):
+    model = golden_model("frozen").eval()
+    images, ids = torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"])
+    with torch.no_grad():
+        image, text = model(images, ids)
+        tokens, attention = model.clip.encode_image(images)
+        for n in range(8):
+            ranked = sorted(range(1, 49), key=lambda p: -attention[n, p].item())[: int(0.3 * 48)]
+            torch.testing.assert_close(image.tse[n], slow_tse(model.image_tse, tokens[n], ranked), rtol=1e-4, atol=1e-5)
+        tokens, attention = model.clip.encode_text(ids, ids.argmax(dim=1))
+        for n in range(8):
+            words = range(1, int((ids[n] != 0).sum()) - 1)
+            ranked = sorted(words, key=lambda p: -attention[n, p].item())[: int(0.3 * 75)]
+            torch.testing.assert_close(text.tse[n], slow_tse(model.text_tse, tokens[n], ranked), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
+def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
+    ids = torch.from_numpy(golden["caption_ids"])[[0, 1, 7]]  # 3, 10 and 1 words: fewer than are chosen
+    results = []
+    for length in (77, 30, 12):
+        model = golden_model(tse_bn).train()
+        text = model.encode_text(ids[:, :length])
+        (text.bge.square().sum() + text.tse.square().sum()).backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((text.bge, text.tse, grads))
+    for other in results[1:]:
+        for value, expected in zip(other, results[0], strict=True):
+            assert (value - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_a_caption_without_words_is_its_eos_and_disturbs_nobody(golden):
+    model = golden_model("frozen").eval()
+    ids = torch.from_numpy(golden["caption_ids"])
+    empty = torch.zeros_like(ids[:1])
+    empty[0, :2] = torch.tensor([510, 511])
+    with torch.no_grad():
+        alone, among = model.encode_text(ids), model.encode_text(torch.cat([empty, ids]))
+        tokens, _ = model.clip.encode_text(empty, torch.tensor([1]))
+    torch.testing.assert_close(among.tse[1:], alone.tse)
+    torch.testing.assert_close(among.tse[0], slow_tse(model.text_tse, tokens[0], [1]), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_batch_norm_learns_but_keeps_its_statistics(golden):
+    model = golden_model("frozen").train()
+    norm = model.image_tse.mlp[1]
+    before = norm.running_mean.clone()
+    image, _ = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
+    image.tse.sum().backward()
+    assert model.training
+    assert torch.equal(norm.running_mean, before)
+    assert norm.weight.grad.abs().sum() > 0
+
+
+def test_published_names_go_both_ways():
+    model = golden_model("frozen")
+    state = model.published_state()
+    listed = published.weights("rde")
+    unused = {name for name in listed if "bns.1" in name or name.startswith("visul_emb_layer.linear")}
+    assert state.keys() == listed.keys() - unused
+    assert (
+        from_published({f"module.{name}": value for name, value in listed.items()}).keys() == model.state_dict().keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("base_model.ln_final.bias"), "missing clip.ln_final.bias"),
+        (lambda s: s.update({"base_model.extra": torch.zeros(1)}), "unknown clip.extra"),
+        (
+            lambda s: s.update({"classifier.weight": torch.zeros(1)}),
+            "not the weights of an RDE model: unknown classifier",
+        ),
+        (lambda s: s.update({"base_model.ln_final.bias": torch.zeros(3)}), r"of another shape .*ln_final.bias \(3,\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_none_is_copied(change, message):
+    model, state = golden_model("frozen"), {k: v + 1 for k, v in published.weights("rde").items()}
+    change(state)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        model.load_published(state, "file")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_openai_names_and_float16_are_read(tmp_path):
+    state = {name: value.half() for name, value in published.weights("clip").items()}
+    state |= {"logit_scale": torch.ones(()), "input_resolution": torch.tensor(56), "context_length": torch.tensor(77)}
+    torch.save(state, tmp_path / "clip.pt")
+    sizes = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
+    model = build_model(str(tmp_path / "clip.pt"), **sizes, select_ratio=0.3, tse_bn="frozen")
+    expected = state["visual.conv1.weight"].float()
+    torch.testing.assert_close(model.clip.visual.conv1.weight, expected)
+    assert model.clip.visual.positional_embedding.shape == (49, 64)
+    assert model.clip.visual.positional_embedding.dtype == torch.float32
+
+
+def test_a_crafted_pickle_runs_nothing(tmp_path):
+    class Crafted:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Crafted()}, tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match="can't be read"):
+        read_clip(str(tmp_path / "clip.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_built_in_clip_is_small_and_complete():
+    assert BUILT_IN["tiny"].stat().st_size < 5e6
+    sizes = read_sizes(read_clip("tiny"))
+    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (512, 49408, 77)

@@ -220,7 +220,7 @@ def test_every_shipped_configuration_is_valid(file):
     training_root.flags.resolve({"config": str(file)})
 
 
-def test_a_broken_image_is_told_before_training(root_dir, tmp_path):
+def test_a_broken_image_is_told_before_training(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_test/0013_0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
@@ -231,7 +231,7 @@ def test_a_broken_image_is_told_before_training(root_dir, tmp_path):
 
 
 def test_a_changed_option_is_refused_on_resume(trained):
-    with pytest.raises(UserError, match="--tau 0.5: the run to be continued has 0.015"):
+    with pytest.raises(UserError, match=r"--tau 0\.5: the run to be continued has 0.015"):
         training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])
 
 

@@ -44,7 +44,7 @@ SIZES = ClipSizes(
 )
 IDENTITIES, IMAGES, CAPTIONS = 3000, 2, 2
 DIFFICULTY, ATTRIBUTES_NAMED = 0.3, (6, 10)
-SEED, BATCH, LR, WARMUP, TEMPERATURE = 77, 128, 1e-3, 100, 0.02
+SEED, BATCH, LR, WARMUP, TEMPERATURE = 77, 128, 1e-3, 100, 0.005
 
 
 def draw(folder: Path) -> tuple[Split, np.ndarray, np.ndarray]:

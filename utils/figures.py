@@ -85,13 +85,8 @@ def retrieval_sheet(
     """
     chosen = np.unique(np.linspace(0, len(captions) - 1, min(queries, len(captions))).astype(int))
     top = min(top, len(paths))
-    figure, rows = plt.subplots(
-        len(chosen),
-        top + 1,
-        figsize=(3 + 0.72 * top, 1.75 * len(chosen)),
-        squeeze=False,
-        width_ratios=[3.6] + [1] * top,
-    )
+    size, widths = (3 + 0.72 * top, 1.75 * len(chosen)), [3.6] + [1] * top
+    figure, rows = plt.subplots(len(chosen), top + 1, figsize=size, squeeze=False, width_ratios=widths)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.01, top=0.975, wspace=0.1, hspace=0.18)
     for row, query in zip(rows, chosen, strict=True):
         row[0].axis("off")
