@@ -11,13 +11,13 @@ import torch
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def weights(which: str, seed: int | None = None) -> dict[str, torch.Tensor]:
+def weights(which: str) -> dict[str, torch.Tensor]:
     """The golden weights of "clip" or "rde", under the published names.
 
     One normal draw a tensor in sorted name order, scaled by what the tensor is; the seed is listed beside the shapes.
     """
     listed = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
-    rng = np.random.RandomState(listed["seeds"][which] if seed is None else seed)
+    rng = np.random.RandomState(listed["seeds"][which])
     state = {}
     for name, shape in sorted(listed[which].items()):
         v = rng.standard_normal(shape).astype(np.float32) if shape else np.float32(rng.standard_normal())

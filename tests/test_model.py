@@ -73,10 +73,28 @@ def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, t
         assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-5), name
 
 
-def test_positions_are_resized_as_published(golden):
-    positions = published.weights("clip", seed=300)["visual.positional_embedding"]  # not the seed listed for "clip"
+def slow_resize(grid: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Bilinear interpolation with half-pixel centres, a cell at a time: (r, c, D) → (rows, columns, D)."""
+    resized = np.empty((rows, columns, grid.shape[2]))
+    for y in range(rows):
+        for x in range(columns):
+            v = np.clip((y + 0.5) * grid.shape[0] / rows - 0.5, 0, grid.shape[0] - 1)
+            u = np.clip((x + 0.5) * grid.shape[1] / columns - 0.5, 0, grid.shape[1] - 1)
+            top, left = int(v), int(u)
+            bottom, right = min(top + 1, grid.shape[0] - 1), min(left + 1, grid.shape[1] - 1)
+            upper = (1 - u + left) * grid[top, left] + (u - left) * grid[top, right]
+            lower = (1 - u + left) * grid[bottom, left] + (u - left) * grid[bottom, right]
+            resized[y, x] = (1 - v + top) * upper + (v - top) * lower
+    return resized
+
+
+def test_positions_are_resized_bilinearly():
+    # `resized_positional_embedding` in the golden file can't serve: it is the unresized embedding of the "rde" weights.
+    positions = published.weights("clip")["visual.positional_embedding"]
     resized = resize_positions(positions, (7, 7), GRID)
-    np.testing.assert_allclose(resized, golden["resized_positional_embedding"], rtol=1e-5, atol=1e-7)
+    slow = slow_resize(positions[1:].view(7, 7, -1).numpy(), *GRID)
+    np.testing.assert_allclose(resized[1:], slow.reshape(48, -1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(resized[0], positions[0], rtol=0, atol=0)
 
 
 def slow_attention(block: Block, x: torch.Tensor, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
