@@ -99,7 +99,7 @@ def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
 def main(argv: Sequence[str]) -> None:
     """Render, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="(default: the built-in file)")
     args = parser.parse_args(argv)
     seed_everything(SEED)

@@ -15,8 +15,8 @@ FOLDER = "SynthPEDES"
 IDENTITIES = {"train": 300, "val": 100, "test": 200}
 IMAGES_PER_IDENTITY = {"train": 4, "val": 3, "test": 3}
 CAPTIONS_PER_IMAGE = 2
-ATTRIBUTES_NAMED = (5, 9)
-DIFFICULTY = 0.5
+ATTRIBUTES_NAMED = (6, 10)
+DIFFICULTY = 0.35
 SEED = 2024
 
 __all__ = ["contact_sheet", "ensure_synthpedes", "write_synthpedes"]
