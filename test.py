@@ -8,8 +8,9 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from utils import options as flags
 from utils.errors import OptionError
+from utils.flags import FLAGS
+from utils.options import parse, resolve_run
 from utils.program import run_program
 from utils.runs import newest_run
 
@@ -35,15 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Find the run and its checkpoints, evaluate, print a table each and write its metrics."""
-    args = flags.parse(build_parser(), argv)
+    args = parse(build_parser(), argv)
     run_dir, files = find_checkpoints(args)
     config = Path(args["config_file"] or run_dir / "configs.yaml")
-    given = {name: value for name, value in args.items() if name in flags.FLAGS and value is not None}
-    options = flags.resolve_run(config, given)
-    trained_on = flags.resolve_run(config, {}).dataset_name
+    given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
+    options = resolve_run(config, given)
+    trained_on = resolve_run(config, {}).dataset_name
     suffix = f"_{options.dataset_name}" if options.dataset_name != trained_on else ""
     suffix += "_image_to_text" if args["image_to_text"] else ""
-    test(options, files, run_dir / f"test_metrics{suffix}.json", image_to_text=args["image_to_text"])
+    test(options, files, run_dir, suffix, image_to_text=args["image_to_text"])
 
 
 def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
@@ -65,8 +66,9 @@ def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
     return run_dir, files
 
 
-def test(options: EasyDict, files: Sequence[Path], out: Path, *, image_to_text: bool) -> None:
-    """Evaluate the checkpoints on the test split and write `out`, keeping what it holds of other checkpoints."""
+def test(options: EasyDict, files: Sequence[Path], run_dir: Path, suffix: str, *, image_to_text: bool) -> None:
+    """Evaluate the checkpoints on the test split; writes `test_metrics<suffix>.json` and a figure into `run_dir`."""
+    from datasets.annotations import read_splits
     from datasets.loaders import open_gallery
     from model.weights import model_from_checkpoint
     from processor.testing import evaluate_checkpoints, write_test_metrics
@@ -74,17 +76,19 @@ def test(options: EasyDict, files: Sequence[Path], out: Path, *, image_to_text: 
     from utils.program import choose_device
 
     device = choose_device(options.device)
-    gallery = open_gallery(options, "test", device)
+    split = read_splits(options.dataset_name, Path(options.root_dir), ["test"])["test"]
+    gallery = open_gallery(options, "test", split, device)
     models = {file: model_from_checkpoint(file, options) for file in files}
-    start_logging(out.parent / "test_log.txt")
+    start_logging(run_dir / "test_log.txt")
     results = evaluate_checkpoints(
         files,
         lambda file: models.pop(file).to(device),
         gallery,
         f"{options.dataset_name}, {gallery.name}{', image to text' if image_to_text else ''}",
+        run_dir / "figures" / f"retrieval{suffix}.png",
         image_to_text=image_to_text,
     )
-    write_test_metrics(results, out)
+    write_test_metrics(results, run_dir / f"test_metrics{suffix}.json")
 
 
 if __name__ == "__main__":

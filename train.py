@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from easydict import EasyDict
 
-from utils import options as flags
 from utils.errors import OptionError
+from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
 from utils.program import run_program
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
@@ -36,14 +36,14 @@ FREE_ON_RESUME = {
 
 def main(argv: Sequence[str]) -> None:
     """Resolve the options, new or of a run to be continued, and train."""
-    given = flags.parse(flags.build_parser(__doc__), argv)
+    given = parse(build_parser(__doc__), argv)
     checkpoint = _checkpoint_to_continue(given)
     if checkpoint is None:
-        train(flags.resolve(given), None)
+        train(resolve(given), None)
         return
     config = checkpoint.parent / "configs.yaml"
-    options = flags.resolve({**given, "config": str(config)})
-    was = flags.resolve({"config": str(config)})
+    options = resolve({**given, "config": str(config)})
+    was = resolve({"config": str(config)})
     changed = [name for name in options if options[name] != was[name] and name not in FREE_ON_RESUME]
     if changed:
         raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be continued has {was[changed[0]]}")
@@ -59,7 +59,7 @@ def _checkpoint_to_continue(given: dict) -> Path | None:
         return Path(given["resume"]) / "last.pth"
     from utils.runs import newest_run
 
-    return newest_run(Path(flags.resolve(given).output_dir), "last.pth") / "last.pth"
+    return newest_run(Path(resolve(given).output_dir), "last.pth", unfinished=True) / "last.pth"
 
 
 def train(options: EasyDict, checkpoint: Path | None) -> None:
@@ -90,6 +90,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
     progress = run.Progress()
     if checkpoint:
+        _check_noise(data.noise, checkpoint.parent / "configs.yaml")
         run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint)
         run_dir = checkpoint.parent
     else:
@@ -117,22 +118,27 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     from datasets.noise import find_noise
     from datasets.tokenizer import Tokenizer
 
-    root = Path(options.root_dir)
-    split = read_splits(options.dataset_name, root, ["train"])["train"]
+    chooser = evaluation_split(options.dataset_name, options.val_dataset)
+    splits = read_splits(options.dataset_name, Path(options.root_dir), dict.fromkeys(("train", chooser, "test")))
+    split = splits["train"]
     noise = find_noise(options.dataset_name, len(split.captions), options.noisy_rate, options.noisy_file)
-
-    test = open_gallery(options, "test", device)
-    chosen_on_test = evaluation_split(options.dataset_name, options.val_dataset) == "test"
-    validation = test if chosen_on_test else open_gallery(options, "val", device)
-    cache = image_cache_dir(options.image_cache, root / options.dataset_name)
+    test = open_gallery(options, "test", splits["test"], device)
+    validation = test if chooser == "test" else open_gallery(options, "val", splits["val"], device)
     settings = LoadingSettings(**{**_of(LoadingSettings, options), "device": device})
-    images = open_images(split.images, options.img_size, cache)
+    images = open_images(split.images, options.img_size, image_cache_dir(options))
     ids = Tokenizer()(split.captions, options.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
     if not len(pairs.training_batches(0)):
         wanted = options.batch_size // options.num_instance
         raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
     return Data(pairs, noise, validation, test)
+
+
+def _check_noise(noise: Noise, config: Path) -> None:
+    """A continued run must meet the captions it began with."""
+    was = read_yaml(config).get("_run_", {}).get("noise_index")
+    if was != noise.about:
+        raise OptionError(f"the noise index is not the one that {config} names: {was} then, {noise.about} now")
 
 
 def _new_run_dir(options: EasyDict, data: Data) -> Path:
@@ -142,7 +148,7 @@ def _new_run_dir(options: EasyDict, data: Data) -> Path:
 
     run_dir = make_run_dir(Path(options.output_dir), options.dataset_name, options.name, options.loss_names)
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
-    flags.write_config(run_dir / "configs.yaml", options, about)
+    write_config(run_dir / "configs.yaml", options, about)
     return run_dir
 
 
@@ -165,7 +171,7 @@ def _run_settings(options: EasyDict) -> RunSettings:
     from solver.schedule import ScheduleSettings
 
     return RunSettings(
-        loss=flags.loss_of(options.loss_names),
+        loss=loss_of(options.loss_names),
         loss_settings=LossSettings(**_of(LossSettings, options)),
         mixture=published_settings(options.noisy_rate, options.dataset_name),
         schedule=ScheduleSettings(**_of(ScheduleSettings, options)),
@@ -185,6 +191,7 @@ def _test(options: EasyDict, data: Data, run_dir: Path, device: torch.device) ->
         lambda file: model_from_checkpoint(file, options).to(device),
         data.test,
         f"{options.dataset_name}, {data.test.name}",
+        run_dir / "figures" / "retrieval.png",
     )
     write_test_metrics(results, run_dir / "test_metrics.json")
     logger.info("Run folder %s", run_dir)

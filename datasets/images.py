@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -39,10 +40,11 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def image_cache_dir(image_cache: str, dataset_dir: Path) -> Path:
-    """Where decoded images are kept: where the user says, else beside the data, else in the user's cache folder."""
-    if image_cache:
-        return Path(image_cache)
+def image_cache_dir(options: Mapping[str, Any]) -> Path:
+    """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
+    if options["image_cache"]:
+        return Path(options["image_cache"])
+    dataset_dir = Path(options["root_dir"]) / options["dataset_name"]
     if os.access(dataset_dir, os.W_OK):
         return dataset_dir / ".image_cache"
     return Path.home() / ".cache" / "rde" / "images"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datasets.annotations import Split, evaluation_split, read_splits
+from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
 from datasets.images import image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
@@ -203,21 +202,17 @@ class Gallery:
             yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.device).long()
 
 
-def open_gallery(options: Mapping[str, Any], wanted: str, device: torch.device) -> Gallery:
-    """Read an evaluation split, "val" or "test"; the test split where there is no validation split.
+def open_gallery(options: Mapping[str, Any], name: str, split: Split, device: torch.device) -> Gallery:
+    """The split `name` with its images and token ids.
 
     Args:
         options: of the run; read are `dataset_name`, `root_dir`, `img_size`, `image_cache`, `text_length`,
             `test_batch_size` and `num_workers`.
 
     Raises:
-        OptionError, DataError: as `read_splits` and `open_images`.
+        DataError: as `open_images`.
     """
-    dataset_name, root_dir = options["dataset_name"], Path(options["root_dir"])
-    name = evaluation_split(dataset_name, wanted)
-    split = read_splits(dataset_name, root_dir, [name])[name]
-    cache = image_cache_dir(options["image_cache"], root_dir / dataset_name)
-    images = open_images(split.images, options["img_size"], cache)
+    images = open_images(split.images, options["img_size"], image_cache_dir(options))
     ids = Tokenizer()(split.captions, options["text_length"])
     workers = options["num_workers"]
     return Gallery(name, split, images, ids, batch_size=options["test_batch_size"], num_workers=workers, device=device)

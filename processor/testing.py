@@ -17,6 +17,7 @@ def evaluate_checkpoints(
     build: Callable[[Path], DualEncoder],
     data: EvaluationData,
     title: str,
+    figure: Path,
     *,
     image_to_text: bool = False,
 ) -> dict[str, Metrics]:
@@ -27,8 +28,7 @@ def evaluate_checkpoints(
         data: the split, with its `split` of captions and image paths.
 
     Returns:
-        Metrics in percent by the checkpoint's file name. The first checkpoint's best matches are drawn into `figures/`
-        beside it.
+        Metrics in percent by the checkpoint's file name. The first checkpoint's best matches are drawn into `figure`.
     """
     results = {}
     for number, file in enumerate(files):
@@ -41,7 +41,7 @@ def evaluate_checkpoints(
                 data.image_pids,
                 data.split.captions,
                 data.split.images,
-                file.parent / "figures" / "retrieval.png",
+                figure,
             )
     return results
 

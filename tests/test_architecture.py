@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from solver import losses, optimizer, schedule
-from utils import options
+from utils import flags
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
@@ -43,7 +43,7 @@ def test_a_folder_imports_only_what_is_below_it(place):
 
 
 def test_the_flags_name_what_the_solver_has():
-    assert options.LOSSES == losses.LOSSES
-    assert options.FLAGS["optimizer"].choices == optimizer.OPTIMIZERS
-    assert options.FLAGS["lrscheduler"].choices == schedule.SCHEDULES
-    assert options.FLAGS["warmup_method"].choices == schedule.WARMUPS
+    assert flags.LOSSES == losses.LOSSES
+    assert flags.FLAGS["optimizer"].choices == optimizer.OPTIMIZERS
+    assert flags.FLAGS["lrscheduler"].choices == schedule.SCHEDULES
+    assert flags.FLAGS["warmup_method"].choices == schedule.WARMUPS

@@ -32,9 +32,7 @@ def test_reproduce_runs_every_row_once_and_reports(tmp_path, capsys):
 
 def test_reproduce_tells_which_run_failed_and_why(tmp_path):
     command = ["--table", "synthpedes", "--output_dir", str(tmp_path), "--", "--root_dir", "/nowhere", "--dataset_name"]
-    with pytest.raises(
-        UserError, match=r"TAL with CCD, seed 1, ended with status 2: error: no folder"
-    ):
+    with pytest.raises(UserError, match=r"TAL with CCD, seed 1, ended with status 2: error: no folder"):
         reproduce.main([*command, "RSTPReid"])
 
 

@@ -17,8 +17,9 @@ import yaml
 import test as evaluation_root
 import train as training_root
 from tests import datasets_on_disk
+from utils import options as training_options
 from utils.errors import UserError
-from utils.options import FLAGS
+from utils.flags import FLAGS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--pretrain_choice", "tiny", "--img_size", "96", "32", "--stride_size", "8", "--num_workers", "0"]
@@ -101,7 +102,7 @@ def test_the_config_holds_every_flag_and_can_be_read_back(trained):
     config = yaml.safe_load((trained[0] / "configs.yaml").read_text())
     assert set(FLAGS) <= config.keys()
     assert len(config["_run_"]["noise_index"]["sha256"]) == 64
-    assert training_root.flags.resolve({"config": str(trained[0] / "configs.yaml")}).img_size == (96, 32)
+    assert training_options.resolve({"config": str(trained[0] / "configs.yaml")}).img_size == (96, 32)
 
 
 def test_test_py_repeats_the_runs_own_test(trained):
@@ -207,17 +208,17 @@ def test_mistakes_in_a_configuration_are_one_line(tmp_path, text, message):
 def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 1e-3\nname: a\ntau: 0.5\nimg_aug: true\n", encoding="utf-8")
     (tmp_path / "c.yaml").write_text("_base_: base.yaml\nname: b\ntau: 0.25\n", encoding="utf-8")
-    given = training_root.flags.parse(
-        training_root.flags.build_parser(""), ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
+    given = training_options.parse(
+        training_options.build_parser(""), ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
     )
-    options = training_root.flags.resolve(given)
+    options = training_options.resolve(given)
     assert (options.lr, options.name, options.tau, options.img_aug) == (1e-3, "b", 0.1, False)
     assert options.margin == 0.1
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(file):
-    training_root.flags.resolve({"config": str(file)})
+    training_options.resolve({"config": str(file)})
 
 
 def test_a_broken_image_is_told_before_training(tmp_path):

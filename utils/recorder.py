@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.records import read_records
+
 
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; what is not a number is left out."""
@@ -25,7 +27,7 @@ class Recorder:
 
     def __init__(self, run_dir: Path) -> None:
         self.file = run_dir / "metrics.jsonl"
-        self.records = read_records(self.file) if self.file.is_file() else []
+        self.records = read_records(self.file)
         self._tensorboard = SummaryWriter(str(run_dir))
 
     def forget_after(self, epoch: int) -> None:
@@ -45,14 +47,3 @@ class Recorder:
     def close(self) -> None:
         """Close TensorBoard's file."""
         self._tensorboard.close()
-
-
-def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line cut off by a kill is passed over."""
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records

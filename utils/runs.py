@@ -8,6 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from utils.errors import OptionError
+from utils.options import read_yaml
+from utils.records import read_records
 
 
 def make_run_dir(output_dir: Path, dataset_name: str, name: str, loss_names: str) -> Path:
@@ -31,16 +33,27 @@ def make_run_dir(output_dir: Path, dataset_name: str, name: str, loss_names: str
     raise AssertionError("unreachable")
 
 
-def newest_run(output_dir: Path, holding: str) -> Path:
+def newest_run(output_dir: Path, holding: str, *, unfinished: bool = False) -> Path:
     """The run folder under `output_dir` with the youngest name among those that hold a file `holding`.
+
+    Args:
+        unfinished: pass over runs whose last epoch and test are done.
 
     Raises:
         OptionError: there is none.
     """
     runs = [path.parent for path in output_dir.glob(f"*/*/{holding}") if (path.parent / "configs.yaml").is_file()]
+    if unfinished:
+        runs = [run for run in runs if not _is_finished(run)]
     if not runs:
-        raise OptionError(f"no run in {output_dir}/ holds {holding}; train first, or name a run folder")
+        kind = "unfinished run" if unfinished else "run"
+        raise OptionError(f"no {kind} in {output_dir}/ holds {holding}; train first, or name a run folder")
     return max(runs, key=lambda run: run.name)
+
+
+def _is_finished(run: Path) -> bool:
+    epochs = read_yaml(run / "configs.yaml").get("num_epoch")
+    return (run / "test_metrics.json").is_file() and len(read_records(run / "metrics.jsonl")) == epochs
 
 
 def git_revision() -> str:

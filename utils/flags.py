@@ -1,0 +1,122 @@
+"""The flags of train.py: one table from which the parser and all checks are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+LOSSES = ("TAL", "TRL", "TRL-S", "InfoNCE", "SDM")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its type is its default's; a tuple takes several values.
+
+    Attributes:
+        low, high: inclusive bounds; `above` and `below` exclude their end.
+    """
+
+    name: str
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    length: int | None = None
+
+    @property
+    def bounds(self) -> str:
+        """The allowed range in words, "" where everything is allowed."""
+        words = [
+            f"at least {self.low:g}" if self.low > -math.inf else "",
+            f"above {self.above:g}" if self.above > -math.inf else "",
+            f"at most {self.high:g}" if self.high < math.inf else "",
+            f"below {self.below:g}" if self.below < math.inf else "",
+        ]
+        return " and ".join(word for word in words if word)
+
+
+GROUPS: dict[str, list[Flag]] = {
+    "the run": [
+        Flag("name", "baseline", "a word for the run folder's name"),
+        Flag("output_dir", "logs", "where run folders are made"),
+        Flag("seed", 1, "of weights, order, augmentation and division", low=0),
+        Flag("device", "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps"),
+        Flag("log_period", 100, "training steps between two lines of the log", low=1),
+        Flag("eval_period", 1, "epochs between two validations", low=1),
+        Flag("val_dataset", "val", "the split that chooses the best checkpoint", choices=("val", "test")),
+        Flag("resume_ckpt_file", "", "continue from this checkpoint, in its own run folder"),
+        Flag("test", False, "evaluate the starting weights and stop"),
+    ],
+    "data": [
+        Flag("dataset_name", "CUHK-PEDES", "CUHK-PEDES, ICFG-PEDES, RSTPReid or SynthPEDES"),
+        Flag("root_dir", "data", "the folder that holds the data set's folder"),
+        Flag("image_cache", "", "folder for decoded images; default: beside the data, else the user's cache folder"),
+        Flag("noisy_rate", 0.2, "share of captions that change places", low=0, high=1),
+        Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy or made anew"),
+        Flag("batch_size", 128, "pairs in a training batch", low=1),
+        Flag("test_batch_size", 512, "images or captions encoded at a time in evaluation", low=1),
+        Flag("num_workers", 8, "processes that load training data", low=0),
+        Flag("sampler", "random", "order of the training pairs", choices=("random", "identity")),
+        Flag("num_instance", 4, "pairs of each identity in a batch (sampler identity)", low=1),
+        Flag("img_aug", False, "crop and erase training images"),
+        Flag("txt_aug", False, "mask, replace and remove words of training captions"),
+    ],
+    "model": [
+        Flag("pretrain_choice", "ViT-B/16", "pretrained CLIP: a name or a file"),
+        Flag("img_size", (384, 128), "height and width of the images", low=1, length=2),
+        Flag("stride_size", 16, "pixels between two patches", low=1),
+        Flag("text_length", 77, "tokens of a caption", low=3),
+        Flag("vocab_size", 49408, "tokens there are", low=1),
+        Flag("select_ratio", 0.3, "share R of tokens that TSE selects", above=0, below=1),
+        Flag("tse_bn", "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", ("frozen", "batch")),
+    ],
+    "loss and division": [
+        Flag("loss_names", "TAL", f"one of {', '.join(LOSSES)}; a label may follow: TAL+sr0.3_tau0.015_margin0.1_n0.2"),
+        Flag("tau", 0.015, "TAL's temperature", above=0),
+        Flag("margin", 0.1, "margin m of the triplet losses", low=0),
+        Flag("temperature", 0.02, "softmax temperature of InfoNCE and SDM", above=0),
+        Flag(
+            "division",
+            "ccd",
+            "which pairs train: by CCD, all, or (an oracle) only the truly clean",
+            ("ccd", "all", "oracle"),
+        ),
+    ],
+    "optimizer and schedule": [
+        Flag("optimizer", "Adam", "optimizer", choices=("Adam", "SGD", "AdamW")),
+        Flag("lr", 1e-5, "learning rate of the CLIP towers", above=0),
+        Flag("bias_lr_factor", 2.0, "times lr for biases", low=0),
+        Flag("momentum", 0.9, "SGD's momentum", low=0, below=1),
+        Flag("weight_decay", 4e-5, "of weights", low=0),
+        Flag("weight_decay_bias", 0.0, "of biases", low=0),
+        Flag("alpha", 0.9, "Adam's first beta", low=0, below=1),
+        Flag("beta", 0.999, "Adam's second beta", low=0, below=1),
+        Flag("num_epoch", 60, "epochs", low=1),
+        Flag("lrscheduler", "cosine", "decay of the rate", choices=("cosine", "step", "exp", "poly", "linear")),
+        Flag("warmup_epochs", 5, "epochs of warm-up", low=0),
+        Flag("warmup_factor", 0.1, "share of the rate that the warm-up starts with", low=0, high=1),
+        Flag("warmup_method", "linear", "warm-up", choices=("linear", "constant")),
+        Flag("milestones", (20, 50), "epochs at which step decays", low=0),
+        Flag("gamma", 0.1, "step's factor", above=0),
+        Flag("target_lr", 0.0, "rate at the end of cosine and poly", low=0),
+        Flag("power", 0.9, "base of exp and poly", above=0),
+    ],
+}
+FLAGS: dict[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+# What test.py takes from a run's configuration.
+READ_BY_TEST = {
+    "dataset_name",
+    "root_dir",
+    "image_cache",
+    "img_size",
+    "stride_size",
+    "text_length",
+    "select_ratio",
+    "test_batch_size",
+    "num_workers",
+    "device",
+}
