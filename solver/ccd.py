@@ -5,10 +5,14 @@ This half decides; the pass that fills the two arrays is `processor.scoring`.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,11 @@ def vote(loss: np.ndarray, settings: MixtureSettings, seed: int) -> Vote:
         seed: of the mixture's initialisation.
 
     Raises:
-        ValueError: a loss is missing (NaN) or not finite.
+        UserError: a loss is missing (NaN: its pair was in no batch) or not finite.
     """
     if not np.isfinite(loss).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(loss))} of {len(loss)} pairs have no finite loss")
+        first = np.flatnonzero(~np.isfinite(loss))
+        raise UserError(f"{len(first)} of {len(loss)} pairs have no finite loss, the first is pair {first[0]}")
     low, high = loss.min(), loss.max()
     if low == high:
         n = len(loss)
@@ -96,7 +101,9 @@ def vote(loss: np.ndarray, settings: MixtureSettings, seed: int) -> Vote:
     mixture = GaussianMixture(
         2, max_iter=settings.max_iter, tol=settings.tol, reg_covar=settings.reg_covar, random_state=seed
     )
-    mixture.fit(scaled[:, None])
+    with warnings.catch_warnings():  # the published settings stop after a few iterations on purpose
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(scaled[:, None])
     order = mixture.means_[:, 0].argsort()
     probability = mixture.predict_proba(scaled[:, None])[:, order[0]]
     threshold = 0.5
@@ -114,7 +121,7 @@ def divide(bge_loss: np.ndarray, tse_loss: np.ndarray, settings: MixtureSettings
         seed: of the mixtures and the coins, another one each epoch; the same seed gives the same division.
 
     Raises:
-        ValueError: a pair has no finite loss.
+        UserError: a pair has no finite loss.
     """
     rng = np.random.default_rng(seed)
     mixture_seed = int(rng.integers(2**31))

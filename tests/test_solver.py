@@ -14,6 +14,7 @@ from solver.optimizer import OptimizerSettings, build_optimizer
 from solver.schedule import SCHEDULES, ScheduleSettings, learning_rate, set_learning_rates
 from tests import published
 from tests.test_model import golden_model
+from utils.errors import UserError
 
 OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
 
@@ -60,3 +61,69 @@ def test_votes_equal_the_published_ones(case, name, settings):
     vote = ccd.vote(golden["loss"], settings, seed=0)
     np.testing.assert_allclose(vote.clean_probability, golden[f"{name}.clean_probability"], rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(vote.clean, golden[f"{name}.predicted_clean"].astype(bool))
+
+
+def mixed_losses(seed: int, clean: int = 700, noisy: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of two overlapping kinds of pairs, and which are clean."""
+    rng = np.random.default_rng(seed)
+    loss = np.concatenate([rng.normal(0.2, 0.08, clean), rng.normal(0.9, 0.15, noisy)]).astype(np.float32)
+    return loss, np.arange(clean + noisy) < clean
+
+
+def test_agreement_decides_and_disagreement_is_a_coin():
+    bge, truly_clean = mixed_losses(0)
+    tse = np.roll(bge, 150)  # the votes differ on 300 pairs
+    first, again, other = (ccd.divide(bge, tse, ccd.FINE, (1, epoch)) for epoch in (0, 0, 1))
+    agreed = first.bge.clean == first.tse.clean
+    np.testing.assert_array_equal(first.label[agreed], first.bge.clean[agreed])
+    for division in (first, other):
+        assert 0.35 < division.label[~agreed].mean() < 0.65
+    np.testing.assert_array_equal(first.label, again.label)
+    assert (first.label != other.label).any()
+    report = first.report(truly_clean)
+    clean = first.bge.clean & first.tse.clean
+    assert report["clean"] == clean.sum()
+    assert report["uncertain"] == (~agreed).sum()
+    assert report["clean"] + report["noisy"] + report["uncertain"] == 1000
+    assert report["precision"] == pytest.approx((clean & truly_clean).sum() / clean.sum())
+    assert report["recall"] == pytest.approx((clean & truly_clean).sum() / 700)
+
+
+def test_separated_losses_are_divided_rightly():
+    loss, truly_clean = mixed_losses(1)
+    report = ccd.divide(loss, loss, ccd.FINE, (1, 0)).report(truly_clean)
+    assert report["precision"] > 0.99
+    assert report["recall"] > 0.95
+    assert report["uncertain"] == 0
+
+
+def test_constant_losses_are_all_clean():
+    constant = np.full(50, 0.3, np.float32)
+    division = ccd.divide(constant, constant, ccd.COARSE, (1, 0))
+    assert (division.label == 1).all()
+    assert division.report(np.ones(50, bool))["recall"] == 1
+
+
+def test_where_no_noise_is_seen_about_one_percent_is_called_noisy():
+    loss = np.random.default_rng(0).normal(0.5, 0.1, 1000).astype(np.float32)
+    blunt = ccd.MixtureSettings(max_iter=1, tol=1e-2, reg_covar=1.0)
+    vote = ccd.vote(loss, blunt, seed=0)
+    assert vote.clean_probability.min() > 0.5
+    assert (~vote.clean).sum() == 1000 // 100 + 1, "those up to position N // 100 of the sorted probabilities"
+    assert vote.clean_probability[~vote.clean].max() <= vote.clean_probability[vote.clean].min()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_pair_without_a_loss_is_named(bad):
+    loss, _ = mixed_losses(0)
+    loss[17] = bad
+    with pytest.raises(UserError, match="1 of 1000 pairs have no finite loss, the first is pair 17"):
+        ccd.divide(loss, loss, ccd.COARSE, (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("noisy_rate", "dataset_name", "expected"),
+    [(0.2, "CUHK-PEDES", ccd.COARSE), (0.5, "CUHK-PEDES", ccd.FINE), (0.0, "RSTPReid", ccd.FINE)],
+)
+def test_the_published_rule_chooses_the_mixture(noisy_rate, dataset_name, expected):
+    assert ccd.published_settings(noisy_rate, dataset_name) == expected
