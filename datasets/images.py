@@ -50,8 +50,26 @@ def image_cache_dir(options: Mapping[str, Any]) -> Path:
     return Path.home() / ".cache" / "rde" / "images"
 
 
-def open_images(paths: Sequence[Path], size: tuple[int, int], cache_dir: Path) -> np.ndarray:
-    """All images at one size, (I, 3, height, width) uint8, read-only; built with a progress bar if not there yet.
+class CachedImages:
+    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file anew."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._images = np.load(file, mmap_mode="r")
+        self.shape = self._images.shape
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return np.array(self._images[rows])
+
+    def __reduce__(self) -> tuple:
+        return CachedImages, (self.file,)
+
+
+def open_images(paths: Sequence[Path], size: tuple[int, int], cache_dir: Path) -> CachedImages:
+    """All images at one size; decoded, with a progress bar, where the cache does not hold them yet.
 
     Raises:
         DataError: an image can't be read, or the cache can't be written.
@@ -59,7 +77,7 @@ def open_images(paths: Sequence[Path], size: tuple[int, int], cache_dir: Path) -
     file = cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
     if not file.is_file():
         _build(paths, size, file)
-    return np.load(file, mmap_mode="r")
+    return CachedImages(file)
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:

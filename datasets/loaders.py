@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
-from datasets.images import image_cache_dir, open_images
+from datasets.images import CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ class TrainingPairs:
 
     Args:
         split: the training split.
-        images: (I, 3, H, W) uint8, the split's images.
+        images: the split's images.
         ids: (C, L) token ids of the split's captions.
         permutation: π (C,): pair i's caption is caption π(i).
     """
@@ -99,7 +99,7 @@ class TrainingPairs:
     def __init__(
         self,
         split: Split,
-        images: np.ndarray,
+        images: CachedImages,
         ids: np.ndarray,
         permutation: np.ndarray,
         settings: LoadingSettings,
@@ -153,16 +153,16 @@ class Batches:
 
 
 class _Slices(Dataset):
-    """Rows of an array, a batch at a time."""
+    """Images in order, a batch at a time."""
 
-    def __init__(self, rows: np.ndarray, batch_size: int) -> None:
+    def __init__(self, rows: CachedImages, batch_size: int) -> None:
         self.rows, self.batch_size = rows, batch_size
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return np.array(self.rows[number * self.batch_size : (number + 1) * self.batch_size])
+        return self.rows[number * self.batch_size : (number + 1) * self.batch_size]
 
 
 class Gallery:
@@ -170,7 +170,7 @@ class Gallery:
 
     Args:
         name: of the split, for tables.
-        images: (I, 3, H, W) uint8.
+        images: of the split.
         ids: (C, L) token ids.
     """
 
@@ -178,7 +178,7 @@ class Gallery:
         self,
         name: str,
         split: Split,
-        images: np.ndarray,
+        images: CachedImages,
         ids: np.ndarray,
         *,
         batch_size: int,

@@ -30,11 +30,10 @@ def retrieval_metrics(similarity: Tensor, query_pids: Tensor, gallery_pids: Tens
         rank = torch.arange(1, rows.shape[1] + 1, device=rows.device)
         last = torch.where(relevant, rank, 0).amax(dim=1)
         found_at.append(torch.where(total > 0, relevant.float().argmax(dim=1) + 1, rows.shape[1] + 1))
-        average_precision.append((found / rank * relevant).sum(dim=1, dtype=torch.float64) / total.clamp_min(1))
-        inverse_penalty.append(total.double() / last.clamp_min(1))
-    ranks = torch.cat(found_at)
+        average_precision.append((found / rank * relevant).sum(dim=1) / total.clamp_min(1))
+        inverse_penalty.append(total / last.clamp_min(1))
+    ranks, *others = (torch.cat(part).cpu().double() for part in (found_at, average_precision, inverse_penalty))
     metrics = {f"R{k}": 100 * (ranks <= k).double().mean().item() for k in RANKS}
-    metrics["mAP"] = 100 * torch.cat(average_precision).mean().item()
-    metrics["mINP"] = 100 * torch.cat(inverse_penalty).mean().item()
+    metrics |= {name: 100 * values.mean().item() for name, values in zip(("mAP", "mINP"), others, strict=True)}
     metrics["rSum"] = sum(metrics[f"R{k}"] for k in RANKS)
     return metrics

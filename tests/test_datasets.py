@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -144,7 +145,7 @@ def pictures(tmp_path):
 def test_cached_images_equal_decoding_bit_for_bit(tmp_path, pictures):
     cached = open_images(pictures, (96, 32), tmp_path / "cache")
     assert cached.shape == (36, 3, 96, 32)
-    for image, path in zip(cached, pictures, strict=True):
+    for image, path in zip(cached[:], pictures, strict=True):
         np.testing.assert_array_equal(image, read_image(path, (96, 32)))
         slow = Image.open(path).convert("RGB").resize((32, 96), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(image.transpose(1, 2, 0), np.asarray(slow))
@@ -152,12 +153,19 @@ def test_cached_images_equal_decoding_bit_for_bit(tmp_path, pictures):
 
 
 def test_the_cache_follows_size_and_files(tmp_path, pictures):
-    before = np.array(open_images(pictures, (96, 32), tmp_path / "cache"))
+    before = open_images(pictures, (96, 32), tmp_path / "cache")
     assert open_images(pictures, (48, 16), tmp_path / "cache").shape == (36, 3, 48, 16)
     Image.new("RGB", (24, 60), "red").save(pictures[5])
     after = open_images(pictures, (96, 32), tmp_path / "cache")
     changed = [n for n in range(36) if (before[n] != after[n]).any()]
     assert changed == [5]
+
+
+def test_another_process_opens_the_cache_and_does_not_copy_it(tmp_path, pictures):
+    cached = open_images(pictures, (96, 32), tmp_path / "cache")
+    sent = pickle.dumps(cached)
+    assert len(sent) < 1000
+    np.testing.assert_array_equal(pickle.loads(sent)[3:7], cached[np.arange(3, 7)])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])

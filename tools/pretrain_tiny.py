@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from datasets.annotations import Split, read_splits
-from datasets.images import open_images
+from datasets.images import CachedImages, open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.synthpedes import write_synthpedes
 from datasets.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ TEMPERATURE = 0.01  # what CLIP's learned temperature ends at
 CONE = 2.0  # length of the part that all embeddings of a modality share, in units of the part that tells them apart
 
 
-def draw(folder: Path) -> tuple[Split, np.ndarray, np.ndarray]:
+def draw(folder: Path) -> tuple[Split, CachedImages, np.ndarray]:
     """Render the pretraining pairs and read them: the split, its (I, 3, 56, 56) images, its token ids."""
     write_synthpedes(
         folder / "SynthPEDES",
@@ -66,7 +66,7 @@ def draw(folder: Path) -> tuple[Split, np.ndarray, np.ndarray]:
     )
     split = read_splits("SynthPEDES", folder, ["train"])["train"]
     size = (SIZES.grid[0] * SIZES.patch, SIZES.grid[1] * SIZES.patch)
-    images = np.array(open_images(split.images, size, folder / "cache"))
+    images = open_images(split.images, size, folder / "cache")
     return split, images, Tokenizer()(split.captions, SIZES.text_length)
 
 
