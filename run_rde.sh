@@ -6,27 +6,30 @@
 # Variables: DATASET_NAME ROOT_DIR NOISY_RATE NOISY_FILE LOSS TAU MARGIN SELECT_RATIO NUM_EPOCH BATCH_SIZE OUTPUT_DIR
 # NAME CONFIG PYTHON. Further arguments are handed on to train.py.
 set -eu
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
 
 : "${DATASET_NAME:=SynthPEDES}"
 if [ -z "${CONFIG:-}" ]; then
-    CONFIG=configs/base.yaml
-    if [ "$DATASET_NAME" = SynthPEDES ]; then CONFIG=configs/SynthPEDES.yaml; fi
+    CONFIG=$here/configs/base.yaml
+    if [ "$DATASET_NAME" = SynthPEDES ]; then CONFIG=$here/configs/SynthPEDES.yaml; fi
 fi
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    if [ -x "$here/.venv/bin/python" ]; then PYTHON=$here/.venv/bin/python; fi
+fi
+for argument in "$@"; do
+    case $argument in
+    --dataset_name | --dataset_name=* | --config | --config=*)
+        echo "error: give ${argument%%=*} as DATASET_NAME or CONFIG, which choose the recipe" >&2
+        exit 2
+        ;;
+    esac
+done
 
-# Only what is set becomes a flag; everything else is the configuration's.
-flag() { if [ -n "$2" ]; then flags="$flags --$1 '$(printf %s "$2" | sed "s/'/'\\\\''/g")'"; fi; }
-flags=
-flag root_dir "${ROOT_DIR:-}"
-flag noisy_rate "${NOISY_RATE:-}"
-flag noisy_file "${NOISY_FILE:-}"
-flag loss_names "${LOSS:-}"
-flag tau "${TAU:-}"
-flag margin "${MARGIN:-}"
-flag select_ratio "${SELECT_RATIO:-}"
-flag num_epoch "${NUM_EPOCH:-}"
-flag batch_size "${BATCH_SIZE:-}"
-flag output_dir "${OUTPUT_DIR:-}"
-flag name "${NAME:-}"
-eval "set -- $flags \"\$@\""
-exec "${PYTHON:-python}" train.py --config "$CONFIG" --dataset_name "$DATASET_NAME" "$@"
+# Only what is set becomes a flag; everything else is the configuration's. Later arguments win.
+set -- ${NAME:+--name "$NAME"} ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} "$@"
+set -- ${NUM_EPOCH:+--num_epoch "$NUM_EPOCH"} ${SELECT_RATIO:+--select_ratio "$SELECT_RATIO"} "$@"
+set -- ${MARGIN:+--margin "$MARGIN"} ${TAU:+--tau "$TAU"} ${LOSS:+--loss_names "$LOSS"} "$@"
+set -- ${NOISY_FILE:+--noisy_file "$NOISY_FILE"} ${NOISY_RATE:+--noisy_rate "$NOISY_RATE"} "$@"
+set -- ${ROOT_DIR:+--root_dir "$ROOT_DIR"} "$@"
+exec "$PYTHON" "$here/train.py" --config "$CONFIG" --dataset_name "$DATASET_NAME" "$@"

@@ -12,9 +12,7 @@ from utils.errors import OptionError
 from utils.flags import FLAGS
 from utils.options import parse, resolve_run
 from utils.program import run_program
-from utils.runs import newest_run
-
-CHECKPOINTS = ("best.pth", "last.pth")
+from utils.runs import CHECKPOINTS, newest_run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     trained_on = resolve_run(config, {}).dataset_name
     suffix = f"_{options.dataset_name}" if options.dataset_name != trained_on else ""
     suffix += "_image_to_text" if args["image_to_text"] else ""
-    test(options, files, run_dir, suffix, image_to_text=args["image_to_text"])
+    test(options, run_dir, files, suffix, image_to_text=args["image_to_text"])
 
 
 def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
@@ -66,29 +64,30 @@ def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
     return run_dir, files
 
 
-def test(options: EasyDict, files: Sequence[Path], run_dir: Path, suffix: str, *, image_to_text: bool) -> None:
-    """Evaluate the checkpoints on the test split; writes `test_metrics<suffix>.json` and a figure into `run_dir`."""
+def test(options: EasyDict, run_dir: Path, files: Sequence[Path], suffix: str, *, image_to_text: bool) -> None:
+    """Evaluate the checkpoints on the test split."""
     from datasets.annotations import read_splits
     from datasets.loaders import open_gallery
     from model.weights import model_from_checkpoint
-    from processor.testing import evaluate_checkpoints, write_test_metrics
+    from processor.test_split import evaluate_run
     from utils.log import start_logging
     from utils.program import choose_device
 
     device = choose_device(options.device)
+    models = {file: model_from_checkpoint(file, options) for file in files}
     split = read_splits(options.dataset_name, Path(options.root_dir), ["test"])["test"]
     gallery = open_gallery(options, "test", split, device)
-    models = {file: model_from_checkpoint(file, options) for file in files}
+    title = f"{options.dataset_name}, test{', image to text' if image_to_text else ''}"
     start_logging(run_dir / "test_log.txt")
-    results = evaluate_checkpoints(
+    evaluate_run(
         files,
-        lambda file: models.pop(file).to(device),
+        lambda file: models[file].to(device),
         gallery,
-        f"{options.dataset_name}, {gallery.name}{', image to text' if image_to_text else ''}",
-        run_dir / "figures" / f"retrieval{suffix}.png",
+        title,
+        run_dir,
+        suffix=suffix,
         image_to_text=image_to_text,
     )
-    write_test_metrics(results, run_dir / f"test_metrics{suffix}.json")
 
 
 if __name__ == "__main__":

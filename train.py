@@ -11,6 +11,7 @@ from easydict import EasyDict
 from utils.errors import OptionError
 from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
 from utils.program import run_program
+from utils.runs import CHECKPOINTS, newest_run
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from datasets.noise import Noise
     from processor.run import RunSettings
 
-CHECKPOINTS = ("best.pth", "last.pth")
-# What may differ when a run is continued: nothing that changes its numbers.
+# What may differ when a run is continued: nothing that changes its numbers beyond a device's rounding.
 FREE_ON_RESUME = {
     "output_dir",
     "root_dir",
@@ -51,30 +51,33 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _checkpoint_to_continue(given: dict) -> Path | None:
-    if file := given.get("resume_ckpt_file"):
-        return Path(file)
-    if "resume" not in given:
+    """The last.pth that --resume or --resume_ckpt_file mean; None for a new run."""
+    if "resume" not in given and not given.get("resume_ckpt_file"):
         return None
+    if "config" in given:
+        raise OptionError("--config: a run is continued with its own configuration, leave it out")
+    if given.get("resume") and given.get("resume_ckpt_file"):
+        raise OptionError("--resume_ckpt_file: give it, or a folder with --resume, but not both")
+    if given.get("resume_ckpt_file"):
+        return Path(given["resume_ckpt_file"])
     if given["resume"]:
         return Path(given["resume"]) / "last.pth"
-    from utils.runs import newest_run
-
     return newest_run(Path(resolve(given).output_dir), "last.pth", unfinished=True) / "last.pth"
 
 
 def train(options: EasyDict, checkpoint: Path | None) -> None:
     """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
-    from model.weights import build_model
+    from model.weights import build_model, model_from_checkpoint
     from processor import run
     from processor.evaluation import evaluate, table
+    from processor.test_split import evaluate_run
     from solver.optimizer import OptimizerSettings, build_optimizer
     from utils.checkpoints import load_checkpoint
-    from utils.log import start_logging
+    from utils.log import logger, start_logging
     from utils.program import choose_device, seed_everything
 
     device = choose_device(options.device)
     seed_everything(options.seed)
-    data = load_data(options, device)
     model = build_model(
         options.pretrain_choice,
         image_size=options.img_size,
@@ -84,6 +87,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         select_ratio=options.select_ratio,
         tse_bn=options.tse_bn,
     ).to(device)
+    data = load_data(options, device)
     if options.test:
         print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
@@ -98,7 +102,15 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
     run.train(model, optimizer, data.pairs, data.validation, _run_settings(options), run_dir, progress)
-    _test(options, data, run_dir, device)
+    start_logging(run_dir / "test_log.txt")
+    evaluate_run(
+        [run_dir / name for name in CHECKPOINTS],
+        lambda file: model_from_checkpoint(file, options).to(device),
+        data.test,
+        f"{options.dataset_name}, {data.test.name}",
+        run_dir,
+    )
+    logger.info("Run folder %s", run_dir)
 
 
 class Data(NamedTuple):
@@ -124,7 +136,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     noise = find_noise(options.dataset_name, len(split.captions), options.noisy_rate, options.noisy_file)
     test = open_gallery(options, "test", splits["test"], device)
     validation = test if chooser == "test" else open_gallery(options, "val", splits["val"], device)
-    settings = LoadingSettings(**{**_of(LoadingSettings, options), "device": device})
+    settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
     images = open_images(split.images, options.img_size, image_cache_dir(options))
     ids = Tokenizer()(split.captions, options.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
@@ -136,9 +148,9 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
 
 def _check_noise(noise: Noise, config: Path) -> None:
     """A continued run must meet the captions it began with."""
-    was = read_yaml(config).get("_run_", {}).get("noise_index")
-    if was != noise.about:
-        raise OptionError(f"the noise index is not the one that {config} names: {was} then, {noise.about} now")
+    was = read_yaml(config).get("_run_", {}).get("noise_index", {})
+    if was.get("sha256") != noise.about["sha256"]:
+        raise OptionError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
 
 
 def _new_run_dir(options: EasyDict, data: Data) -> Path:
@@ -180,26 +192,9 @@ def _run_settings(options: EasyDict) -> RunSettings:
     )
 
 
-def _test(options: EasyDict, data: Data, run_dir: Path, device: torch.device) -> None:
-    from model.weights import model_from_checkpoint
-    from processor.testing import evaluate_checkpoints, write_test_metrics
-    from utils.log import logger, start_logging
-
-    start_logging(run_dir / "test_log.txt")
-    results = evaluate_checkpoints(
-        [run_dir / name for name in CHECKPOINTS],
-        lambda file: model_from_checkpoint(file, options).to(device),
-        data.test,
-        f"{options.dataset_name}, {data.test.name}",
-        run_dir / "figures" / "retrieval.png",
-    )
-    write_test_metrics(results, run_dir / "test_metrics.json")
-    logger.info("Run folder %s", run_dir)
-
-
 def _of(settings: type, options: EasyDict) -> dict:
-    """The options that a settings class has fields for."""
-    return {name: options[name] for name in settings.__dataclass_fields__ if name in options}
+    """The options of a settings class's fields, which have the flags' names."""
+    return {name: options[name] for name in settings.__dataclass_fields__}
 
 
 if __name__ == "__main__":

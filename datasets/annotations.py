@@ -126,6 +126,8 @@ def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict
     file = _find_annotations(folder, description)
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not a JSON file: {error}") from None
     if not isinstance(entries, list):

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -55,7 +57,10 @@ class CachedImages:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._images = np.load(file, mmap_mode="r")
+        try:
+            self._images = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"the image cache {file} is damaged, delete it: {brief(error)}") from None
         self.shape = self._images.shape
 
     def __len__(self) -> int:
@@ -89,18 +94,45 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 
 
 def _build(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial")
+    partial = file.with_name(f"{uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(paths), 3, *size))
-        # Pillow decodes and resizes outside the interpreter's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = pool.map(lambda path: read_image(path, size), paths)
-            for number, image in enumerate(tqdm(decoded, "images", len(paths), disable=None, leave=False)):
-                images[number] = image
-        images.flush()
-        partial.rename(file)
+        _remove_abandoned(file.parent)
+        with partial.open("wb") as stream:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, *size)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for image in _decode(paths, size):
+                stream.write(image.tobytes())
+        partial.replace(file)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The images in order; after the last one an error that counts those that can't be read."""
+    broken = []
+
+    def read(path: Path) -> np.ndarray | None:
+        try:
+            return read_image(path, size)
+        except DataError as error:
+            broken.append(error)
+            return None
+
+    # Pillow decodes and resizes outside the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for image in tqdm(pool.map(read, paths), "decoding images", len(paths), disable=None, leave=False):
+            if image is not None:
+                yield image
+    if broken:
+        others = f" ({len(broken)} of {len(paths):,} images can't be read)" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0]}{others}")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds left more than a day ago."""
+    for path in folder.glob("*.partial"):
+        if time.time() - path.stat().st_mtime > 86400:
+            path.unlink(missing_ok=True)

@@ -39,8 +39,8 @@ class Batch:
 
 
 def trim(ids: np.ndarray) -> np.ndarray:
-    """(B, L) ids without the columns that hold only padding."""
-    return ids[:, : max(1, int((ids != 0).sum(axis=1).max()))]
+    """(B, L) ids without the columns behind the last EOS; id 0 pads, but it is also that of a "!" within a word."""
+    return ids[:, : int(ids.argmax(axis=1).max()) + 1]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,6 @@ class TrainingPairs:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def caption(self, pair: int) -> str:
-        """The caption that pair trains with, wrong or right."""
-        return self.split.captions[self.permutation[pair]]
 
     def scoring_batches(self, epoch: int) -> Batches:
         """Every pair once in random order, augmented as in training: the CCD pass, whatever the sampler."""
@@ -196,7 +192,7 @@ class Gallery:
 
     def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
-        order = np.argsort((self.ids != 0).sum(axis=1), kind="stable")
+        order = np.argsort(self.ids.argmax(axis=1), kind="stable")
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.device).long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +52,24 @@ def read_permutation(file: Path, pairs: int, rate: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a run: π, what to tell the log, and what the run's config keeps of it (name and SHA-256)."""
+    """The noise of a run: π, what to tell the log, and what its config keeps: where π is from, and its digest."""
 
     permutation: np.ndarray
     told: str
-    about: dict[str, str] | None
+    origin: str
+    sha256: str
+
+    @property
+    def about(self) -> dict[str, str]:
+        """For the run's config."""
+        return {"origin": self.origin, "sha256": self.sha256}
+
+
+def digest(permutation: np.ndarray) -> str:
+    """SHA-256 of the permutation as `numpy.save` writes it."""
+    stream = io.BytesIO()
+    np.save(stream, permutation)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
@@ -65,12 +79,12 @@ def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
         DataError: `file` is missing, or an index that does not fit.
     """
     if rate == 0 and not file:
-        return Noise(np.arange(pairs), "none", None)
+        clean = np.arange(pairs)
+        return Noise(clean, "none", "none", digest(clean))
     path = Path(file) if file else NOISEINDEX / f"{dataset_name}_{rate:g}.npy"
     if not file and not path.is_file():
         permutation, origin = draw_permutation(pairs, rate), "drawn by datasets.noise.draw_permutation"
     else:
         permutation, origin = read_permutation(path, pairs, rate), str(path)
     moved = np.count_nonzero(permutation != np.arange(pairs)) / pairs
-    digest = hashlib.sha256(permutation.tobytes()).hexdigest()
-    return Noise(permutation, f"{moved:.1%} of the captions moved, {origin}", {"origin": origin, "sha256": digest})
+    return Noise(permutation, f"{moved:.1%} of the captions moved, {origin}", origin, digest(permutation))

@@ -52,6 +52,8 @@ def read_sizes(state: Mapping[str, Tensor], *, stride: int | None = None) -> Cli
         )
     except KeyError as missing:
         raise WeightsError(f"not the weights of a CLIP vision transformer: {missing} is missing") from None
+    except (ValueError, IndexError):
+        raise WeightsError("not the weights of a CLIP vision transformer: a tensor has too few dimensions") from None
 
 
 def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:

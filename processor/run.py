@@ -1,4 +1,4 @@
-"""The run: for every epoch divide, train, validate, keep what is best (paper, 3.4, algorithm 1)."""
+"""The run: for every epoch divide, train, validate, keep what is best."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ def train(
 
     Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
     """
-    recorder = Recorder(run_dir)
-    recorder.forget_after(progress.epoch)
+    recorder = Recorder(run_dir, progress.epoch)
     epochs = settings.schedule.num_epoch
     while progress.epoch < epochs:
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written

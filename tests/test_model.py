@@ -48,7 +48,7 @@ def test_embeddings_equal_the_published_ones(golden):
         np.testing.assert_allclose(value.numpy(), golden[f"eval.{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("loss", ["TAL", "SDM"])
+@pytest.mark.parametrize("loss", ["TAL", "TRL", "InfoNCE", "SDM"])
 @pytest.mark.parametrize(("mode", "tse_bn"), [("eval", "frozen"), ("train", "batch")])
 def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, tse_bn, loss, monkeypatch):
     # With fewer words than are chosen, padding enters the BatchNorm's statistics, and the published code leaves it to

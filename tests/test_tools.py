@@ -30,6 +30,15 @@ def test_reproduce_runs_every_row_once_and_reports(tmp_path, capsys):
     assert "train.py" not in capsys.readouterr().out, "what is done is not run again"
 
 
+def test_reproduce_refuses_runs_that_other_flags_made(tmp_path):
+    run_dir = tmp_path / "synthpedes/tal/seed1/SynthPEDES/20260101_000000_RDE_TAL"
+    run_dir.mkdir(parents=True)
+    (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
+    (run_dir / "test_metrics.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
+        reproduce.main(["--table", "synthpedes", "--output_dir", str(tmp_path)])
+
+
 def test_reproduce_tells_which_run_failed_and_why(tmp_path):
     command = ["--table", "synthpedes", "--output_dir", str(tmp_path), "--", "--root_dir", "/nowhere", "--dataset_name"]
     with pytest.raises(UserError, match=r"TAL with CCD, seed 1, ended with status 2: error: no folder"):

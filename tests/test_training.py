@@ -11,12 +11,23 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import test as evaluation_root
 import train as training_root
-from tests import datasets_on_disk
+from datasets.annotations import read_splits
+from datasets.augmentation import normalise
+from datasets.images import read_image
+from datasets.tokenizer import Tokenizer
+from processor import run as processor_run
+from processor.metrics import retrieval_metrics
+from solver.losses import cosine_similarity
+from tests import datasets_on_disk, published
+from tests.test_model import golden_model
 from utils import options as training_options
 from utils.errors import UserError
 from utils.flags import FLAGS
@@ -128,6 +139,14 @@ def test_other_data_and_image_to_text_have_files_of_their_own(trained):
     assert (run_dir / "test_metrics.json").read_bytes() == before
 
 
+def test_tensorboard_holds_losses_rates_division_and_validation(trained):
+    events = EventAccumulator(str(trained[0])).Reload()
+    tags = set(events.Tags()["scalars"])
+    expected = {"loss", "bge_loss", "tse_loss", "lr", "ccd/clean", "ccd/noisy", "ccd/uncertain", "ccd/precision"}
+    assert expected | {"ccd/recall", "val/BGE/R1", "val/TSE/mAP", "val/BGE+TSE/R1"} <= tags
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
 def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path)]
     child = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -142,6 +161,96 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("moment", ["best.pth", "last.pth"])
+def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch, moment):
+    save, saved = processor_run.save_checkpoint, []
+
+    def dies_in_the_second_epoch(content, file):
+        if content["epoch"] == 2 and file.name == moment and not saved:
+            saved.append(file)
+            file.with_name(file.name + ".partial").write_bytes(b"half a checkpoint")
+            raise Killed
+        save(content, file)
+
+    monkeypatch.setattr(processor_run, "save_checkpoint", dies_in_the_second_epoch)
+    try:
+        training_root.main(arguments(root_dir, tmp_path))
+    except Killed:
+        training_root.main(["--resume", "--output_dir", str(tmp_path)])
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    assert records(run_dir) == records(trained[0])
+    metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
+    assert metrics[0] == metrics[1]
+
+
+def test_only_unfinished_runs_are_continued(trained):
+    with pytest.raises(UserError, match="no unfinished run in"):
+        training_root.main(["--resume", "--output_dir", str(trained[0].parents[1])])
+
+
+def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
+    """Their checkpoint layout and their configs.yaml, with the golden weights: the golden model's similarities."""
+    run_dir = tmp_path / "logs/RSTPReid/20240101_000000_RDE"
+    run_dir.mkdir(parents=True)
+    weights = {f"module.{name}": value for name, value in published.weights("rde").items()}
+    weights["module.base_model.token_embedding.weight"] = torch.randn(49408, 64, generator=torch.manual_seed(0))
+    torch.save({"model": weights, "optimizer": {"state": {}}, "scheduler": {"last_epoch": 60}}, run_dir / "best.pth")
+    text = "img_size: !!python/tuple\n- 96\n- 32\nmilestones: !!python/tuple\n- 20\n- 50\nstride_size: 8\n"
+    text += "local_rank: 0\ncmt_depth: 4\nmasked_token_rate: 0.8\ndistributed: false\nroot_dir: /home/somebody/data\n"
+    text += "output_dir: run_logs/RSTPReid\ndataset_name: RSTPReid\nselect_ratio: 0.3\nlr: 1.0e-05\nnum_workers: 0\n"
+    (run_dir / "configs.yaml").write_text(text)
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    evaluation_root.main([str(run_dir), "--root_dir", str(tmp_path), "--device", "cpu"])
+    metrics = json.loads((run_dir / "test_metrics.json").read_text())["best.pth"]
+
+    model = golden_model("frozen").eval()
+    model.clip.token_embedding.weight = torch.nn.Parameter(weights["module.base_model.token_embedding.weight"])
+    split = read_splits("RSTPReid", tmp_path, ["test"])["test"]
+    images = torch.from_numpy(np.stack([read_image(path, (96, 32)) for path in split.images]))
+    with torch.no_grad():
+        image, text = model(normalise(images), torch.from_numpy(Tokenizer()(split.captions)).long())
+    s = (cosine_similarity(text.bge, image.bge) + cosine_similarity(text.tse, image.tse)) / 2
+    expected = retrieval_metrics(s, torch.from_numpy(split.caption_pids), torch.from_numpy(split.image_pids))
+    assert metrics["BGE+TSE"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
+    spy = tmp_path / "spy"
+    spy.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    spy.chmod(0o755)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHON": str(spy),
+        "NAME": "a b'c",
+        "TAU": "0.02",
+        "ROOT_DIR": "my data",
+    }
+    done = subprocess.run(
+        ["sh", ROOT / "run_rde.sh", "--tau", "0.5"], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    argv = done.stdout.splitlines()
+    assert argv[:5] == [
+        str(ROOT / "train.py"),
+        "--config",
+        str(ROOT / "configs/SynthPEDES.yaml"),
+        "--dataset_name",
+        "SynthPEDES",
+    ]
+    options = training_options.parse(training_options.build_parser(""), argv[1:])
+    assert options["name"] == "a b'c"
+    assert options["root_dir"] == "my data"
+    assert options["tau"] == 0.5, "later arguments win"
+    environment |= {"DATASET_NAME": "CUHK-PEDES"}
+    done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[2].endswith("configs/base.yaml")
+    refused = subprocess.run(["sh", ROOT / "run_rde.sh", "--dataset_name", "X"], capture_output=True, env=environment)
+    assert refused.returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +269,7 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
         (["--lr", "nan"], "--lr nan: must be above 0"),
         (["--num_epoch", "1.5"], "--num_epoch: invalid int value: '1.5'"),
         (["--img_size", "96"], "--img_size: expected 2 arguments"),
-        (["--warmup_epochs", "3"], "--warmup_epochs 3: must be below --num_epoch 3"),
+        (["--warmup_epochs", "4"], "--warmup_epochs 4: must be at most --num_epoch 3"),
         (["--nonsense", "1"], "unknown argument --nonsense"),
         (["--noisy_file", "/nowhere.npy"], "noise index /nowhere.npy can't be read"),
         (["--pretrain_choice", "/nowhere.pt"], "--pretrain_choice /nowhere.pt: no such file"),
@@ -171,6 +280,10 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
         (["--sampler", "identity", "--num_instance", "3"], "--num_instance 3: must divide --batch_size 8"),
         (["--sampler", "identity", "--num_instance", "1"], "a batch needs 8 persons"),
         (["--name", "../x"], "--name '../x'"),
+        (["--milestones", "50", "20"], "--milestones 50 20: must increase"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999: must be"),
+        (["--resume", "--config", "x.yaml"], "--config: a run is continued with its own configuration"),
+        (["--resume", "a", "--resume_ckpt_file", "b"], "--resume_ckpt_file: give it, or a folder with --resume"),
         (["--resume", "/nowhere"], "/nowhere/configs.yaml can't be read"),
         (["--resume_ckpt_file", "/nowhere/last.pth"], "/nowhere/configs.yaml can't be read"),
     ],

@@ -99,9 +99,11 @@ def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
 def main(argv: Sequence[str]) -> None:
     """Render, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=7, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="(default: the built-in file)")
+    parser.add_argument("--epochs", type=int, default=7, help="passes over the pairs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="file to write (default: the built-in)")
     args = parser.parse_args(argv)
+    if args.epochs < 1 or not args.out.parent.is_dir():
+        parser.error("--epochs must be at least 1, and the folder of --out must exist")
     seed_everything(SEED)
     with tempfile.TemporaryDirectory() as folder:
         split, images, ids = draw(Path(folder))

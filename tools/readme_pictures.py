@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     """Write docs/synthpedes.png, docs/losses.png and docs/retrieval.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], exit_on_error=False)
     parser.add_argument("run_dir", help="a finished run")
-    parser.add_argument("--root_dir", default="data", help="(default: %(default)s)")
+    parser.add_argument("--root_dir", default="data", help="the folder that holds SynthPEDES (default: %(default)s)")
     args = parse(parser, argv)
     DOCS.mkdir(exist_ok=True)
     contact_sheet(ensure_synthpedes(Path(args["root_dir"])), DOCS / "synthpedes.png")

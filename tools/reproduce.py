@@ -20,7 +20,8 @@ from pathlib import Path
 from prettytable import PrettyTable, TableStyle
 
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import build_parser as train_parser
+from utils.options import parse, resolve
 from utils.program import run_program
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ class Row:
     flags: tuple[str, ...]
 
 
-CONFIG = ("--config", "configs/SynthPEDES.yaml")
+CONFIG = ("--config", str(ROOT / "configs" / "SynthPEDES.yaml"))
 TABLES = {
     "synthpedes": (
         Row("TAL with CCD", "tal", CONFIG),
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--table", required=True, help=f"which table: {', '.join(TABLES)}")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 … N of each row (default: %(default)s)")
-    parser.add_argument("--output_dir", default="logs/reproduce", help="(default: %(default)s)")
+    parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and report (default: %(default)s)")
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
     return parser
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError(f"--table {args['table']}: choose from {', '.join(TABLES)}")
     if args["seeds"] < 1:
         raise OptionError(f"--seeds {args['seeds']}: must be at least 1")
-    folder = Path(args["output_dir"]) / args["table"]
+    folder = Path(args["output_dir"]).absolute() / args["table"]
     rows = TABLES[args["table"]]
     for seed in range(1, args["seeds"] + 1):
         for row in rows:
@@ -83,9 +84,11 @@ def main(argv: Sequence[str]) -> None:
 def run_row(row: Row, seed: int, folder: Path, more: Sequence[str], *, dry_run: bool) -> None:
     """Run one row with one seed, unless it is done; continue it where it was cut off."""
     output_dir = folder / row.slug / f"seed{seed}"
+    command = ["train.py", *row.flags, "--seed", str(seed), "--output_dir", str(output_dir), *more]
+    for config in output_dir.glob("*/*/configs.yaml"):
+        _check_same(config, command[1:])
     if list(output_dir.glob("*/*/test_metrics.json")):
         return
-    command = ["train.py", *row.flags, "--seed", str(seed), "--output_dir", str(output_dir), *more]
     if list(output_dir.glob("*/*/last.pth")):
         command = ["train.py", "--resume", "--output_dir", str(output_dir)]
     print(f"{row.title}, seed {seed}: python {shlex.join(command)}", flush=True)
@@ -97,6 +100,17 @@ def run_row(row: Row, seed: int, folder: Path, more: Sequence[str], *, dry_run: 
     if status:
         last = (output_dir / "output.txt").read_text(encoding="utf-8").strip().splitlines()[-1]
         raise OptionError(f"{row.title}, seed {seed}, ended with status {status}: {last}")
+
+
+def _check_same(config: Path, arguments: Sequence[str]) -> None:
+    """Refuse to count a run that other flags made."""
+    was, now = resolve({"config": str(config)}), resolve(parse(train_parser(""), arguments))
+    for name in now.keys() - {"num_workers"}:
+        if was[name] != now[name]:
+            raise OptionError(
+                f"{config.parent} was run with {name} {was[name]}, now it would be {now[name]}: "
+                "delete it or choose another --output_dir"
+            )
 
 
 def report(rows: Sequence[Row], seeds: int, folder: Path) -> None:

@@ -48,7 +48,7 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:
-    """Per-pair losses by the truth, with the two components that CCD fitted to them (paper, figures 2 and 4)."""
+    """Per-pair losses by the truth, with the two components that CCD fitted to them."""
     figure, rows = plt.subplots(1, len(votes), figsize=(4.5 * len(votes), 3.2), layout="constrained", squeeze=False)
     bins = np.linspace(0, 1, 61)
     for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
@@ -77,7 +77,7 @@ def retrieval_sheet(
     queries: int = 8,
     top: int = 5,
 ) -> None:
-    """The `top` images for some captions, framed by right and wrong (paper, figure 7).
+    """The `top` images for some captions, framed by right and wrong.
 
     Args:
         similarity: (captions, images).

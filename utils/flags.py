@@ -43,12 +43,12 @@ GROUPS: dict[str, list[Flag]] = {
     "the run": [
         Flag("name", "baseline", "a word for the run folder's name"),
         Flag("output_dir", "logs", "where run folders are made"),
-        Flag("seed", 1, "of weights, order, augmentation and division", low=0),
+        Flag("seed", 1, "of weights, order, augmentation and division", low=0, high=2**63 - 1),
         Flag("device", "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps"),
         Flag("log_period", 100, "training steps between two lines of the log", low=1),
         Flag("eval_period", 1, "epochs between two validations", low=1),
         Flag("val_dataset", "val", "the split that chooses the best checkpoint", choices=("val", "test")),
-        Flag("resume_ckpt_file", "", "continue from this checkpoint, in its own run folder"),
+        Flag("resume_ckpt_file", "", "continue from this checkpoint, in its run folder (not in a configuration)"),
         Flag("test", False, "evaluate the starting weights and stop"),
     ],
     "data": [
@@ -59,7 +59,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy or made anew"),
         Flag("batch_size", 128, "pairs in a training batch", low=1),
         Flag("test_batch_size", 512, "images or captions encoded at a time in evaluation", low=1),
-        Flag("num_workers", 8, "processes that load training data", low=0),
+        Flag("num_workers", 8, "processes that load data; 0 loads in this one", low=0),
         Flag("sampler", "random", "order of the training pairs", choices=("random", "identity")),
         Flag("num_instance", 4, "pairs of each identity in a batch (sampler identity)", low=1),
         Flag("img_aug", False, "crop and erase training images"),
@@ -107,6 +107,8 @@ GROUPS: dict[str, list[Flag]] = {
     ],
 }
 FLAGS: dict[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+# Files and folders, kept absolute; pretrain_choice may also be a name.
+PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "pretrain_choice")
 # What test.py takes from a run's configuration.
 READ_BY_TEST = {
     "dataset_name",

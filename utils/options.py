@@ -17,7 +17,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.errors import OptionError
-from utils.flags import FLAGS, GROUPS, LOSSES, READ_BY_TEST, Flag
+from utils.flags import FLAGS, GROUPS, LOSSES, PATHS, READ_BY_TEST, Flag
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
@@ -50,14 +50,13 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
     name, shown = f"--{flag.name}", f"{flag.help} (default: {_shown(flag.default)})".replace("%", "%%")
-    if flag.choices:
-        shown = shown.replace(" (default", f": {', '.join(flag.choices)} (default")
     if isinstance(flag.default, bool):
         group.add_argument(name, action=argparse.BooleanOptionalAction, help=shown)
     elif isinstance(flag.default, tuple):
         group.add_argument(name, nargs=flag.length or "+", type=type(flag.default[0]), metavar="N", help=shown)
     else:
-        group.add_argument(name, type=type(flag.default), metavar=flag.name.upper(), help=shown)
+        metavar = f"{{{','.join(flag.choices)}}}" if flag.choices else flag.name.upper()
+        group.add_argument(name, type=type(flag.default), metavar=metavar, help=shown)
 
 
 def _shown(value: Any) -> str:
@@ -93,6 +92,9 @@ def resolve(given: dict[str, Any]) -> EasyDict:
     for name, value in given.items():
         if name in FLAGS:
             options[name] = _checked(name, value, f"--{name}")
+    for name in PATHS:  # a run may be looked at from another folder
+        if options[name] and (name != "pretrain_choice" or Path(options[name]).is_file()):
+            options[name] = str(Path(options[name]).absolute())
     _check_together(options)
     return options
 
@@ -205,8 +207,10 @@ def loss_of(loss_names: str) -> str:
 
 def _check_together(options: EasyDict) -> None:
     loss_of(options.loss_names)
-    if options.warmup_epochs >= options.num_epoch and options.num_epoch > 1:
-        raise OptionError(f"--warmup_epochs {options.warmup_epochs}: must be below --num_epoch {options.num_epoch}")
+    if list(options.milestones) != sorted(set(options.milestones)):
+        raise OptionError(f"--milestones {_shown(options.milestones)}: must increase")
+    if options.warmup_epochs > options.num_epoch:
+        raise OptionError(f"--warmup_epochs {options.warmup_epochs}: must be at most --num_epoch {options.num_epoch}")
     if options.sampler == "identity" and options.batch_size % options.num_instance:
         raise OptionError(
             f"--num_instance {options.num_instance}: must divide --batch_size {options.batch_size} (sampler identity)"

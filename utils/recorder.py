@@ -23,17 +23,20 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 class Recorder:
-    """Appends one record an epoch to `run_dir/metrics.jsonl` and to TensorBoard's events."""
+    """Appends one record an epoch to `run_dir/metrics.jsonl` and to TensorBoard's events.
 
-    def __init__(self, run_dir: Path) -> None:
+    Args:
+        epochs_done: how many epochs the run has behind it; records of later ones are dropped.
+    """
+
+    def __init__(self, run_dir: Path, epochs_done: int) -> None:
         self.file = run_dir / "metrics.jsonl"
-        self.records = read_records(self.file)
-        self._tensorboard = SummaryWriter(str(run_dir))
-
-    def forget_after(self, epoch: int) -> None:
-        """Drop the records of later epochs, which a continued run writes again."""
-        self.records = [record for record in self.records if record["epoch"] <= epoch]
-        self.file.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        # A continued run writes the epochs after its checkpoint again.
+        self.records = [record for record in read_records(self.file) if record["epoch"] <= epochs_done]
+        partial = self.file.with_name(self.file.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+        partial.replace(self.file)
+        self._tensorboard = SummaryWriter(str(run_dir), purge_step=epochs_done + 1)
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record; it must hold `epoch`."""

@@ -11,6 +11,8 @@ from utils.errors import OptionError
 from utils.options import read_yaml
 from utils.records import read_records
 
+CHECKPOINTS = ("best.pth", "last.pth")
+
 
 def make_run_dir(output_dir: Path, dataset_name: str, name: str, loss_names: str) -> Path:
     """Make `<output_dir>/<dataset_name>/<YYYYmmdd_HHMMSS>_<name>_<loss_names>`; never one that exists.

@@ -3,21 +3,24 @@
 Layout and file format are those of CUHK-PEDES, so that the same loader reads both.
 """
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
 from .sheet import contact_sheet
-from .write import ANNOTATIONS, write_synthpedes
+from .write import ANNOTATIONS, RECIPE_FILE, write_synthpedes
 
 FOLDER = "SynthPEDES"
 
 # The default set: 2,400 training pairs of image and caption.
-IDENTITIES = {"train": 300, "val": 100, "test": 200}
-IMAGES_PER_IDENTITY = {"train": 4, "val": 3, "test": 3}
-CAPTIONS_PER_IMAGE = 2
-ATTRIBUTES_NAMED = (6, 10)
-DIFFICULTY = 0.35
-SEED = 2024
+RECIPE = {
+    "identities": {"train": 300, "val": 100, "test": 100},
+    "images_per_identity": {"train": 4, "val": 3, "test": 4},
+    "captions_per_image": 2,
+    "seed": 2024,
+    "difficulty": 0.35,
+    "attributes_named": [6, 10],
+}
 
 __all__ = ["contact_sheet", "ensure_synthpedes", "write_synthpedes"]
 
@@ -25,23 +28,19 @@ __all__ = ["contact_sheet", "ensure_synthpedes", "write_synthpedes"]
 def ensure_synthpedes(root_dir: Path) -> Path:
     """Return `root_dir`/SynthPEDES, and write the default set there first if it is missing.
 
-    Raises FileExistsError if there is such a folder that holds no reid_raw.json.
+    Raises FileExistsError if there is such a folder that this recipe did not write.
     """
     folder = Path(root_dir) / FOLDER
     if not folder.exists():
         with suppress(FileExistsError):  # a second process may be faster: its set is looked at below
-            write_synthpedes(
-                folder,
-                identities=IDENTITIES,
-                images_per_identity=IMAGES_PER_IDENTITY,
-                captions_per_image=CAPTIONS_PER_IMAGE,
-                seed=SEED,
-                difficulty=DIFFICULTY,
-                attributes_named=ATTRIBUTES_NAMED,
-            )
-    if not (folder / ANNOTATIONS).is_file():
+            write_synthpedes(folder, **RECIPE)
+    try:
+        found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found != RECIPE or not (folder / ANNOTATIONS).is_file():
         raise FileExistsError(
-            f"{folder} exists but holds no {ANNOTATIONS}, so it is not a complete SynthPEDES: "
-            "move it away or delete it, and it will be written anew"
+            f"{folder} exists but is not this version's SynthPEDES: move it away or delete it, "
+            "and it will be written anew"
         )
     return folder

@@ -20,6 +20,7 @@ from .identity import Identity, draw_splits
 from .render import render
 
 ANNOTATIONS = "reid_raw.json"
+RECIPE_FILE = "recipe.json"  # the arguments a set was written with
 
 _SPLITS = ("train", "val", "test")  # in the order of the ids, as in CUHK-PEDES
 _MAX_WORKERS = 8
@@ -80,6 +81,15 @@ def write_synthpedes(
         records = _run(jobs, progress)
         text = json.dumps(records, indent=1, ensure_ascii=False)
         (work / ANNOTATIONS).write_text(text + "\n", encoding="utf-8")
+        recipe = {
+            "identities": identities,
+            "images_per_identity": images_per_identity,
+            "captions_per_image": captions_per_image,
+            "seed": seed,
+            "difficulty": difficulty,
+            "attributes_named": list(attributes_named),
+        }
+        (work / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
         _put_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)

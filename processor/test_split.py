@@ -9,47 +9,51 @@ from pathlib import Path
 from processor.evaluation import Metrics, evaluate, table
 from processor.types import DualEncoder, EvaluationData
 from utils import figures
+from utils.errors import DataError
 from utils.log import logger
 
 
-def evaluate_checkpoints(
+def evaluate_run(
     files: Sequence[Path],
     build: Callable[[Path], DualEncoder],
     data: EvaluationData,
     title: str,
-    figure: Path,
+    run_dir: Path,
     *,
+    suffix: str = "",
     image_to_text: bool = False,
-) -> dict[str, Metrics]:
-    """Evaluate checkpoints in turn and log their tables.
+) -> None:
+    """Evaluate checkpoints, log a table each, write `test_metrics<suffix>.json`.
+
+    Text to image, the best matches of the first checkpoint are drawn into `figures/retrieval<suffix>.png`.
 
     Args:
         build: gives a checkpoint's model, on its device.
         data: the split, with its `split` of captions and image paths.
-
-    Returns:
-        Metrics in percent by the checkpoint's file name. The first checkpoint's best matches are drawn into `figure`.
     """
     results = {}
     for number, file in enumerate(files):
         results[file.name], fused = evaluate(build(file), data, image_to_text=image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {title}"))
-        if number == 0:
+        if number == 0 and not image_to_text:
             figures.retrieval_sheet(
                 fused.cpu().numpy(),
                 data.caption_pids,
                 data.image_pids,
                 data.split.captions,
                 data.split.images,
-                figure,
+                run_dir / "figures" / f"retrieval{suffix}.png",
             )
-    return results
+    _write_metrics(results, run_dir / f"test_metrics{suffix}.json")
 
 
-def write_test_metrics(results: dict[str, Metrics], file: Path) -> None:
-    """Write `test_metrics.json` in one step; what an older one says of other checkpoints is kept."""
+def _write_metrics(results: dict[str, Metrics], file: Path) -> None:
+    """Write in one step; what an older file says of other checkpoints is kept."""
     if file.is_file():
-        results = json.loads(file.read_text(encoding="utf-8")) | results
+        try:
+            results = json.loads(file.read_text(encoding="utf-8")) | results
+        except (ValueError, TypeError):
+            raise DataError(f"{file} is damaged: delete it and evaluate again") from None
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     partial.replace(file)
