@@ -94,20 +94,26 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 
 
 def _build(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    partial = file.with_name(f"{uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(file.parent)
-        with partial.open("wb") as stream:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, *size)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for image in _decode(paths, size):
-                stream.write(image.tobytes())
-        partial.replace(file)
+        partial = file.with_name(f"{uuid4().hex}.partial")
+        try:
+            _write(paths, size, partial)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
+    """An .npy file, image by image: unlike a new memory map, a file that is written says so when the disk is full."""
+    with file.open("wb") as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, *size)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for image in _decode(paths, size):
+            stream.write(image.tobytes())
 
 
 def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:

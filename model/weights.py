@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +75,7 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
 
 
 def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
-    """Read a pretrained CLIP: a built-in name or a file (safetensors, or a plain state dict saved by torch).
+    """Read a pretrained CLIP: a built-in name or a file (safetensors, a plain state dict, or OpenAI's TorchScript).
 
     Raises:
         WeightsError: no such file, or not weights.
@@ -85,13 +87,28 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
             f"or one of {', '.join(BUILT_IN)}"
         )
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        elif _is_torchscript(path):
+            with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
+                warnings.simplefilter("ignore")
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is an archive with compiled code in it, as OpenAI's are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:

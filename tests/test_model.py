@@ -16,6 +16,7 @@ from model.names import from_published, load_into, to_published
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding
 from model.weights import BUILT_IN, build_model, read_clip, read_sizes, resize_positions
+from solver import losses
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
 from tests import published
 from utils.errors import WeightsError
@@ -48,22 +49,33 @@ def test_embeddings_equal_the_published_ones(golden):
         np.testing.assert_allclose(value.numpy(), golden[f"eval.{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def trl_as_published(s: torch.Tensor, positive: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+    """TRL with the one difference that the published code has from the method."""
+    hardest = s.masked_fill(positive, 0.0).amax(dim=1)
+    return (settings.margin - losses.positive_similarity(s, positive, settings.tau) + hardest).clamp_min(0)
+
+
 @pytest.mark.parametrize("loss", ["TAL", "TRL", "InfoNCE", "SDM"])
 @pytest.mark.parametrize(("mode", "tse_bn"), [("eval", "frozen"), ("train", "batch")])
 def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, tse_bn, loss, monkeypatch):
     # With fewer words than are chosen, padding enters the BatchNorm's statistics, and the published code leaves it to
     # topk which padding. That one arbitrary choice is taken from topk here; ours is the earliest padding.
     monkeypatch.setattr(tse, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
+    # Published TRL takes its hardest negative over s·q, so never below 0.
+    monkeypatch.setitem(losses._ONE_DIRECTION, "TRL", trl_as_published)
     model = golden_model(tse_bn).train()
     image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
     pids, label = torch.from_numpy(golden["pids"]), torch.from_numpy(golden["label_hat"])
-    losses = {}
+    total = {}
     for part in ("bge", "tse"):
         s = cosine_similarity(getattr(image, part), getattr(text, part))
-        losses[part] = reduce_loss(loss, per_pair_loss(loss, s, pids, LossSettings()), label)
-    sum(losses.values()).backward()
+        total[part] = reduce_loss(loss, per_pair_loss(loss, s, pids, LossSettings()), label)
+    sum(total.values()).backward()
 
-    for part, value in losses.items():
+    for name, value in {"image_bge": image.bge, "text_bge": text.bge}.items():
+        np.testing.assert_allclose(value.detach(), golden[f"{mode}.{name}"], rtol=1e-4, atol=1e-5)
+
+    for part, value in total.items():
         assert value.item() == pytest.approx(float(golden[f"{mode}.{loss}.{part}_loss"]), rel=1e-4)
     expected = json.loads(str(golden[f"{mode}.{loss}.gradient_norms"]))
     norms = {name: p.grad.norm().item() for name, p in to_published(dict(model.named_parameters())).items()}
@@ -230,6 +242,34 @@ def test_openai_names_and_float16_are_read(tmp_path):
     torch.testing.assert_close(model.clip.visual.conv1.weight, expected)
     assert model.clip.visual.positional_embedding.shape == (49, 64)
     assert model.clip.visual.positional_embedding.dtype == torch.float32
+
+
+class Archived(torch.nn.Module):
+    """A module whose TorchScript archive has the names and types of OpenAI's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in published.weights("clip").items():
+            module = self
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(leaf, torch.nn.Parameter(value.half(), requires_grad=False))
+        for name, number in {"input_resolution": 56, "context_length": 77, "vocab_size": 512}.items():
+            self.register_buffer(name, torch.tensor(number))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_openais_torchscript_archives_are_read(tmp_path):
+    torch.jit.script(Archived()).save(str(tmp_path / "ViT.pt"))
+    state, expected = read_clip(str(tmp_path / "ViT.pt")), published.weights("clip")
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value.half().float(), rtol=0, atol=0)
 
 
 def test_a_crafted_pickle_runs_nothing(tmp_path):

@@ -217,17 +217,20 @@ def test_splits_share_no_attribute_combination_and_most_people_have_a_sibling():
 
 def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):
     for name in ("identities", "images_per_identity"):
-        monkeypatch.setattr(synthpedes, name.upper(), SMALL[name])
+        monkeypatch.setitem(synthpedes.RECIPE, name, SMALL[name])
     folder = ensure_synthpedes(tmp_path)
     assert folder == tmp_path / "SynthPEDES"
     stamp = (folder / "reid_raw.json").stat().st_mtime_ns
     assert ensure_synthpedes(tmp_path) == folder
     assert (folder / "reid_raw.json").stat().st_mtime_ns == stamp
+    monkeypatch.setitem(synthpedes.RECIPE, "seed", 1)
+    with pytest.raises(FileExistsError, match="is not this version's SynthPEDES: move it away or delete it"):
+        ensure_synthpedes(tmp_path)
 
 
 def test_a_folder_without_annotations_is_an_error(tmp_path):
     (tmp_path / "SynthPEDES" / "imgs").mkdir(parents=True)
-    with pytest.raises(FileExistsError, match=r"reid_raw\.json"):
+    with pytest.raises(FileExistsError, match="is not this version's SynthPEDES"):
         ensure_synthpedes(tmp_path)
     assert [path.name for path in (tmp_path / "SynthPEDES").iterdir()] == ["imgs"]
 
