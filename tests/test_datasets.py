@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -18,13 +19,9 @@ from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk
+from tools import noise_index
+from tools.noise_index import PUBLISHED
 from utils.errors import DataError, OptionError
-
-PUBLISHED = {
-    ("CUHK-PEDES", 68126): {0.2: "82919f1ad5e7", 0.5: "2ad253163961", 0.8: "5a7cc89fa6d1"},
-    ("ICFG-PEDES", 34674): {0.2: "80b294a4721e", 0.5: "e785165bf962", 0.8: "5230c2ad7573"},
-    ("RSTPReid", 37010): {0.2: "6be11826bc88", 0.5: "ad1e4f4261df", 0.8: "9715ed73d5ca"},
-}
 
 
 @pytest.mark.parametrize("dataset_name", datasets_on_disk.FORMATS)
@@ -94,9 +91,25 @@ def test_missing_files_are_named(tmp_path):
         read_splits("CUHK", tmp_path, ["train"])
 
 
-@pytest.mark.parametrize(("dataset", "rate"), [(d, r) for d in PUBLISHED for r in (0.2, 0.5, 0.8)])
-def test_noise_equals_the_published_files_byte_for_byte(dataset, rate):
-    assert noise.digest(noise.draw_permutation(dataset[1], rate))[:12] == PUBLISHED[dataset][rate]
+@pytest.mark.parametrize("file", sorted(noise.NOISEINDEX.glob("*.npy")), ids=lambda path: path.stem)
+def test_the_shipped_indices_are_the_published_ones(file):
+    dataset_name, rate = file.stem.rsplit("_", 1)
+    ((pairs, digests),) = [(n, digests) for (name, n), digests in PUBLISHED.items() if name == dataset_name]
+    assert hashlib.sha256(file.read_bytes()).hexdigest()[:12] == digests[float(rate)]
+    np.testing.assert_array_equal(noise.read_permutation(file, pairs, float(rate)), np.load(file))
+
+
+def test_all_nine_indices_are_shipped_and_can_be_written_anew(tmp_path):
+    noise_index.main(["--out", str(tmp_path)])
+    written = sorted(tmp_path.iterdir())
+    assert [path.name for path in written] == sorted(path.name for path in noise.NOISEINDEX.glob("*.npy"))
+    assert len(written) == 9
+    for path in written:
+        assert path.read_bytes() == (noise.NOISEINDEX / path.name).read_bytes()
+    noise_index.main(["--out", str(tmp_path), "--dataset_name", "Mine", "--pairs", "50", "--noisy_rate", "0.3"])
+    np.testing.assert_array_equal(np.load(tmp_path / "Mine_0.3.npy"), noise.draw_permutation(50, 0.3))
+    with pytest.raises(OptionError, match="one index needs"):
+        noise_index.main(["--dataset_name", "Mine"])
 
 
 def test_a_noise_index_is_checked(tmp_path):
