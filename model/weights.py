@@ -1,31 +1,22 @@
-"""Weights in: reading pretrained CLIPs, fitting them to the model's grid, building models."""
+"""Models from weights: sizes read from tensors, positions fitted to the grid."""
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.clip import ClipSizes
 from model.names import from_published, load_into
+from model.pretrained import read_clip
 from model.rde import RDE
 from utils.checkpoints import load_checkpoint
-from utils.errors import WeightsError, brief
-
-# Entries of OpenAI's files that are not weights of the towers.
-_CLIP_EXTRAS = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
-# In place of a whole token embedding: the rows of those ids that occur in the built-in data set.
-_ROWS, _ROW_IDS = "token_embedding.rows", "token_embedding.row_ids"
-
-BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
+from utils.errors import WeightsError
 
 
 def read_sizes(state: Mapping[str, Tensor], *, stride: int | None = None) -> ClipSizes:
@@ -72,60 +63,6 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
     grid = embedding[1:].float().view(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False)
     return torch.cat([embedding[:1].float(), grid.flatten(2).squeeze(0).T])
-
-
-def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
-    """Read a pretrained CLIP: a built-in name or a file (safetensors, a plain state dict, or OpenAI's TorchScript).
-
-    Raises:
-        WeightsError: no such file, or not weights.
-    """
-    path = BUILT_IN.get(pretrain_choice, Path(pretrain_choice))
-    if not path.is_file():
-        raise WeightsError(
-            f"--pretrain_choice {pretrain_choice}: no such file; give the path of a CLIP state dict "
-            f"or one of {', '.join(BUILT_IN)}"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
-                warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
-        raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether the file is an archive with compiled code in it, as OpenAI's are."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
-    if _ROWS in state:
-        rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS)
-        generator = torch.Generator().manual_seed(0)
-        embedding = 0.02 * torch.randn(int(ids[-1]) + 1, rows.shape[1], generator=generator)
-        embedding[ids] = rows
-        state["token_embedding.weight"] = embedding
-    return state
-
-
-def compact_rows(state: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """The compact form: of the token embedding only the rows `ids` (sorted; the last is the highest id there is)."""
-    compact = {name: value for name, value in state.items() if name != "token_embedding.weight"}
-    return compact | {_ROWS: state["token_embedding.weight"][ids].contiguous(), _ROW_IDS: ids}
 
 
 def build_model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from model.clip import Block
 from model.names import from_published, load_into, to_published
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding
-from model.weights import BUILT_IN, build_model, read_clip, read_sizes, resize_positions
+from model.weights import read_sizes, resize_positions
 from solver import losses
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
 from tests import published
@@ -230,60 +229,3 @@ def test_weights_that_do_not_fit_are_refused_and_none_is_copied(change, message)
     with pytest.raises(WeightsError, match=message):
         model.load_published(state, "file")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_openai_names_and_float16_are_read(tmp_path):
-    state = {name: value.half() for name, value in published.weights("clip").items()}
-    state |= {"logit_scale": torch.ones(()), "input_resolution": torch.tensor(56), "context_length": torch.tensor(77)}
-    torch.save(state, tmp_path / "clip.pt")
-    sizes = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
-    model = build_model(str(tmp_path / "clip.pt"), **sizes, select_ratio=0.3, tse_bn="frozen")
-    expected = state["visual.conv1.weight"].float()
-    torch.testing.assert_close(model.clip.visual.conv1.weight, expected)
-    assert model.clip.visual.positional_embedding.shape == (49, 64)
-    assert model.clip.visual.positional_embedding.dtype == torch.float32
-
-
-class Archived(torch.nn.Module):
-    """A module whose TorchScript archive has the names and types of OpenAI's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name, value in published.weights("clip").items():
-            module = self
-            *parents, leaf = name.split(".")
-            for parent in parents:
-                if not hasattr(module, parent):
-                    module.add_module(parent, torch.nn.Module())
-                module = getattr(module, parent)
-            module.register_parameter(leaf, torch.nn.Parameter(value.half(), requires_grad=False))
-        for name, number in {"input_resolution": 56, "context_length": 77, "vocab_size": 512}.items():
-            self.register_buffer(name, torch.tensor(number))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-def test_openais_torchscript_archives_are_read(tmp_path):
-    torch.jit.script(Archived()).save(str(tmp_path / "ViT.pt"))
-    state, expected = read_clip(str(tmp_path / "ViT.pt")), published.weights("clip")
-    assert state.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(state[name], value.half().float(), rtol=0, atol=0)
-
-
-def test_a_crafted_pickle_runs_nothing(tmp_path):
-    class Crafted:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"model": Crafted()}, tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match="can't be read"):
-        read_clip(str(tmp_path / "clip.pt"))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_the_built_in_clip_is_small_and_complete():
-    assert BUILT_IN["tiny"].stat().st_size < 5e6
-    sizes = read_sizes(read_clip("tiny"))
-    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (512, 49408, 77)

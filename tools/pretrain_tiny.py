@@ -31,7 +31,7 @@ from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.synthpedes import write_synthpedes
 from datasets.tokenizer import Tokenizer
 from model.clip import CLIP, ClipSizes
-from model.weights import BUILT_IN, compact_rows
+from model.pretrained import BUILT_IN, compact_rows
 from utils.program import run_program, seed_everything
 
 SIZES = ClipSizes(

@@ -66,7 +66,11 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("txt_aug", False, "mask, replace and remove words of training captions"),
     ],
     "model": [
-        Flag("pretrain_choice", "ViT-B/16", "pretrained CLIP: a name or a file"),
+        Flag(
+            "pretrain_choice",
+            "ViT-B/16",
+            "ViT-B/16, ViT-B/32, ViT-L/14 (fetched once), tiny (built in), or a file",
+        ),
         Flag("img_size", (384, 128), "height and width of the images", low=1, length=2),
         Flag("stride_size", 16, "pixels between two patches", low=1),
         Flag("text_length", 77, "tokens of a caption", low=3),

@@ -1,0 +1,103 @@
+"""Pretrained CLIPs: built in, fetched by name, or read from a file in any of the formats they are published in."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.huggingface import is_huggingface, to_openai
+from utils.download import fetch
+from utils.errors import WeightsError, brief
+
+# Entries of OpenAI's files that are not weights of the towers.
+_CLIP_EXTRAS = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
+# In place of a whole token embedding: the rows of those ids that occur in the built-in data set.
+_ROWS, _ROW_IDS = "token_embedding.rows", "token_embedding.row_ids"
+
+# OpenAI's vision transformers by the SHA-256 that stands in their addresses.
+OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
+OPENAI = {
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+}
+CACHE = Path.home() / ".cache" / "clip"  # where OpenAI's own code keeps them
+BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
+
+
+def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
+    """Read a pretrained CLIP under OpenAI's names, in float32.
+
+    Args:
+        pretrain_choice: "tiny", a name of `OPENAI` (fetched once), or a file: OpenAI's TorchScript archive, or a state
+            dict (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`.
+
+
+    Raises:
+        WeightsError: no such file, or not weights.
+        DownloadError: a name that can't be fetched.
+    """
+    path = _find(pretrain_choice)
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        elif _is_torchscript(path):
+            with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
+                warnings.simplefilter("ignore")
+                state = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
+        raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
+    if is_huggingface(state):
+        state = to_openai(state)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
+
+
+def _find(pretrain_choice: str) -> Path:
+    if pretrain_choice in BUILT_IN:
+        return BUILT_IN[pretrain_choice]
+    if pretrain_choice in OPENAI:
+        sha256 = OPENAI[pretrain_choice]
+        name = pretrain_choice.replace("/", "-") + ".pt"
+        return fetch(f"{OPENAI_URL}/{sha256}/{name}", sha256, CACHE / name)
+    if not Path(pretrain_choice).is_file():
+        raise WeightsError(
+            f"--pretrain_choice {pretrain_choice}: no such file; give a file of CLIP weights "
+            f"or one of {', '.join((*OPENAI, *BUILT_IN))}"
+        )
+    return Path(pretrain_choice)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is an archive with compiled code in it, as OpenAI's are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
+    if _ROWS in state:
+        rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS)
+        generator = torch.Generator().manual_seed(0)
+        embedding = 0.02 * torch.randn(int(ids[-1]) + 1, rows.shape[1], generator=generator)
+        embedding[ids] = rows
+        state["token_embedding.weight"] = embedding
+    return state
+
+
+def compact_rows(state: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The compact form: of the token embedding only the rows `ids` (sorted; the last is the highest id there is)."""
+    compact = {name: value for name, value in state.items() if name != "token_embedding.weight"}
+    return compact | {_ROWS: state["token_embedding.weight"][ids].contiguous(), _ROW_IDS: ids}

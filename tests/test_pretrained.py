@@ -1,0 +1,225 @@
+"""Pretrained weights in every format they are published in, and the fetching of them, from a server of our own."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model import pretrained
+from model.pretrained import BUILT_IN, read_clip
+from model.weights import build_model, read_sizes
+from tests import published
+from utils import download
+from utils.download import DownloadError, fetch
+from utils.errors import WeightsError
+
+SIZES = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
+
+
+def expected() -> dict[str, torch.Tensor]:
+    """What must come out of a float16 file of the golden CLIP."""
+    return {name: value.half().float() for name, value in published.weights("clip").items()}
+
+
+def assert_read(file: Path) -> None:
+    state = read_clip(str(file))
+    assert state.keys() == expected().keys()
+    for name, value in expected().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+
+
+def test_plain_state_dicts_are_read(tmp_path):
+    state = {name: value.half() for name, value in published.weights("clip").items()}
+    state |= {"logit_scale": torch.ones(()), "input_resolution": torch.tensor(56), "context_length": torch.tensor(77)}
+    torch.save(state, tmp_path / "clip.pt")
+    save_file(state, tmp_path / "clip.safetensors")
+    assert_read(tmp_path / "clip.pt")
+    assert_read(tmp_path / "clip.safetensors")
+    model = build_model(str(tmp_path / "clip.pt"), **SIZES, select_ratio=0.3, tse_bn="frozen")
+    torch.testing.assert_close(model.clip.visual.conv1.weight.data, expected()["visual.conv1.weight"])
+    assert model.clip.visual.positional_embedding.shape == (49, 64)
+    assert model.clip.visual.positional_embedding.dtype == torch.float32
+
+
+class Archived(torch.nn.Module):
+    """A module whose TorchScript archive has the names and types of OpenAI's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in published.weights("clip").items():
+            module = self
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                if not hasattr(module, parent):
+                    module.add_module(parent, torch.nn.Module())
+                module = getattr(module, parent)
+            module.register_parameter(leaf, torch.nn.Parameter(value.half(), requires_grad=False))
+        for name, number in {"input_resolution": 56, "context_length": 77, "vocab_size": 512}.items():
+            self.register_buffer(name, torch.tensor(number))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:")
+def test_openais_torchscript_archives_are_read(tmp_path):
+    torch.jit.script(Archived()).save(str(tmp_path / "ViT.pt"))
+    assert_read(tmp_path / "ViT.pt")
+
+
+def as_huggingface() -> dict[str, torch.Tensor]:
+    """The golden CLIP under `CLIPModel`'s names, written down tensor by tensor."""
+    ours = {name: value.half() for name, value in published.weights("clip").items()}
+    state = {
+        "vision_model.embeddings.class_embedding": ours["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": ours["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": ours["visual.positional_embedding"],
+        "vision_model.embeddings.position_ids": torch.arange(50)[None],
+        "text_model.embeddings.token_embedding.weight": ours["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": ours["positional_embedding"],
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+        "visual_projection.weight": ours["visual.proj"].T.contiguous(),
+        "text_projection.weight": ours["text_projection"].T.contiguous(),
+        "logit_scale": torch.ones(()),
+    }
+    for kind in ("weight", "bias"):
+        state[f"vision_model.pre_layrnorm.{kind}"] = ours[f"visual.ln_pre.{kind}"]
+        state[f"vision_model.post_layernorm.{kind}"] = ours[f"visual.ln_post.{kind}"]
+        state[f"text_model.final_layer_norm.{kind}"] = ours[f"ln_final.{kind}"]
+        for tower, prefix, layers in (("vision_model", "visual.", 3), ("text_model", "", 2)):
+            for n in range(layers):
+                block, theirs = f"{prefix}transformer.resblocks.{n}", f"{tower}.encoder.layers.{n}"
+                for part, value in zip("qkv", ours[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                    state[f"{theirs}.self_attn.{part}_proj.{kind}"] = value.contiguous()
+                state[f"{theirs}.self_attn.out_proj.{kind}"] = ours[f"{block}.attn.out_proj.{kind}"]
+                state[f"{theirs}.mlp.fc1.{kind}"] = ours[f"{block}.mlp.c_fc.{kind}"]
+                state[f"{theirs}.mlp.fc2.{kind}"] = ours[f"{block}.mlp.c_proj.{kind}"]
+                state[f"{theirs}.layer_norm1.{kind}"] = ours[f"{block}.ln_1.{kind}"]
+                state[f"{theirs}.layer_norm2.{kind}"] = ours[f"{block}.ln_2.{kind}"]
+    return state
+
+
+def test_huggingface_names_are_read(tmp_path):
+    save_file(as_huggingface(), tmp_path / "model.safetensors")
+    assert_read(tmp_path / "model.safetensors")
+
+
+def test_huggingface_files_that_lack_or_add_a_tensor_are_refused(tmp_path):
+    state = as_huggingface()
+    del state["text_model.encoder.layers.1.self_attn.k_proj.bias"]
+    save_file(state, tmp_path / "lacks.safetensors")
+    with pytest.raises(WeightsError, match=r"in_proj_bias has only q, v"):
+        read_clip(str(tmp_path / "lacks.safetensors"))
+    save_file(as_huggingface() | {"classifier.weight": torch.zeros(1)}, tmp_path / "adds.safetensors")
+    with pytest.raises(WeightsError, match=r"unknown classifier.weight"):
+        read_clip(str(tmp_path / "adds.safetensors"))
+
+
+def test_a_crafted_pickle_runs_nothing(tmp_path):
+    class Crafted:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"model": Crafted()}, tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match="can't be read"):
+        read_clip(str(tmp_path / "clip.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["clip.pt", "clip.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
+def test_broken_files_are_told(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match="can't be read as weights") as caught:
+        read_clip(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_built_in_clip_is_small_and_complete():
+    assert BUILT_IN["tiny"].stat().st_size < 5e6
+    sizes = read_sizes(read_clip("tiny"))
+    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (512, 49408, 77)
+
+
+CONTENT = bytes(range(256)) * 20000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """Serves CONTENT with byte ranges; `server.breaks_after` cuts each connection after so many bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            own.ranges.append(start)
+            body = CONTENT[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: own.breaks_after])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    own = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    own.ranges, own.breaks_after = [], None
+    own.url = f"http://127.0.0.1:{own.server_port}/ViT.pt"
+    threading.Thread(target=own.serve_forever, daemon=True).start()
+    yield own
+    own.shutdown()
+    own.server_close()
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    for _ in range(2):
+        assert fetch(server.url, SHA256, tmp_path / "cache/ViT.pt").read_bytes() == CONTENT
+    assert server.ranges == [0]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["ViT.pt"]
+
+
+def test_a_broken_connection_is_resumed(server, tmp_path):
+    server.breaks_after = 3_000_000
+    with pytest.raises(DownloadError, match="can't be fetched"):
+        fetch(server.url, SHA256, tmp_path / "ViT.pt")
+    assert not (tmp_path / "ViT.pt").exists()
+    server.breaks_after = None
+    assert fetch(server.url, SHA256, tmp_path / "ViT.pt").read_bytes() == CONTENT
+    assert server.ranges == [0, 3_000_000]
+
+
+def test_another_content_is_not_kept(server, tmp_path):
+    with pytest.raises(DownloadError, match="gave another file"):
+        fetch(server.url, "0" * 64, tmp_path / "ViT.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_at_once_download_once(server, tmp_path):
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(fetch(server.url, SHA256, tmp_path / "ViT.pt").read_bytes()))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [CONTENT, CONTENT]
+
+
+def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(download, "urlopen", unreachable)
+    monkeypatch.setattr(pretrained, "CACHE", tmp_path)
+    with pytest.raises(DownloadError) as caught:
+        read_clip("ViT-B/16")
+    for part in ("ViT-B-16.pt", "no route to host", str(tmp_path / "ViT-B-16.pt"), pretrained.OPENAI["ViT-B/16"]):
+        assert part in str(caught.value)
