@@ -86,6 +86,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         vocab_size=options.vocab_size,
         select_ratio=options.select_ratio,
         tse_bn=options.tse_bn,
+        tse_head=options.tse_head,
+        tse_pool=options.tse_pool,
     ).to(device)
     data = load_data(options, device)
     if options.test:

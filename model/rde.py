@@ -17,7 +17,7 @@ class Embeddings(NamedTuple):
     """What one modality of a batch becomes; neither part is normalised."""
 
     bge: Tensor  # (B, shared width)
-    tse: Tensor  # (B, 1024)
+    tse: Tensor  # (B, 1024), (B, shared width) without FC and MLP
 
 
 class RDE(nn.Module):
@@ -29,13 +29,22 @@ class RDE(nn.Module):
         tse_bn: how the TSE BatchNorm behaves in training. "frozen": as a learned affine map over its initial
             statistics, as in the runs behind the paper's numbers; "batch": over the batch, as in the code's later
             revision (slightly better on clean data, worse under noise, say its authors).
+        tse_head, tse_pool: table 7's variants, see `TokenSelectionEmbedding`.
     """
 
-    def __init__(self, sizes: ClipSizes, *, select_ratio: float, tse_bn: Literal["frozen", "batch"] = "frozen") -> None:
+    def __init__(
+        self,
+        sizes: ClipSizes,
+        *,
+        select_ratio: float,
+        tse_bn: Literal["frozen", "batch"] = "frozen",
+        tse_head: str = "mlp",
+        tse_pool: str = "max",
+    ) -> None:
         super().__init__()
         self.clip = CLIP(sizes)
-        self.image_tse = TokenSelectionEmbedding(sizes.shared_width)
-        self.text_tse = TokenSelectionEmbedding(sizes.shared_width)
+        self.image_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
+        self.text_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
         self.tse_bn = tse_bn
         self.image_tokens = max(1, int(select_ratio * sizes.grid[0] * sizes.grid[1]))
         self.text_tokens = max(1, int(select_ratio * (sizes.text_length - 2)))

@@ -1,4 +1,7 @@
-"""Token selection embedding (TSE): the most attended tokens, lifted by FC + MLP, pooled by max (paper, 3.1)."""
+"""Token selection embedding (TSE): the most attended tokens, lifted by FC + MLP, pooled by max (paper, 3.1).
+
+Table 7 tries it without FC + MLP (TSE′), and other poolings.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 
 EMBEDDING_WIDTH = 1024
 HIDDEN_WIDTH = 512
+TOP = 10
 
 
 def select_tokens(scores: Tensor, count: int) -> Tensor:
@@ -15,17 +19,26 @@ def select_tokens(scores: Tensor, count: int) -> Tensor:
 
 
 class TokenSelectionEmbedding(nn.Module):
-    """The head of one modality; image and text have one each, with weights of their own."""
+    """The head of one modality; image and text have one each, with weights of their own.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: D of the tokens.
+        head: "mlp" for FC + MLP; "none" for table 7's TSE′, which pools the selected features themselves.
+        pool: "max", "avg", or "topk10" (the mean of each channel's ten highest values).
+    """
+
+    def __init__(self, width: int, *, head: str = "mlp", pool: str = "max") -> None:
         super().__init__()
-        self.fc = nn.Linear(width, EMBEDDING_WIDTH)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, HIDDEN_WIDTH),
-            nn.BatchNorm1d(HIDDEN_WIDTH),
-            nn.ReLU(),
-            nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
-        )
+        self.pool = pool
+        self.fc = self.mlp = None
+        if head == "mlp":
+            self.fc = nn.Linear(width, EMBEDDING_WIDTH)
+            self.mlp = nn.Sequential(
+                nn.Linear(width, HIDDEN_WIDTH),
+                nn.BatchNorm1d(HIDDEN_WIDTH),
+                nn.ReLU(),
+                nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
+            )
 
     def forward(self, tokens: Tensor, scores: Tensor, count: int, pooled: Tensor | None = None) -> Tensor:
         """Choose `count` tokens by score, embed and pool them.
@@ -37,14 +50,26 @@ class TokenSelectionEmbedding(nn.Module):
             pooled: (B,) how many of the chosen, best first, are pooled, 1 to `count`; None for all.
 
         Returns:
-            (B, 1024).
+            (B, 1024), with head "none" (B, D).
         """
         B, _, D = tokens.shape
         chosen = select_tokens(scores, count)  # (B, k)
         x = tokens.gather(1, chosen[:, :, None].expand(B, count, D))  # (B, k, D)
         x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
-        x = (self.fc(x) + self.mlp(x.flatten(0, 1)).view(B, count, -1)).float()  # (B, k, 1024)
-        if pooled is not None:
-            beyond = torch.arange(count, device=x.device) >= pooled[:, None]  # (B, k)
-            x = x.masked_fill(beyond[:, :, None], float("-inf"))
-        return x.amax(dim=1)
+        if self.fc is not None:
+            x = self.fc(x) + self.mlp(x.flatten(0, 1)).view(B, count, -1)  # (B, k, 1024)
+        if pooled is None:
+            pooled = torch.full((B,), count, device=x.device)
+        return self._pool(x.float(), pooled)
+
+    def _pool(self, x: Tensor, pooled: Tensor) -> Tensor:
+        """(B, k, D) → (B, D) over each row's first `pooled` tokens."""
+        beyond = (torch.arange(x.shape[1], device=x.device) >= pooled[:, None])[:, :, None]  # (B, k, 1)
+        if self.pool == "avg":
+            return x.masked_fill(beyond, 0.0).sum(dim=1) / pooled[:, None]
+        x = x.masked_fill(beyond, float("-inf"))
+        if self.pool == "max":
+            return x.amax(dim=1)
+        best = x.topk(min(TOP, x.shape[1]), dim=1).values  # (B, ≤ 10, D)
+        held = best.isfinite()
+        return best.where(held, 0.0).sum(dim=1) / held.sum(dim=1)

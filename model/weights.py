@@ -74,6 +74,8 @@ def build_model(
     vocab_size: int,
     select_ratio: float,
     tse_bn: str,
+    tse_head: str,
+    tse_pool: str,
 ) -> RDE:
     """An RDE model with pretrained towers and fresh TSE heads (drawn from torch's global generator).
 
@@ -93,7 +95,8 @@ def build_model(
     grid = grid_of(image_size, sizes.patch, stride)
     positions = state["visual.positional_embedding"]
     state["visual.positional_embedding"] = resize_positions(positions, sizes.grid, grid)
-    model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, tse_bn=tse_bn)
+    tse = {"tse_bn": tse_bn, "tse_head": tse_head, "tse_pool": tse_pool}
+    model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, **tse)
     load_into(model.clip, state, pretrain_choice)
     return model
 
@@ -102,7 +105,7 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
     """The RDE model a checkpoint holds, ours or the authors'; all sizes but the grid come from its tensors.
 
     Args:
-        options: of the run; read are `img_size`, `stride_size` and `select_ratio`.
+        options: of the run; read are `img_size`, `stride_size`, `select_ratio`, `tse_head` and `tse_pool`.
 
     Raises:
         WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size.
@@ -118,6 +121,7 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
             f"{file} has {positions} patches, but img_size {height} {width} at stride_size {sizes.stride} "
             f"gives {grid[0]}×{grid[1]}"
         )
-    model = RDE(replace(sizes, grid=grid), select_ratio=options["select_ratio"])
+    tse = {name: options[name] for name in ("select_ratio", "tse_head", "tse_pool")}
+    model = RDE(replace(sizes, grid=grid), **tse)
     model.load_published(published, str(file))
     return model

@@ -161,6 +161,24 @@ def test_token_selection_equals_the_slow_way(golden):
             torch.testing.assert_close(text.tse[n], slow_tse(model.text_tse, tokens[n], ranked), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["mlp", "none"])
+@pytest.mark.parametrize("pool", ["max", "avg", "topk10"])
+def test_table_7s_variants_equal_the_slow_way(head, pool):
+    torch.manual_seed(0)
+    tse = TokenSelectionEmbedding(64, head=head, pool=pool).eval()
+    tokens, scores, pooled = torch.randn(4, 20, 64), torch.rand(4, 20), torch.tensor([15, 10, 3, 1])
+    with torch.no_grad():
+        fast = tse(tokens, scores, 15, pooled)
+        for n in range(4):
+            ranked = sorted(range(20), key=lambda p: -scores[n, p].item())[: pooled[n]]
+            rows = torch.stack([tokens[n, p] / tokens[n, p].norm() for p in ranked])
+            if head == "mlp":
+                rows = tse.fc(rows) + tse.mlp(rows)
+            rows = rows.sort(dim=0, descending=True).values
+            slow = {"max": rows[0], "avg": rows.mean(dim=0), "topk10": rows[:10].mean(dim=0)}[pool]
+            torch.testing.assert_close(fast[n], slow, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
 def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
     ids = torch.from_numpy(golden["caption_ids"])[[0, 1, 7]]  # 3, 10 and 1 words: fewer than are chosen

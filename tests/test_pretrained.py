@@ -20,6 +20,7 @@ from utils.download import DownloadError, fetch
 from utils.errors import WeightsError
 
 SIZES = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
+TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max"}
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -41,7 +42,7 @@ def test_plain_state_dicts_are_read(tmp_path):
     save_file(state, tmp_path / "clip.safetensors")
     assert_read(tmp_path / "clip.pt")
     assert_read(tmp_path / "clip.safetensors")
-    model = build_model(str(tmp_path / "clip.pt"), **SIZES, select_ratio=0.3, tse_bn="frozen")
+    model = build_model(str(tmp_path / "clip.pt"), **SIZES, **TSE)
     torch.testing.assert_close(model.clip.visual.conv1.weight.data, expected()["visual.conv1.weight"])
     assert model.clip.visual.positional_embedding.shape == (49, 64)
     assert model.clip.visual.positional_embedding.dtype == torch.float32

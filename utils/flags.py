@@ -77,6 +77,8 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("vocab_size", 49408, "tokens there are", low=1),
         Flag("select_ratio", 0.3, "share R of tokens that TSE selects", above=0, below=1),
         Flag("tse_bn", "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", ("frozen", "batch")),
+        Flag("tse_head", "mlp", "FC + MLP on the selected tokens, or none (table 7's TSE′)", ("mlp", "none")),
+        Flag("tse_pool", "max", "pooling of the selected tokens (table 7)", ("max", "avg", "topk10")),
     ],
     "loss and division": [
         Flag("loss_names", "TAL", f"one of {', '.join(LOSSES)}; a label may follow: TAL+sr0.3_tau0.015_margin0.1_n0.2"),
@@ -122,6 +124,8 @@ READ_BY_TEST = {
     "stride_size",
     "text_length",
     "select_ratio",
+    "tse_head",
+    "tse_pool",
     "test_batch_size",
     "num_workers",
     "device",
