@@ -12,7 +12,7 @@ from utils.errors import OptionError
 from utils.flags import FLAGS
 from utils.options import parse, resolve_run
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, newest_run
+from utils.runs import CHECKPOINTS, newest_run, short_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
     options = resolve_run(config, given)
     trained_on = resolve_run(config, {}).dataset_name
-    suffix = f"_{options.dataset_name}" if options.dataset_name != trained_on else ""
+    suffix = f"_{short_name(options.dataset_name)}" if options.dataset_name != trained_on else ""
     suffix += "_image_to_text" if args["image_to_text"] else ""
     test(options, run_dir, files, suffix, image_to_text=args["image_to_text"])
 

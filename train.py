@@ -11,7 +11,7 @@ from easydict import EasyDict
 from utils.errors import OptionError
 from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, newest_run
+from utils.runs import CHECKPOINTS, newest_run, short_name
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -126,18 +126,18 @@ class Data(NamedTuple):
 
 def load_data(options: EasyDict, device: torch.device) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
-    from datasets.annotations import evaluation_split, read_splits
+    from datasets.annotations import read_splits
     from datasets.images import image_cache_dir, open_images
     from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery
     from datasets.noise import find_noise
     from datasets.tokenizer import Tokenizer
 
-    chooser = evaluation_split(options.dataset_name, options.val_dataset)
-    splits = read_splits(options.dataset_name, Path(options.root_dir), dict.fromkeys(("train", chooser, "test")))
+    names = dict.fromkeys(("train", options.val_dataset, "test"))
+    splits = read_splits(options.dataset_name, Path(options.root_dir), names)
     split = splits["train"]
-    noise = find_noise(options.dataset_name, len(split.captions), options.noisy_rate, options.noisy_file)
+    noise = find_noise(short_name(options.dataset_name), len(split.captions), options.noisy_rate, options.noisy_file)
     test = open_gallery(options, "test", splits["test"], device)
-    validation = test if chooser == "test" else open_gallery(options, "val", splits["val"], device)
+    validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
     images = open_images(split.images, options.img_size, image_cache_dir(options))
     ids = Tokenizer()(split.captions, options.text_length)
@@ -160,7 +160,7 @@ def _new_run_dir(options: EasyDict, data: Data) -> Path:
 
     from utils.runs import git_revision, make_run_dir
 
-    run_dir = make_run_dir(Path(options.output_dir), options.dataset_name, options.name, options.loss_names)
+    run_dir = make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
     write_config(run_dir / "configs.yaml", options, about)
     return run_dir

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,49 +24,45 @@ class Description:
 
     Attributes:
         files: names the annotation file goes by; the first that exists is read.
-        path_key: the key of an entry's image path, relative to `imgs/`.
-        first_id: the lowest training id; pids are counted from it.
-        has_val: without a validation split the test split stands in.
+        path_keys: keys an entry's image path, relative to `imgs/`, may stand under.
+        first_id: the lowest training id, from which they run without gaps; None where any numbers will do.
         reference: where the data come from, and their size.
     """
 
     files: tuple[str, ...]
-    path_key: str
-    first_id: int
-    has_val: bool
+    path_keys: tuple[str, ...]
+    first_id: int | None
     reference: str
 
 
 DATASETS = {
     "CUHK-PEDES": Description(
         files=("reid_raw.json",),
-        path_key="file_path",
+        path_keys=("file_path",),
         first_id=1,
-        has_val=True,
         reference="Li et al., CVPR 2017: 40,206 images, 80,440 captions, 13,003 persons; 68,126 training pairs",
     ),
     "ICFG-PEDES": Description(
         files=("ICFG-PEDES.json", "ICFG_PEDES.json"),
-        path_key="file_path",
+        path_keys=("file_path",),
         first_id=0,
-        has_val=False,
         reference="Ding et al., 2021: 54,522 images with a caption each, 4,102 persons; 34,674 training pairs",
     ),
     "RSTPReid": Description(
         files=("data_captions.json",),
-        path_key="img_path",
+        path_keys=("img_path",),
         first_id=0,
-        has_val=True,
         reference="Zhu et al., ACM MM 2021: 20,505 images, 41,010 captions, 4,101 persons; 37,010 training pairs",
     ),
     "SynthPEDES": Description(
         files=("reid_raw.json",),
-        path_key="file_path",
+        path_keys=("file_path",),
         first_id=1,
-        has_val=True,
         reference="rendered by datasets/synthpedes; 2,400 training pairs",
     ),
 }
+# Annotation files of anybody's own, given by path.
+OWN = Description(files=(), path_keys=("file_path", "img_path"), first_id=None, reference="")
 
 
 @dataclass(frozen=True)
@@ -95,57 +92,82 @@ class Split:
         return f"{len(self.images):,} images, {len(self.captions):,} captions, {persons:,} persons"
 
 
-def describe(dataset_name: str) -> Description:
-    """The description of a data set.
+@dataclass(frozen=True)
+class Place:
+    """A data set on disk: its description, annotation file and the folder that its image paths start from."""
+
+    description: Description
+    file: Path
+    imgs: Path
+
+
+def locate(dataset_name: str, root_dir: Path) -> Place:
+    """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
 
     Raises:
-        OptionError: an unknown name.
+        OptionError: an unknown data set.
+        DataError: no annotation file where it should be.
     """
-    if dataset_name not in DATASETS:
-        raise OptionError(f"--dataset_name {dataset_name}: choose from {', '.join(DATASETS)}")
-    return DATASETS[dataset_name]
-
-
-def evaluation_split(dataset_name: str, wanted: str) -> str:
-    """`wanted`, or "test" where the data set has no validation split."""
-    return "test" if wanted == "val" and not describe(dataset_name).has_val else wanted
+    if dataset_name in DATASETS:
+        if dataset_name == "SynthPEDES":
+            _write_synthpedes(root_dir)
+        file = _find_annotations(root_dir / dataset_name, DATASETS[dataset_name])
+        return Place(DATASETS[dataset_name], file, file.parent / "imgs")
+    file = Path(dataset_name)
+    if not file.is_file():
+        raise OptionError(
+            f"--dataset_name {dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file's path"
+        )
+    return Place(OWN, file, file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
 
 
 def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict[str, Split]:
-    """Read the named splits of `root_dir/dataset_name` and check them.
+    """Read and check the splits of a data set; "val" is left out where the set has no validation split.
+
+    Args:
+        dataset_name, root_dir: as for `locate`.
+        names: of the splits.
 
     Raises:
         OptionError: an unknown data set.
         DataError: a missing or malformed file, a missing image, an image without captions, training ids with gaps, an
             empty split; it names the file and the entry.
     """
-    description = describe(dataset_name)
-    folder = root_dir / dataset_name
-    if dataset_name == "SynthPEDES":
-        _write_synthpedes(root_dir)
-    file = _find_annotations(folder, description)
+    place = locate(dataset_name, root_dir)
+    chosen: dict[str, list[Entry]] = {name: [] for name in names}
+    for number, entry in enumerate(_read_entries(place.file)):
+        checked = _check_entry(entry, place, f"{place.file}, entry {number}")
+        if checked.split in chosen:
+            chosen[checked.split].append(checked)
+    splits = {}
+    for name, entries in chosen.items():
+        if not entries and name == "val":
+            continue
+        if not entries:
+            raise DataError(f"{place.file}: no entry of the split {name}")
+        if name == "train" and place.description.first_id is not None:
+            _check_ids(entries, place.description.first_id, place.file)
+        splits[name] = _build(entries)
+    _check_images(splits)
+    return splits
+
+
+def _read_entries(file: Path) -> list:
+    """The entries of a JSON list, or of JSON Lines (`.jsonl`)."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        entries = json.loads(text)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not a JSON file: {error}") from None
+        raise DataError(
+            f"{file} is not a {'JSON Lines' if file.suffix == '.jsonl' else 'JSON'} file: {error}"
+        ) from None
     if not isinstance(entries, list):
         raise DataError(f"{file}: expected a list of entries, found {type(entries).__name__}")
-    chosen = {name: [] for name in names}
-    for number, entry in enumerate(entries):
-        _check_entry(entry, description, f"{file}, entry {number}")
-        if entry["split"] in chosen:
-            chosen[entry["split"]].append(entry)
-    splits = {}
-    for name, of_split in chosen.items():
-        if not of_split:
-            raise DataError(f"{file}: no entry of the split {name}")
-        if name == "train":
-            _check_ids(of_split, description.first_id, file)
-        splits[name] = _build(of_split, description, folder / "imgs")
-    _check_images(splits)
-    return splits
+    return entries
 
 
 def _write_synthpedes(root_dir: Path) -> None:
@@ -167,35 +189,48 @@ def _find_annotations(folder: Path, description: Description) -> Path:
     return found
 
 
-def _check_entry(entry: object, description: Description, where: str) -> None:
-    expected = {"id": int, description.path_key: str, "captions": list, "split": str}
+class Entry(NamedTuple):
+    """One image of an annotation file."""
+
+    number: int
+    path: Path
+    captions: list[str]
+    split: str
+
+
+def _check_entry(entry: object, place: Place, where: str) -> Entry:
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-    for key, kind in expected.items():
+    path_key = next((key for key in place.description.path_keys if key in entry), place.description.path_keys[0])
+    for key, kind in {"id": int, path_key: str, "captions": list, "split": str}.items():
         if not isinstance(entry.get(key), kind) or isinstance(entry.get(key), bool):
             raise DataError(f"{where}: '{key}' must be a {kind.__name__}, found {entry.get(key)!r:.60}")
+    if not -(2**63) <= entry["id"] < 2**63:
+        raise DataError(f"{where}: id {entry['id']} is out of range")
     if not entry["captions"]:
-        raise DataError(f"{where}: {entry[description.path_key]} has no captions")
+        raise DataError(f"{where}: {entry[path_key]} has no captions")
     for caption in entry["captions"]:
         if not isinstance(caption, str):
             raise DataError(f"{where}: a caption must be a text, found {caption!r:.60}")
+    return Entry(entry["id"], place.imgs / entry[path_key], entry["captions"], entry["split"])
 
 
-def _check_ids(entries: list[dict], first_id: int, file: Path) -> None:
-    ids = {entry["id"] for entry in entries}
+def _check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
+    ids = {entry.number for entry in entries}
     expected = range(first_id, first_id + len(ids))
     if ids != set(expected):
         missing = next(number for number in expected if number not in ids)
         raise DataError(f"{file}: training ids must run from {first_id} without gaps, but {missing} is missing")
 
 
-def _build(entries: list[dict], description: Description, imgs: Path) -> Split:
-    counts = [len(entry["captions"]) for entry in entries]
+def _build(entries: list[Entry]) -> Split:
+    """Pids count the persons of the split in the order of their ids."""
+    _, pids = np.unique([entry.number for entry in entries], return_inverse=True)
     return Split(
-        images=[imgs / entry[description.path_key] for entry in entries],
-        image_pids=np.array([entry["id"] - description.first_id for entry in entries], np.int64),
-        captions=[caption for entry in entries for caption in entry["captions"]],
-        caption_images=np.repeat(np.arange(len(entries)), counts),
+        images=[entry.path for entry in entries],
+        image_pids=pids.astype(np.int64),
+        captions=[caption for entry in entries for caption in entry.captions],
+        caption_images=np.repeat(np.arange(len(entries)), [len(entry.captions) for entry in entries]),
     )
 
 

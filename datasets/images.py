@@ -46,7 +46,8 @@ def image_cache_dir(options: Mapping[str, Any]) -> Path:
     """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
     if options["image_cache"]:
         return Path(options["image_cache"])
-    dataset_dir = Path(options["root_dir"]) / options["dataset_name"]
+    own = Path(options["dataset_name"])  # an annotation file
+    dataset_dir = own.parent if own.is_file() else Path(options["root_dir"]) / options["dataset_name"]
     if os.access(dataset_dir, os.W_OK):
         return dataset_dir / ".image_cache"
     return Path.home() / ".cache" / "rde" / "images"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets import noise
-from datasets.annotations import DATASETS, evaluation_split, read_splits
+from datasets.annotations import DATASETS, read_splits
 from datasets.images import open_images, read_image
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
@@ -33,14 +33,34 @@ def test_the_real_formats_are_read(tmp_path, dataset_name):
     assert split.captions == [caption for entry in own for caption in entry["captions"]]
     assert split.image_pids.tolist() == [number for number in range(6) for _ in range(2)]
     assert split.caption_pids.tolist() == [number for number in range(6) for _ in range(4)]
-    path_key = DATASETS[dataset_name].path_key
+    (path_key,) = DATASETS[dataset_name].path_keys
     assert [path.name for path in split.images] == [entry[path_key].split("/")[1] for entry in own]
-    assert evaluation_split(dataset_name, "val") == ("test" if dataset_name == "ICFG-PEDES" else "val")
+    assert ("val" in read_splits(dataset_name, tmp_path, ["val"])) == (dataset_name != "ICFG-PEDES")
 
 
 def test_the_other_name_of_icfg_is_read(tmp_path):
     datasets_on_disk.write(tmp_path, "ICFG-PEDES", file="ICFG_PEDES.json")
     assert len(read_splits("ICFG-PEDES", tmp_path, ["train"])["train"].images) == 12
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("imgs", ["imgs", "."])
+def test_an_annotation_file_of_ones_own_is_read(tmp_path, ending, imgs):
+    listed = []
+    for number, split in [(900, "train"), (-3, "train"), (900, "train"), (7, "test")]:
+        path = f"pictures/{len(listed)}.jpg"
+        (tmp_path / imgs / "pictures").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (10, 20)).save(tmp_path / imgs / path)
+        listed.append({"id": number, "img_path": path, "captions": [f"caption {len(listed)}"], "split": split})
+    file = tmp_path / f"mine.{ending}"
+    file.write_text(json.dumps(listed) if ending == "json" else "\n".join(map(json.dumps, listed)), encoding="utf-8")
+    splits = read_splits(str(file), tmp_path / "not read", ["train", "val", "test"])
+    assert set(splits) == {"train", "test"}
+    assert splits["train"].image_pids.tolist() == [1, 0, 1]
+    assert splits["train"].captions == ["caption 0", "caption 1", "caption 2"]
+    file.write_text("{]", encoding="utf-8")
+    with pytest.raises(DataError, match="is not (a JSON|JSON Lines)"):
+        read_splits(str(file), tmp_path, ["train"])
 
 
 def spoil(change):

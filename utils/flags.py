@@ -52,7 +52,11 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("test", False, "evaluate the starting weights and stop"),
     ],
     "data": [
-        Flag("dataset_name", "CUHK-PEDES", "CUHK-PEDES, ICFG-PEDES, RSTPReid or SynthPEDES"),
+        Flag(
+            "dataset_name",
+            "CUHK-PEDES",
+            "CUHK-PEDES, ICFG-PEDES, RSTPReid, SynthPEDES, or your annotation file",
+        ),
         Flag("root_dir", "data", "the folder that holds the data set's folder"),
         Flag("image_cache", "", "folder for decoded images; default: beside the data, else the user's cache folder"),
         Flag("noisy_rate", 0.2, "share of captions that change places", low=0, high=1),
@@ -113,8 +117,9 @@ GROUPS: dict[str, list[Flag]] = {
     ],
 }
 FLAGS: dict[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
-# Files and folders, kept absolute; pretrain_choice may also be a name.
-PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "pretrain_choice")
+# Files and folders, kept absolute; where NAMES_TOO are no files they are names.
+PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "pretrain_choice", "dataset_name")
+NAMES_TOO = ("pretrain_choice", "dataset_name")
 # What test.py takes from a run's configuration.
 READ_BY_TEST = {
     "dataset_name",

@@ -17,7 +17,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.errors import OptionError
-from utils.flags import FLAGS, GROUPS, LOSSES, PATHS, READ_BY_TEST, Flag
+from utils.flags import FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_BY_TEST, Flag
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
@@ -93,7 +93,7 @@ def resolve(given: dict[str, Any]) -> EasyDict:
         if name in FLAGS:
             options[name] = _checked(name, value, f"--{name}")
     for name in PATHS:  # a run may be looked at from another folder
-        if options[name] and (name != "pretrain_choice" or Path(options[name]).is_file()):
+        if options[name] and (name not in NAMES_TOO or Path(options[name]).is_file()):
             options[name] = str(Path(options[name]).absolute())
     _check_together(options)
     return options

@@ -14,6 +14,11 @@ from utils.records import read_records
 CHECKPOINTS = ("best.pth", "last.pth")
 
 
+def short_name(dataset_name: str) -> str:
+    """A data set's name for folders: its own, or its annotation file's without the ending."""
+    return Path(dataset_name).stem if Path(dataset_name).is_file() else dataset_name
+
+
 def make_run_dir(output_dir: Path, dataset_name: str, name: str, loss_names: str) -> Path:
     """Make `<output_dir>/<dataset_name>/<YYYYmmdd_HHMMSS>_<name>_<loss_names>`; never one that exists.
 
