@@ -39,16 +39,28 @@ def main(argv: Sequence[str]) -> None:
     config = Path(args["config_file"] or run_dir / "configs.yaml")
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
     options = resolve_run(config, given)
-    trained_on = resolve_run(config, {}).dataset_name
-    suffix = f"_{short_name(options.dataset_name)}" if options.dataset_name != trained_on else ""
+    suffix = _suffix(options, resolve_run(config, {}))
     suffix += "_image_to_text" if args["image_to_text"] else ""
     test(options, run_dir, files, suffix, image_to_text=args["image_to_text"])
+
+
+def _suffix(options: EasyDict, run: EasyDict) -> str:
+    """Of the files to write: other data than the run's own must not overwrite the run's own results."""
+    if options.dataset_name != run.dataset_name:
+        return f"_{short_name(options.dataset_name)}"
+    own = Path(run.root_dir)
+    if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():
+        return f"_{Path(options.root_dir).resolve().name}"
+    return ""
 
 
 def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
     """The run's folder and the checkpoints to evaluate."""
     if sum(bool(args[name]) for name in ("run_dir", "config_file", "checkpoint")) > 1:
         raise OptionError("give only one of RUN_DIR, --config_file and --checkpoint")
+    for name in ("checkpoint", "config_file"):
+        if args[name] and not Path(args[name]).is_file():
+            raise OptionError(f"--{name} {args[name]}: no such file")
     if args["checkpoint"]:
         file = Path(args["checkpoint"])
         return file.parent, [file]

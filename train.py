@@ -11,7 +11,7 @@ from easydict import EasyDict
 from utils.errors import OptionError
 from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, newest_run, short_name
+from utils.runs import CHECKPOINTS, lock, newest_unfinished_run, short_name
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ def _checkpoint_to_continue(given: dict) -> Path | None:
         raise OptionError("--config: a run is continued with its own configuration, leave it out")
     if given.get("resume") and given.get("resume_ckpt_file"):
         raise OptionError("--resume_ckpt_file: give it, or a folder with --resume, but not both")
-    if given.get("resume_ckpt_file"):
-        return Path(given["resume_ckpt_file"])
-    if given["resume"]:
-        return Path(given["resume"]) / "last.pth"
-    return newest_run(Path(resolve(given).output_dir), "last.pth", unfinished=True) / "last.pth"
+    if given.get("resume_ckpt_file") or given["resume"]:
+        named = Path(given.get("resume_ckpt_file") or Path(given["resume"]) / "last.pth")
+        if not named.is_file():
+            raise OptionError(f"no checkpoint {named} to continue from")
+        return named
+    return newest_unfinished_run(Path(resolve(given).output_dir)) / "last.pth"
 
 
 def train(options: EasyDict, checkpoint: Path | None) -> None:
@@ -96,11 +97,12 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
     progress = run.Progress()
     if checkpoint:
-        _check_noise(data.noise, checkpoint.parent / "configs.yaml")
-        run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint)
         run_dir = checkpoint.parent
+        _check_noise(data.noise, run_dir / "configs.yaml")
+        run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint, options.num_epoch)
     else:
         run_dir = _new_run_dir(options, data)
+    locked = lock(run_dir)
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
     run.train(model, optimizer, data.pairs, data.validation, _run_settings(options), run_dir, progress)
@@ -113,6 +115,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         run_dir,
     )
     logger.info("Run folder %s", run_dir)
+    locked.close()
 
 
 class Data(NamedTuple):

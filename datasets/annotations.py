@@ -7,6 +7,7 @@ in file order.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,7 @@ def locate(dataset_name: str, root_dir: Path) -> Place:
         return Place(DATASETS[dataset_name], file, file.parent / "imgs")
     file = Path(dataset_name)
     if not file.is_file():
-        raise OptionError(
-            f"--dataset_name {dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file's path"
-        )
+        raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
     return Place(OWN, file, file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
 
 
@@ -235,7 +234,7 @@ def _build(entries: list[Entry]) -> Split:
 
 
 def _check_images(splits: dict[str, Split]) -> None:
-    missing = [path for split in splits.values() for path in split.images if not path.is_file()]
+    missing = [path for split in splits.values() for path in split.images if not os.path.isfile(path)]  # noqa: PTH113
     if missing:
         total = sum(len(split.images) for split in splits.values())
         raise DataError(f"{len(missing):,} of {total:,} images are missing, the first is {missing[0]}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import DataError, brief
+from utils.errors import DataError
 
 NOISEINDEX = Path(__file__).parents[1] / "noiseindex"
 
@@ -35,8 +35,10 @@ def read_permutation(file: Path, pairs: int, rate: float) -> np.ndarray:
     """
     try:
         permutation = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"noise index {file} can't be read: {brief(error)}") from None
+    except OSError as error:
+        raise DataError(f"noise index {file} can't be read: {error.strerror or 'it is no .npy file'}") from None
+    except (ValueError, EOFError):
+        raise DataError(f"noise index {file} can't be read: it is no .npy file of numbers") from None
     if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
         raise DataError(f"noise index {file}: expected one row of integers")
     if len(permutation) != pairs:

@@ -36,8 +36,11 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """A published (or our own saved) state dict under our names, without what nothing uses.
+
+    Args:
+        source: named in messages.
 
     Raises:
         WeightsError: a name that is none of an RDE model's.
@@ -53,7 +56,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[pair[0] + name.removeprefix(pair[1])] = value
     if unknown:
-        raise WeightsError(f"not the weights of an RDE model: unknown {_some(unknown)}")
+        raise WeightsError(f"{source} is not an RDE model: unknown {_some(unknown)}")
     return renamed
 
 

@@ -72,7 +72,7 @@ class RDE(nn.Module):
         Raises:
             WeightsError: they don't fit.
         """
-        load_into(self, from_published(state), source)
+        load_into(self, from_published(state, source), source)
 
     def encode_image(self, images: Tensor) -> Embeddings:
         """(B, 3, H, W) normalised images → embeddings. BGE is the [CLS] feature."""

@@ -19,10 +19,11 @@ from utils.checkpoints import load_checkpoint
 from utils.errors import WeightsError
 
 
-def read_sizes(state: Mapping[str, Tensor], *, stride: int | None = None) -> ClipSizes:
+def read_sizes(state: Mapping[str, Tensor], source: str, *, stride: int | None = None) -> ClipSizes:
     """The sizes of the CLIP that a state dict (OpenAI's names) holds.
 
-    The grid is taken to be square, as in every pretrained CLIP; `stride` defaults to the patch size.
+    `source` is named in messages. The grid is taken to be square, as in every pretrained CLIP; `stride` defaults to the
+    patch size.
 
     Raises:
         WeightsError: a tensor that fixes a size is missing.
@@ -44,9 +45,9 @@ def read_sizes(state: Mapping[str, Tensor], *, stride: int | None = None) -> Cli
             shared_width=state["text_projection"].shape[1],
         )
     except KeyError as missing:
-        raise WeightsError(f"not the weights of a CLIP vision transformer: {missing} is missing") from None
+        raise WeightsError(f"{source} is no CLIP vision transformer: {missing} is missing") from None
     except (ValueError, IndexError):
-        raise WeightsError("not the weights of a CLIP vision transformer: a tensor has too few dimensions") from None
+        raise WeightsError(f"{source} is no CLIP vision transformer: a tensor has too few dimensions") from None
 
 
 def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -83,7 +84,7 @@ def build_model(
         WeightsError: the weights can't be read, or were made for another text length, vocabulary or patch.
     """
     state = read_clip(pretrain_choice)
-    sizes = read_sizes(state, stride=stride)
+    sizes = read_sizes(state, pretrain_choice, stride=stride)
     for flag, wanted, found in (
         ("text_length", text_length, sizes.text_length),
         ("vocab_size", vocab_size, sizes.vocab_size),
@@ -111,9 +112,9 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
         WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size.
     """
     published = load_checkpoint(file)["model"]
-    clip = {name.removeprefix("clip."): value for name, value in from_published(published).items()}
+    clip = {name.removeprefix("clip."): value for name, value in from_published(published, str(file)).items()}
     height, width = options["img_size"]
-    sizes = read_sizes(clip, stride=options["stride_size"])
+    sizes = read_sizes(clip, str(file), stride=options["stride_size"])
     grid = grid_of((height, width), sizes.patch, sizes.stride)
     positions = len(clip["visual.positional_embedding"]) - 1
     if grid[0] * grid[1] != positions:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from processor.metrics import retrieval_metrics
 from processor.types import DualEncoder, EvaluationData
+from utils.errors import UserError
 
 Metrics = dict[str, dict[str, float]]
 SIMILARITIES = ("BGE", "TSE", "BGE+TSE")
@@ -23,6 +24,9 @@ def similarities(model: DualEncoder, data: EvaluationData) -> dict[str, Tensor]:
 
     Returns:
         For each of `SIMILARITIES` the (captions, images) cosine similarities, on the device.
+
+    Raises:
+        UserError: an embedding is not finite.
     """
     model.eval()
     images = [model.encode_image(batch) for batch in _bar(data.image_batches(), "images")]
@@ -34,7 +38,10 @@ def similarities(model: DualEncoder, data: EvaluationData) -> dict[str, Tensor]:
     image_bge, image_tse = (F.normalize(torch.cat(part), dim=1) for part in zip(*images, strict=True))
     text_bge, text_tse = (F.normalize(torch.cat(part)[order], dim=1) for part in zip(*texts, strict=True))
     bge, tse = text_bge @ image_bge.T, text_tse @ image_tse.T
-    return {"BGE": bge, "TSE": tse, "BGE+TSE": (bge + tse) / 2}
+    fused = (bge + tse) / 2
+    if not torch.isfinite(fused).all():
+        raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
+    return {"BGE": bge, "TSE": tse, "BGE+TSE": fused}
 
 
 def _bar(batches: Iterable, what: str) -> Iterable:

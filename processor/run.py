@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.optim import Optimizer
 
 from processor.epoch import train_epoch
@@ -19,7 +20,7 @@ from solver.losses import LossSettings
 from solver.schedule import ScheduleSettings, set_learning_rates
 from utils import figures
 from utils.checkpoints import save_checkpoint
-from utils.errors import WeightsError
+from utils.errors import WeightsError, brief
 from utils.log import logger
 from utils.recorder import Recorder
 
@@ -93,7 +94,12 @@ def train(
 
 
 def restore(
-    content: dict[str, Any], model: DualEncoder, optimizer: Optimizer, progress: Progress, source: Path
+    content: dict[str, Any],
+    model: DualEncoder,
+    optimizer: Optimizer,
+    progress: Progress,
+    source: Path,
+    num_epoch: int,
 ) -> None:
     """Put model, optimizer and progress back to where a `last.pth` was written.
 
@@ -103,8 +109,21 @@ def restore(
     if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
         raise WeightsError(f"{source} can't be continued: only a last.pth that train.py wrote can")
     model.load_published(content["model"], str(source))
-    optimizer.load_state_dict(content["optimizer"])
-    progress.epoch, progress.best = content["epoch"], content["best"]
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+        progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
+    fits = all(
+        value.shape in (parameter.shape, ())
+        for parameter, state in optimizer.state.items()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    )
+    if not fits or not 0 <= progress.epoch <= num_epoch:
+        raise WeightsError(f"{source} can't be continued: its optimizer or epoch {progress.epoch} is not this run's")
+    if progress.best >= 0 and not (source.parent / "best.pth").is_file():
+        raise WeightsError(f"{source} can't be continued: best.pth is missing beside it")
 
 
 def _divide(

@@ -35,16 +35,18 @@ def evaluate_run(
     for number, file in enumerate(files):
         results[file.name], fused = evaluate(build(file), data, image_to_text=image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {title}"))
-        if number == 0 and not image_to_text:
-            figures.retrieval_sheet(
-                fused.cpu().numpy(),
-                data.caption_pids,
-                data.image_pids,
-                data.split.captions,
-                data.split.images,
-                run_dir / "figures" / f"retrieval{suffix}.png",
-            )
+        if number == 0:
+            first = fused.cpu().numpy()
     _write_metrics(results, run_dir / f"test_metrics{suffix}.json")
+    if not image_to_text:
+        figures.retrieval_sheet(
+            first,
+            data.caption_pids,
+            data.image_pids,
+            data.split.captions,
+            data.split.images,
+            run_dir / "figures" / f"retrieval{suffix}.png",
+        )
 
 
 def _write_metrics(results: dict[str, Metrics], file: Path) -> None:

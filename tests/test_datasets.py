@@ -59,7 +59,7 @@ def test_an_annotation_file_of_ones_own_is_read(tmp_path, ending, imgs):
     assert splits["train"].image_pids.tolist() == [1, 0, 1]
     assert splits["train"].captions == ["caption 0", "caption 1", "caption 2"]
     file.write_text("{]", encoding="utf-8")
-    with pytest.raises(DataError, match="is not (a JSON|JSON Lines)"):
+    with pytest.raises(DataError, match=r"is not (a JSON|JSON Lines)"):
         read_splits(str(file), tmp_path, ["train"])
 
 
@@ -107,7 +107,7 @@ def test_missing_files_are_named(tmp_path):
     file.write_text("[{", encoding="utf-8")
     with pytest.raises(DataError, match="is not a JSON file"):
         read_splits("CUHK-PEDES", tmp_path, ["train"])
-    with pytest.raises(OptionError, match="--dataset_name CUHK: choose from CUHK-PEDES, ICFG-PEDES"):
+    with pytest.raises(OptionError, match="--dataset_name CUHK: neither one of CUHK-PEDES, ICFG-PEDES"):
         read_splits("CUHK", tmp_path, ["train"])
 
 

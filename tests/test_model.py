@@ -24,9 +24,9 @@ GRID = (12, 4)
 
 
 def golden_model(tse_bn: str) -> RDE:
-    sizes = replace(read_sizes(published.weights("clip")), grid=GRID)
+    sizes = replace(read_sizes(published.weights("clip"), "golden weights"), grid=GRID)
     model = RDE(sizes, select_ratio=0.3, tse_bn=tse_bn)
-    load_into(model, from_published(published.weights("rde")), "golden weights")
+    load_into(model, from_published(published.weights("rde"), "golden weights"), "golden weights")
     return model
 
 
@@ -224,7 +224,8 @@ def test_published_names_go_both_ways():
     unused = {name for name in listed if "bns.1" in name or name.startswith("visul_emb_layer.linear")}
     assert state.keys() == listed.keys() - unused
     assert (
-        from_published({f"module.{name}": value for name, value in listed.items()}).keys() == model.state_dict().keys()
+        from_published({f"module.{name}": value for name, value in listed.items()}, "").keys()
+        == model.state_dict().keys()
     )
 
 
@@ -235,7 +236,7 @@ def test_published_names_go_both_ways():
         (lambda s: s.update({"base_model.extra": torch.zeros(1)}), "unknown clip.extra"),
         (
             lambda s: s.update({"classifier.weight": torch.zeros(1)}),
-            "not the weights of an RDE model: unknown classifier",
+            "file is not an RDE model: unknown classifier",
         ),
         (lambda s: s.update({"base_model.ln_final.bias": torch.zeros(3)}), r"of another shape .*ln_final.bias \(3,\)"),
     ],

@@ -13,9 +13,9 @@ from utils.errors import UserError
 
 
 def test_reproduce_runs_every_row_once_and_reports(tmp_path, capsys):
-    datasets_on_disk.write(tmp_path / "data", "RSTPReid")
+    annotations = datasets_on_disk.write(tmp_path / "data", "RSTPReid")
     command = ["--table", "synthpedes", "--seeds", "1", "--output_dir", str(tmp_path / "out"), "--"]
-    command += ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path / "data"), *SMALL]
+    command += ["--dataset_name", str(annotations), *SMALL]
     command += ["--num_epoch", "1", "--warmup_epochs", "0"]
     reproduce.main(command)
     report = json.loads((tmp_path / "out/synthpedes/report.json").read_text())

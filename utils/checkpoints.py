@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from utils.errors import WeightsError, brief
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
-    """Write tensors and plain values, replacing `file` in one step."""
+    """Write tensors and plain values, replacing `file` in one step.
+
+    Raises:
+        WeightsError: the disk is full or read-only; an older `file` is untouched.
+    """
     partial = file.with_name(file.name + ".partial")
     try:
         with partial.open("wb") as stream:
@@ -20,6 +25,8 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
+    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+        raise WeightsError(f"checkpoint {file} can't be written, is the disk full? ({brief(error)})") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -33,6 +40,8 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise WeightsError(f"no checkpoint {file}")
     try:
+        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
+            raise ValueError(f"{damaged} is damaged")
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None

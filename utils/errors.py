@@ -26,6 +26,6 @@ class WeightsError(UserError):
 
 
 def brief(error: BaseException) -> str:
-    """Another library's error in one line: its first, or its type's name where it says nothing."""
+    """Another library's error in one line: the beginning of its first, or its type's name where it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:120] if lines else type(error).__name__

@@ -104,4 +104,5 @@ def retrieval_sheet(
 
 def _wrap(caption: str, width: int = 34, lines: int = 9) -> str:
     """A caption that fits its cell; matplotlib would take a pair of dollar signs for a formula."""
+    caption = caption.encode("utf-8", "replace").decode()  # half a surrogate pair can't be drawn
     return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …")).replace("$", r"\$")

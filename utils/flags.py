@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+DATASETS = ("CUHK-PEDES", "ICFG-PEDES", "RSTPReid", "SynthPEDES")
 LOSSES = ("TAL", "TRL", "TRL-S", "InfoNCE", "SDM")
 
 
@@ -61,7 +62,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("image_cache", "", "folder for decoded images; default: beside the data, else the user's cache folder"),
         Flag("noisy_rate", 0.2, "share of captions that change places", low=0, high=1),
         Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy or made anew"),
-        Flag("batch_size", 128, "pairs in a training batch", low=1),
+        Flag("batch_size", 128, "pairs in a training batch", low=2),
         Flag("test_batch_size", 512, "images or captions encoded at a time in evaluation", low=1),
         Flag("num_workers", 8, "processes that load data; 0 loads in this one", low=0),
         Flag("sampler", "random", "order of the training pairs", choices=("random", "identity")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +16,11 @@ class _Console(logging.Handler):
     """Standard output, around any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        try:
+            tqdm.write(self.format(record))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read along has left; the run goes on into its file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_logging(file: Path) -> None:

@@ -17,9 +17,10 @@ import yaml
 from easydict import EasyDict
 
 from utils.errors import OptionError
-from utils.flags import FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_BY_TEST, Flag
+from utils.flags import DATASETS, FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_BY_TEST, Flag
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
+_NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
 
 
@@ -153,8 +154,10 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     content = read_yaml(file)
     content.pop("_run_", None)
     options = {}
-    if base := content.pop("_base_", None):
-        options = _read_config(file.parent / str(base), (*above, file.resolve()))
+    if (base := content.pop("_base_", None)) is not None:
+        if not isinstance(base, str):
+            raise OptionError(f"configuration {file}: _base_ must name a file, found {base!r}")
+        options = _read_config(file.parent / base, (*above, file.resolve()))
     for key, value in content.items():
         if key not in FLAGS:
             raise OptionError(f"configuration {file}: '{key}' is no flag; python train.py --help lists them")
@@ -182,10 +185,11 @@ def _scalar(flag: Flag, value: Any, like: Any, where: str) -> Any:
         raise OptionError(f"{where}: expected {type(like).__name__}, found {value!r}")
     if flag.choices and value not in flag.choices:
         raise OptionError(f"{where} {value}: choose from {', '.join(flag.choices)}")
-    if not isinstance(value, str | bool) and not (
-        flag.low <= value <= flag.high and flag.above < value < flag.below and math.isfinite(value)
-    ):
-        raise OptionError(f"{where} {value}: must be {flag.bounds or 'finite'}")
+    if not isinstance(value, str | bool):
+        if not math.isfinite(value):
+            raise OptionError(f"{where} {value}: must be a finite number")
+        if not (flag.low <= value <= flag.high and flag.above < value < flag.below):
+            raise OptionError(f"{where} {value}: must be {flag.bounds}")
     return value
 
 
@@ -215,8 +219,15 @@ def _check_together(options: EasyDict) -> None:
         raise OptionError(
             f"--num_instance {options.num_instance}: must divide --batch_size {options.batch_size} (sampler identity)"
         )
-    if not options.name or "/" in options.name or options.name.startswith("."):
-        raise OptionError(f"--name '{options.name}': must be a word that can stand in a folder's name")
+    if not _NAME.fullmatch(options.name):
+        raise OptionError(f"--name {options.name!r:.120}: must be 1 to 100 letters, digits, '_', '.', '+' or '-'")
+    for name in ("root_dir", "output_dir"):
+        if not options[name]:
+            raise OptionError(f"--{name}: must not be empty")
+    if options.dataset_name not in DATASETS and not Path(options.dataset_name).is_file():
+        raise OptionError(
+            f"--dataset_name {options.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
+        )
 
 
 def write_config(file: Path, options: dict[str, Any], run: dict[str, Any]) -> None:

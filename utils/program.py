@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,9 +21,9 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         print(f"error: {error.line}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:  # not a file of the user's
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # not a file of the user's
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

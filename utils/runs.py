@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from utils.errors import OptionError
 from utils.options import read_yaml
 from utils.records import read_records
 
 CHECKPOINTS = ("best.pth", "last.pth")
+LOCK = ".lock"
 
 
 def short_name(dataset_name: str) -> str:
@@ -40,27 +43,63 @@ def make_run_dir(output_dir: Path, dataset_name: str, name: str, loss_names: str
     raise AssertionError("unreachable")
 
 
-def newest_run(output_dir: Path, holding: str, *, unfinished: bool = False) -> Path:
+def newest_run(output_dir: Path, holding: str) -> Path:
     """The run folder under `output_dir` with the youngest name among those that hold a file `holding`.
-
-    Args:
-        unfinished: pass over runs whose last epoch and test are done.
 
     Raises:
         OptionError: there is none.
     """
     runs = [path.parent for path in output_dir.glob(f"*/*/{holding}") if (path.parent / "configs.yaml").is_file()]
-    if unfinished:
-        runs = [run for run in runs if not _is_finished(run)]
     if not runs:
-        kind = "unfinished run" if unfinished else "run"
-        raise OptionError(f"no {kind} in {output_dir}/ holds {holding}; train first, or name a run folder")
+        raise OptionError(f"no run in {output_dir}/ holds {holding}; train first, or name a run folder")
     return max(runs, key=lambda run: run.name)
+
+
+def newest_unfinished_run(output_dir: Path) -> Path:
+    """The youngest run whose epochs and test are not all done and which no process is training.
+
+    Raises:
+        OptionError: there is none, or it was stopped before there was anything to continue from.
+    """
+    runs = [path.parent for path in output_dir.glob("*/*/configs.yaml")]
+    runs = [run for run in runs if not _is_finished(run) and not _is_locked(run)]
+    if not runs:
+        raise OptionError(f"no unfinished run in {output_dir}/")
+    run = max(runs, key=lambda run: run.name)
+    if not (run / "last.pth").is_file():
+        raise OptionError(f"{run} was stopped within its first epoch: start it again, or name another run folder")
+    return run
 
 
 def _is_finished(run: Path) -> bool:
     epochs = read_yaml(run / "configs.yaml").get("num_epoch")
-    return (run / "test_metrics.json").is_file() and len(read_records(run / "metrics.jsonl")) == epochs
+    records = read_records(run / "metrics.jsonl")
+    return (run / "test_metrics.json").is_file() and bool(records) and records[-1]["epoch"] == epochs
+
+
+def lock(run: Path) -> TextIO:
+    """Take a run for this process, as long as the file returned stays open.
+
+    Raises:
+        OptionError: another process is training it.
+    """
+    stream = (run / LOCK).open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.close()
+        raise OptionError(f"{run} is being trained by another process") from None
+    return stream
+
+
+def _is_locked(run: Path) -> bool:
+    if not (run / LOCK).is_file():
+        return False
+    try:
+        lock(run).close()
+    except OptionError:
+        return True
+    return False
 
 
 def git_revision() -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -71,7 +72,8 @@ def write_synthpedes(
         raise ValueError(f"identities and images_per_identity must name the same splits out of {', '.join(_SPLITS)}")
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)  # no further up: a mistyped path is an error
+    _remove_abandoned(folder)
     work = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
         for split in splits:
@@ -165,6 +167,13 @@ def _do(job: _Job) -> list[Record]:
             captions = [describe(who, words, *job.attributes_named) for _ in range(job.captions)]
             records.append({"id": pid, "file_path": path, "captions": captions, "split": job.split})
     return records
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left more than an hour ago."""
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
