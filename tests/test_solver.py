@@ -59,7 +59,8 @@ def test_rates_are_set_from_the_base_rate_each_epoch():
 def test_votes_equal_the_published_ones(case, name, settings):
     golden = published.case("division", case)
     vote = ccd.vote(golden["loss"], settings, seed=0)
-    np.testing.assert_allclose(vote.clean_probability, golden[f"{name}.clean_probability"], rtol=1e-5, atol=1e-7)
+    # Whether scikit-learn fits in float32 or float64 depends on its version; the division must not.
+    np.testing.assert_allclose(vote.clean_probability, golden[f"{name}.clean_probability"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(vote.clean, golden[f"{name}.predicted_clean"].astype(bool))
 
 

@@ -14,7 +14,7 @@ FOLDER = "SynthPEDES"
 
 # The default set: 2,400 training pairs of image and caption.
 RECIPE = {
-    "identities": {"train": 300, "val": 100, "test": 100},
+    "identities": {"train": 300, "val": 100, "test": 75},
     "images_per_identity": {"train": 4, "val": 3, "test": 4},
     "captions_per_image": 2,
     "seed": 2024,
