@@ -96,13 +96,11 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         return
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
     progress = run.Progress()
+    run_dir = checkpoint.parent if checkpoint else _new_run_dir(options, data)
+    locked = lock(run_dir)
     if checkpoint:
-        run_dir = checkpoint.parent
         _check_noise(data.noise, run_dir / "configs.yaml")
         run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint, options.num_epoch)
-    else:
-        run_dir = _new_run_dir(options, data)
-    locked = lock(run_dir)
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
     run.train(model, optimizer, data.pairs, data.validation, _run_settings(options), run_dir, progress)

@@ -61,7 +61,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("root_dir", "data", "the folder that holds the data set's folder"),
         Flag("image_cache", "", "folder for decoded images; default: beside the data, else the user's cache folder"),
         Flag("noisy_rate", 0.2, "share of captions that change places", low=0, high=1),
-        Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy or made anew"),
+        Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn"),
         Flag("batch_size", 128, "pairs in a training batch", low=2),
         Flag("test_batch_size", 512, "images or captions encoded at a time in evaluation", low=1),
         Flag("num_workers", 8, "processes that load data; 0 loads in this one", low=0),
