@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--precision", help="fp32, bf16, fp16 or fp16_weights (default: the run's)")
     parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
     parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")

@@ -68,6 +68,8 @@ def _checkpoint_to_continue(given: dict) -> Path | None:
 
 def train(options: EasyDict, checkpoint: Path | None) -> None:
     """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
+    import torch
+
     from model.weights import build_model, model_from_checkpoint
     from processor import run
     from processor.evaluation import evaluate, table
@@ -89,21 +91,23 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         tse_bn=options.tse_bn,
         tse_head=options.tse_head,
         tse_pool=options.tse_pool,
+        precision=options.precision,
     ).to(device)
     data = load_data(options, device)
     if options.test:
         print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
     progress = run.Progress()
     run_dir = checkpoint.parent if checkpoint else _new_run_dir(options, data)
     locked = lock(run_dir)
     if checkpoint:
         _check_noise(data.noise, run_dir / "configs.yaml")
-        run.restore(load_checkpoint(checkpoint), model, optimizer, progress, checkpoint, options.num_epoch)
+        run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
-    run.train(model, optimizer, data.pairs, data.validation, _run_settings(options), run_dir, progress)
+    run.train(model, optimizer, scaler, data.pairs, data.validation, _run_settings(options), run_dir, progress)
     start_logging(run_dir / "test_log.txt")
     evaluate_run(
         [run_dir / name for name in CHECKPOINTS],
@@ -181,14 +185,14 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -
 
 def _run_settings(options: EasyDict) -> RunSettings:
     from processor.run import RunSettings
-    from solver.ccd import published_settings
+    from solver.ccd import mixture_settings
     from solver.losses import LossSettings
     from solver.schedule import ScheduleSettings
 
     return RunSettings(
         loss=loss_of(options.loss_names),
         loss_settings=LossSettings(**_of(LossSettings, options)),
-        mixture=published_settings(options.noisy_rate, options.dataset_name),
+        mixture=mixture_settings(options.mixture, options.noisy_rate, options.dataset_name),
         schedule=ScheduleSettings(**_of(ScheduleSettings, options)),
         kept={**options},
         **{name: options[name] for name in ("division", "seed", "eval_period", "log_period")},

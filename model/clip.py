@@ -139,7 +139,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS]."""
         B = images.shape[0]
-        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (B, patches, width)
+        patches = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, patches, width)
         cls = self.class_embedding.to(patches.dtype).expand(B, 1, -1)
         x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)  # (B, 1 + patches, width)
         x, attention = self.transformer(self.ln_pre(x), torch.zeros(B, dtype=torch.long, device=x.device))
@@ -168,8 +168,8 @@ class CLIP(nn.Module):
     def encode_text(self, ids: Tensor, eos: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) ids, L ≤ text_length, and (B,) EOS positions → (B, L, D) features, (B, L) attention from EOS."""
         L = ids.shape[1]
-        x = self.token_embedding(ids)  # (B, L, width)
-        x = x + self.positional_embedding[:L].to(x.dtype)
+        x = self.token_embedding(ids) + self.positional_embedding[:L]  # (B, L, width)
+        x = x.to(self.text_projection.dtype)
         x, attention = self.transformer(x, eos)
         x = self.ln_final(x)
         return x @ self.text_projection.to(x.dtype), attention

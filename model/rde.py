@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from model.clip import CLIP, ClipSizes
 from model.names import from_published, load_into, to_published
+from model.precision import autocast, halve_weights
 from model.tse import TokenSelectionEmbedding
 
 
@@ -30,6 +31,7 @@ class RDE(nn.Module):
             statistics, as in the runs behind the paper's numbers; "batch": over the batch, as in the code's later
             revision (slightly better on clean data, worse under noise, say its authors).
         tse_head, tse_pool: table 7's variants, see `TokenSelectionEmbedding`.
+        precision: of the arithmetic, one of `model.precision.PRECISIONS`; embeddings are float32 whatever it is.
     """
 
     def __init__(
@@ -40,14 +42,18 @@ class RDE(nn.Module):
         tse_bn: Literal["frozen", "batch"] = "frozen",
         tse_head: str = "mlp",
         tse_pool: str = "max",
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.clip = CLIP(sizes)
         self.image_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
         self.text_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
         self.tse_bn = tse_bn
+        self.precision = precision
         self.image_tokens = max(1, int(select_ratio * sizes.grid[0] * sizes.grid[1]))
         self.text_tokens = max(1, int(select_ratio * (sizes.text_length - 2)))
+        if precision == "fp16_weights":
+            halve_weights(self)
 
     def train(self, mode: bool = True) -> RDE:
         """Switch to training or evaluation; a frozen BatchNorm stays in evaluation."""
@@ -76,9 +82,10 @@ class RDE(nn.Module):
 
     def encode_image(self, images: Tensor) -> Embeddings:
         """(B, 3, H, W) normalised images → embeddings. BGE is the [CLS] feature."""
-        tokens, attention = self.clip.encode_image(images)  # (B, 1 + patches, D), (B, 1 + patches)
-        scores = attention.index_fill(1, torch.zeros(1, dtype=torch.long, device=images.device), -1.0)
-        return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, scores, self.image_tokens))
+        with autocast(images.device, self.precision):
+            tokens, attention = self.clip.encode_image(images)  # (B, 1 + patches, D), (B, 1 + patches)
+            scores = attention.index_fill(1, torch.zeros(1, dtype=torch.long, device=images.device), -1.0)
+            return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, scores, self.image_tokens))
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """(B, L) token ids → embeddings. BGE is the EOS feature.
@@ -88,13 +95,14 @@ class RDE(nn.Module):
         """
         ids = F.pad(ids, (0, max(0, self.text_tokens + 2 - ids.shape[1])))
         eos = ids.argmax(dim=1)  # (B,)
-        tokens, attention = self.clip.encode_text(ids, eos)  # (B, L, D), (B, L)
         words = (ids != 0).sum(dim=1) - 2  # (B,)
-        # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
-        scores = attention.scatter(1, eos[:, None], torch.where(words > 0, -1.0, 1.0)[:, None])
-        scores = scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=ids.device), -1.0)
-        bge = tokens[torch.arange(ids.shape[0], device=ids.device), eos].float()
-        return Embeddings(bge, self.text_tse(tokens, scores, self.text_tokens, words.clamp(1, self.text_tokens)))
+        with autocast(ids.device, self.precision):
+            tokens, attention = self.clip.encode_text(ids, eos)  # (B, L, D), (B, L)
+            # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
+            scores = attention.scatter(1, eos[:, None], torch.where(words > 0, -1.0, 1.0)[:, None])
+            scores = scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=ids.device), -1.0)
+            bge = tokens[torch.arange(ids.shape[0], device=ids.device), eos].float()
+            return Embeddings(bge, self.text_tse(tokens, scores, self.text_tokens, words.clamp(1, self.text_tokens)))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
         """B images and B captions → the embeddings of both."""

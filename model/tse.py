@@ -55,8 +55,10 @@ class TokenSelectionEmbedding(nn.Module):
         B, _, D = tokens.shape
         chosen = select_tokens(scores, count)  # (B, k)
         x = tokens.gather(1, chosen[:, :, None].expand(B, count, D))  # (B, k, D)
+        x = x.float()  # 1e-8 is 0 in float16
         x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
         if self.fc is not None:
+            x = x.to(self.fc.weight.dtype)
             x = self.fc(x) + self.mlp(x.flatten(0, 1)).view(B, count, -1)  # (B, k, 1024)
         if pooled is None:
             pooled = torch.full((B,), count, device=x.device)

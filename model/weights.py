@@ -77,6 +77,7 @@ def build_model(
     tse_bn: str,
     tse_head: str,
     tse_pool: str,
+    precision: str,
 ) -> RDE:
     """An RDE model with pretrained towers and fresh TSE heads (drawn from torch's global generator).
 
@@ -96,8 +97,8 @@ def build_model(
     grid = grid_of(image_size, sizes.patch, stride)
     positions = state["visual.positional_embedding"]
     state["visual.positional_embedding"] = resize_positions(positions, sizes.grid, grid)
-    tse = {"tse_bn": tse_bn, "tse_head": tse_head, "tse_pool": tse_pool}
-    model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, **tse)
+    kind = {"tse_bn": tse_bn, "tse_head": tse_head, "tse_pool": tse_pool, "precision": precision}
+    model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, **kind)
     load_into(model.clip, state, pretrain_choice)
     return model
 
@@ -106,7 +107,8 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
     """The RDE model a checkpoint holds, ours or the authors'; all sizes but the grid come from its tensors.
 
     Args:
-        options: of the run; read are `img_size`, `stride_size`, `select_ratio`, `tse_head` and `tse_pool`.
+        options: of the run; read are `img_size`, `stride_size`, `select_ratio`, `tse_head`, `tse_pool` and
+            `precision`.
 
     Raises:
         WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size.
@@ -122,7 +124,7 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
             f"{file} has {positions} patches, but img_size {height} {width} at stride_size {sizes.stride} "
             f"gives {grid[0]}×{grid[1]}"
         )
-    tse = {name: options[name] for name in ("select_ratio", "tse_head", "tse_pool")}
-    model = RDE(replace(sizes, grid=grid), **tse)
+    kind = {name: options[name] for name in ("select_ratio", "tse_head", "tse_pool", "precision")}
+    model = RDE(replace(sizes, grid=grid), **kind)
     model.load_published(published, str(file))
     return model

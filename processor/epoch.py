@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ class EpochResult:
 def train_epoch(
     model: DualEncoder,
     optimizer: Optimizer,
+    scaler: GradScaler,
     batches: Collection[PairBatch],
     label: np.ndarray,
     loss: str,
@@ -43,6 +45,7 @@ def train_epoch(
     """Train on every batch once.
 
     Args:
+        scaler: of the loss, enabled for float16 autocast only; it leaves out steps whose gradients overflow.
         label: (N,) l̂ in {0, 1}: which pairs count.
         log_period: steps between two lines of the log; only then the device is waited for.
 
@@ -63,8 +66,9 @@ def train_epoch(
             ]
         )
         optimizer.zero_grad(set_to_none=True)
-        parts.sum().backward()
-        optimizer.step()
+        scaler.scale(parts.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
         sums = sums.to(parts.device) + parts.detach()
         pairs += len(batch.pairs)
         if step % log_period == 0 or step == len(batches):

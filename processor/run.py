@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from processor.epoch import train_epoch
@@ -58,6 +59,7 @@ class Progress:
 def train(
     model: DualEncoder,
     optimizer: Optimizer,
+    scaler: GradScaler,
     training: TrainingData,
     validation: EvaluationData,
     settings: RunSettings,
@@ -77,7 +79,14 @@ def train(
         label, ccd = _divide(model, training, settings, epoch, run_dir)
         batches = training.training_batches(epoch)
         result = train_epoch(
-            model, optimizer, batches, label, settings.loss, settings.loss_settings, log_period=settings.log_period
+            model,
+            optimizer,
+            scaler,
+            batches,
+            label,
+            settings.loss,
+            settings.loss_settings,
+            log_period=settings.log_period,
         )
         record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
         logger.info(
@@ -88,8 +97,8 @@ def train(
             record["val"] = _validate(model, validation, settings, run_dir, progress)
         recorder.add(record)
         figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
-        last = _content(model, settings, progress) | {"optimizer": optimizer.state_dict()}
-        save_checkpoint(last, run_dir / "last.pth")
+        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
     recorder.close()
 
 
@@ -97,11 +106,12 @@ def restore(
     content: dict[str, Any],
     model: DualEncoder,
     optimizer: Optimizer,
+    scaler: GradScaler,
     progress: Progress,
     source: Path,
     num_epoch: int,
 ) -> None:
-    """Put model, optimizer and progress back to where a `last.pth` was written.
+    """Put model, optimizer, scaler and progress back to where a `last.pth` was written.
 
     Raises:
         WeightsError: the checkpoint can't be continued.
@@ -111,6 +121,7 @@ def restore(
     model.load_published(content["model"], str(source))
     try:
         optimizer.load_state_dict(content["optimizer"])
+        scaler.load_state_dict(content.get("scaler", {}))
         progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None

@@ -23,9 +23,9 @@ from utils.errors import WeightsError
 GRID = (12, 4)
 
 
-def golden_model(tse_bn: str) -> RDE:
+def golden_model(tse_bn: str = "frozen", precision: str = "fp32") -> RDE:
     sizes = replace(read_sizes(published.weights("clip"), "golden weights"), grid=GRID)
-    model = RDE(sizes, select_ratio=0.3, tse_bn=tse_bn)
+    model = RDE(sizes, select_ratio=0.3, tse_bn=tse_bn, precision=precision)
     load_into(model, from_published(published.weights("rde"), "golden weights"), "golden weights")
     return model
 

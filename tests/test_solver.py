@@ -127,4 +127,6 @@ def test_a_pair_without_a_loss_is_named(bad):
     [(0.2, "CUHK-PEDES", ccd.COARSE), (0.5, "CUHK-PEDES", ccd.FINE), (0.0, "RSTPReid", ccd.FINE)],
 )
 def test_the_published_rule_chooses_the_mixture(noisy_rate, dataset_name, expected):
-    assert ccd.published_settings(noisy_rate, dataset_name) == expected
+    assert ccd.mixture_settings("published", noisy_rate, dataset_name) == expected
+    assert ccd.mixture_settings("coarse", noisy_rate, dataset_name) == ccd.COARSE
+    assert ccd.mixture_settings("fine", noisy_rate, dataset_name) == ccd.FINE

@@ -174,7 +174,8 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing of ours may catch it."""
 
 
-def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch):
+def train_killed_and_continued(given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, die while the second epoch's last.pth is written, and go on."""
     save, saved = processor_run.save_checkpoint, []
 
     def dies_in_the_second_epoch(content, file):
@@ -186,9 +187,13 @@ def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir,
 
     monkeypatch.setattr(processor_run, "save_checkpoint", dies_in_the_second_epoch)
     with contextlib.suppress(Killed):
-        training_root.main(arguments(root_dir, tmp_path))
+        training_root.main(given)
     assert saved
-    training_root.main(["--resume", "--output_dir", str(tmp_path)])
+    training_root.main(["--resume", "--output_dir", str(output_dir)])
+
+
+def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch):
+    train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch)
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     assert records(run_dir) == records(trained[0])
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
@@ -337,6 +342,24 @@ def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     options = training_options.resolve(given)
     assert (options.lr, options.name, options.tau, options.img_aug) == (1e-3, "b", 0.1, False)
     assert options.margin == 0.1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp16_weights"])
+def test_a_run_in_half_precision_continues_and_is_tested_as_it_was_trained(root_dir, tmp_path, monkeypatch, precision):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--precision", precision, "--num_epoch", "2"]
+    training_root.main(arguments(root_dir, whole, *more))
+    train_killed_and_continued(arguments(root_dir, cut, *more), cut, monkeypatch)
+    (run_dir,), (continued,) = (list((output_dir / "RSTPReid").iterdir()) for output_dir in (whole, cut))
+    assert records(run_dir) == records(continued)
+    metrics = json.loads((run_dir / "test_metrics.json").read_text())
+    evaluation_root.main([str(run_dir)])
+    assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics
+    evaluation_root.main(["--checkpoint", str(run_dir / "best.pth"), "--precision", "fp32"])
+    last = torch.load(run_dir / "last.pth", weights_only=True)
+    assert (last["scaler"] != {}) == (precision == "fp16")
+    half = last["model"]["base_model.visual.proj"].dtype == torch.float16
+    assert half == (precision == "fp16_weights")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

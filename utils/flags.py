@@ -46,6 +46,12 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("output_dir", "logs", "where run folders are made"),
         Flag("seed", 1, "of weights, order, augmentation and division", low=0, high=2**63 - 1),
         Flag("device", "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps"),
+        Flag(
+            "precision",
+            "fp32",
+            "fp32; bf16 or fp16 autocast; or fp16_weights, the published code's: weights and Adam in float16, unscaled",
+            choices=("fp32", "bf16", "fp16", "fp16_weights"),
+        ),
         Flag("log_period", 100, "training steps between two lines of the log", low=1),
         Flag("eval_period", 1, "epochs between two validations", low=1),
         Flag("val_dataset", "val", "the split that chooses the best checkpoint", choices=("val", "test")),
@@ -96,6 +102,12 @@ GROUPS: dict[str, list[Flag]] = {
             "which pairs train: by CCD, all, or (an oracle) only the truly clean",
             ("ccd", "all", "oracle"),
         ),
+        Flag(
+            "mixture",
+            "published",
+            "CCD's mixtures: coarse, fine, or published: fine for noisy_rate above 0.4 and on RSTPReid, else coarse",
+            ("published", "coarse", "fine"),
+        ),
     ],
     "optimizer and schedule": [
         Flag("optimizer", "Adam", "optimizer", choices=("Adam", "SGD", "AdamW")),
@@ -135,4 +147,5 @@ READ_BY_TEST = {
     "test_batch_size",
     "num_workers",
     "device",
+    "precision",
 }

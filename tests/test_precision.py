@@ -1,0 +1,85 @@
+"""Half precision against float32, and what the published code keeps in float16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.precision import PRECISIONS
+from model.rde import RDE
+from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from solver.optimizer import OptimizerSettings, build_optimizer
+from tests import published
+from tests.test_model import golden_model
+from utils.flags import FLAGS
+
+# How far a cosine similarity may be from float32's, in terms of the type's last place (2⁻⁸, 2⁻¹¹): about a half.
+BOUNDS = {"bf16": 2e-3, "fp16": 3e-4, "fp16_weights": 3e-4}
+
+
+def embed(model: RDE) -> list[torch.Tensor]:
+    golden = published.numbers("model")
+    image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
+    return [image.bge, image.tse, text.bge, text.tse]
+
+
+def gradients(precision: str) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss of one step of TAL on the golden batch, and every parameter's gradient."""
+    model = golden_model(precision=precision).train()
+    image_bge, image_tse, text_bge, text_tse = embed(model)
+    golden = published.numbers("model")
+    pids, label = torch.from_numpy(golden["pids"]), torch.from_numpy(golden["label_hat"])
+    parts = [cosine_similarity(image_bge, text_bge), cosine_similarity(image_tse, text_tse)]
+    loss = sum(reduce_loss("TAL", per_pair_loss("TAL", s, pids, LossSettings()), label) for s in parts)
+    loss.backward()
+    return loss.item(), {name: parameter.grad.float() for name, parameter in model.named_parameters()}
+
+
+def test_the_flag_names_what_the_model_has():
+    assert FLAGS["precision"].choices == PRECISIONS
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_similarities_stay_near_float32s(precision):
+    with torch.no_grad():
+        exact, half = embed(golden_model().eval()), embed(golden_model(precision=precision).eval())
+    assert all(part.dtype == torch.float32 for part in half)
+    for image, text in ((0, 2), (1, 3)):
+        s, found = cosine_similarity(exact[image], exact[text]), cosine_similarity(half[image], half[text])
+        torch.testing.assert_close(found, s, rtol=0, atol=BOUNDS[precision])
+        assert not torch.equal(found, s), "half precision is in use"
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_gradients_point_where_float32s_do(precision):
+    (loss, exact), (half_loss, half) = gradients("fp32"), gradients(precision)
+    assert half_loss == pytest.approx(loss, rel=BOUNDS[precision])
+    exact, half = (torch.cat([g[name].double().flatten() for name in sorted(g)]) for g in (exact, half))
+    assert torch.cosine_similarity(exact, half, dim=0) > 1 - BOUNDS[precision]
+    assert half.norm().item() == pytest.approx(exact.norm().item(), rel=4 * BOUNDS[precision])
+
+
+def test_the_published_weights_in_float16_and_no_others():
+    model = golden_model(precision="fp16_weights")
+    float32 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
+    assert {name for name in float32 if "ln_" not in name and "mlp.1." not in name} == {
+        "clip.positional_embedding",
+        "clip.token_embedding.weight",
+        "clip.visual.class_embedding",
+        "clip.visual.positional_embedding",
+    }
+    halves = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16}
+    assert {"clip.text_projection", "clip.visual.proj", "clip.visual.conv1.weight", "image_tse.fc.bias"} <= halves
+    assert not [name for name in halves if "ln_" in name]
+
+
+def test_adam_keeps_the_types_of_the_weights_and_steps():
+    model = golden_model(precision="fp16_weights").train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(lr=1e-3))
+    sum(part.square().sum() for part in embed(model)).backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert optimizer.state[parameter]["exp_avg_sq"].dtype == parameter.dtype
+        assert torch.isfinite(parameter).all(), name
+    assert not torch.equal(before["clip.visual.proj"], model.clip.visual.proj)
