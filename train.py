@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from datasets.loaders import Gallery, TrainingPairs
     from datasets.noise import Noise
+    from model.rde import RDE
     from processor.run import RunSettings
 
 # What may differ when a run is continued: nothing that changes its numbers beyond a device's rounding.
@@ -70,7 +71,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
     import torch
 
-    from model.weights import build_model, model_from_checkpoint
+    from model.weights import model_from_checkpoint
     from processor import run
     from processor.evaluation import evaluate, table
     from processor.test_split import evaluate_run
@@ -81,18 +82,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
 
     device = choose_device(options.device)
     seed_everything(options.seed)
-    model = build_model(
-        options.pretrain_choice,
-        image_size=options.img_size,
-        stride=options.stride_size,
-        text_length=options.text_length,
-        vocab_size=options.vocab_size,
-        select_ratio=options.select_ratio,
-        tse_bn=options.tse_bn,
-        tse_head=options.tse_head,
-        tse_pool=options.tse_pool,
-        precision=options.precision,
-    ).to(device)
+    model = build(options).to(device)
     data = load_data(options, device)
     if options.test:
         print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))
@@ -107,7 +97,9 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
-    run.train(model, optimizer, scaler, data.pairs, data.validation, _run_settings(options), run_dir, progress)
+    test = data.test if options.record_test else None
+    settings = _run_settings(options)
+    run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
     start_logging(run_dir / "test_log.txt")
     evaluate_run(
         [run_dir / name for name in CHECKPOINTS],
@@ -118,6 +110,19 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     )
     logger.info("Run folder %s", run_dir)
     locked.close()
+
+
+def build(options: EasyDict) -> RDE:
+    """The model that training starts with."""
+    from model.weights import build_model
+
+    names = ("text_length", "vocab_size", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
+    return build_model(
+        options.pretrain_choice,
+        image_size=options.img_size,
+        stride=options.stride_size,
+        **{name: options[name] for name in names},
+    )
 
 
 class Data(NamedTuple):
@@ -195,7 +200,7 @@ def _run_settings(options: EasyDict) -> RunSettings:
         mixture=mixture_settings(options.mixture, options.noisy_rate, options.dataset_name),
         schedule=ScheduleSettings(**_of(ScheduleSettings, options)),
         kept={**options},
-        **{name: options[name] for name in ("division", "seed", "eval_period", "log_period")},
+        **{name: options[name] for name in ("trained", "division", "seed", "eval_period", "log_period")},
     )
 
 

@@ -20,7 +20,7 @@ from utils.log import logger
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means per step of the batch losses, and how fast it went."""
+    """Means per step of the batch losses, and how fast it went. `loss` is the sum of those that are trained."""
 
     loss: float
     bge_loss: float
@@ -37,9 +37,10 @@ def train_epoch(
     scaler: GradScaler,
     batches: Collection[PairBatch],
     label: np.ndarray,
-    loss: str,
+    loss_name: str,
     settings: LossSettings,
     *,
+    trained: str,
     log_period: int,
 ) -> EpochResult:
     """Train on every batch once.
@@ -47,6 +48,7 @@ def train_epoch(
     Args:
         scaler: of the loss, enabled for float16 autocast only; it leaves out steps whose gradients overflow.
         label: (N,) l̂ in {0, 1}: which pairs count.
+        trained: "BGE+TSE", or "BGE" for the loss on BGE alone.
         log_period: steps between two lines of the log; only then the device is waited for.
 
     Raises:
@@ -55,26 +57,25 @@ def train_epoch(
     model.train()
     label = torch.from_numpy(label)
     start, pairs = time.perf_counter(), 0
-    sums = torch.zeros(2)
+    sums, parts_trained = torch.zeros(2), len(trained.split("+"))
     for step, batch in enumerate(tqdm(batches, "training", leave=False, disable=None), start=1):
         weight = label[batch.pairs].to(batch.images.device)
         image, text = model(batch.images, batch.ids)
-        parts = torch.stack(
-            [
-                reduce_loss(loss, per_pair_loss(loss, cosine_similarity(i, t), batch.pids, settings), weight)
-                for i, t in zip(image, text, strict=True)
-            ]
-        )
+        parts = [
+            reduce_loss(loss_name, per_pair_loss(loss_name, cosine_similarity(i, t), batch.pids, settings), weight)
+            for i, t in zip(image, text, strict=True)
+        ]
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(parts.sum()).backward()
+        scaler.scale(sum(parts[:parts_trained])).backward()
         scaler.step(optimizer)
         scaler.update()
-        sums = sums.to(parts.device) + parts.detach()
+        sums = sums.to(weight.device) + torch.stack(parts).detach()
         pairs += len(batch.pairs)
         if step % log_period == 0 or step == len(batches):
             mean = (sums / step).tolist()
-            if not np.isfinite(mean).all():
-                raise UserError(f"the loss is {sum(mean)} at step {step}; try a smaller --lr")
-            logger.info("  step %d/%d: loss %.3f (BGE %.3f, TSE %.3f)", step, len(batches), sum(mean), mean[0], mean[1])
+            loss = sum(mean[:parts_trained])
+            if not np.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {step}; try a smaller --lr")
+            logger.info("  step %d/%d: loss %.3f (BGE %.3f, TSE %.3f)", step, len(batches), loss, *mean)
     seconds = time.perf_counter() - start
-    return EpochResult(sum(mean), mean[0], mean[1], seconds, pairs / seconds)
+    return EpochResult(loss, *mean, seconds, pairs / seconds)

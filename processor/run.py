@@ -33,11 +33,13 @@ class RunSettings:
     """What the order of events depends on.
 
     Attributes:
+        trained: "BGE+TSE" or "BGE": what has a loss, and what chooses the best checkpoint.
         division: "ccd", "all" (every pair trains) or "oracle" (only truly clean pairs do).
         kept: written into every checkpoint, to know how to build its model again.
     """
 
     loss: str
+    trained: str
     loss_settings: LossSettings
     division: str
     mixture: MixtureSettings
@@ -62,11 +64,14 @@ def train(
     scaler: GradScaler,
     training: TrainingData,
     validation: EvaluationData,
+    test: EvaluationData | None,
     settings: RunSettings,
     run_dir: Path,
     progress: Progress,
 ) -> None:
     """Train from `progress.epoch` to the end.
+
+    With `test` that split is evaluated beside the validation split, for the record only.
 
     Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
     """
@@ -86,6 +91,7 @@ def train(
             label,
             settings.loss,
             settings.loss_settings,
+            trained=settings.trained,
             log_period=settings.log_period,
         )
         record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
@@ -95,6 +101,8 @@ def train(
         progress.epoch += 1
         if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
             record["val"] = _validate(model, validation, settings, run_dir, progress)
+            if test is not None:
+                record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
         recorder.add(record)
         figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
@@ -165,10 +173,10 @@ def _divide(
 def _validate(
     model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Validation metrics; a better R1 of BGE+TSE than ever makes the model the best."""
+    """Validation metrics; a better R1 than ever makes the model the best."""
     metrics, _ = evaluate(model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
-    r1 = metrics["BGE+TSE"]["R1"]
+    r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
         progress.best = r1
         save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")

@@ -344,6 +344,24 @@ def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     assert options.margin == 0.1
 
 
+def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):
+    """The baseline trains BGE alone, on the truly clean pairs."""
+    more = ["--trained", "BGE", "--loss_names", "InfoNCE", "--division", "oracle", "--record_test", "--num_epoch", "1"]
+    training_root.main(arguments(root_dir, tmp_path, *more))
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    (record,) = records(run_dir)
+    assert record["loss"] == record["bge_loss"]
+    assert record["test"] == json.loads((run_dir / "test_metrics.json").read_text())["last.pth"]
+    assert f"the best so far: R1 {record['val']['BGE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
+    options = training_options.resolve({"config": str(run_dir / "configs.yaml")})
+    torch.manual_seed(options.seed)
+    fresh = training_root.build(options).published_state()
+    trained = torch.load(run_dir / "last.pth", weights_only=True)["model"]
+    changed = {name for name in fresh if not torch.equal(fresh[name], trained[name])}
+    assert not [name for name in changed if "emb_layer" in name]
+    assert "base_model.text_projection" in changed
+
+
 HALF = ["--img_size", "48", "16", "--num_epoch"]  # a CPU is slow in float16
 
 

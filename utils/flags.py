@@ -55,6 +55,9 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("log_period", 100, "training steps between two lines of the log", low=1),
         Flag("eval_period", 1, "epochs between two validations", low=1),
         Flag("val_dataset", "val", "the split that chooses the best checkpoint", choices=("val", "test")),
+        Flag(
+            "record_test", False, "evaluate the test split in every validation too; it is recorded and chooses nothing"
+        ),
         Flag("resume_ckpt_file", "", "continue from this checkpoint, in its run folder (not in a configuration)"),
         Flag("test", False, "evaluate the starting weights and stop"),
     ],
@@ -96,6 +99,12 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("tau", 0.015, "TAL's temperature", above=0),
         Flag("margin", 0.1, "margin m of the triplet losses", low=0),
         Flag("temperature", 0.02, "softmax temperature of InfoNCE and SDM", above=0),
+        Flag(
+            "trained",
+            "BGE+TSE",
+            "the embeddings whose losses are trained; the best checkpoint is chosen by them too",
+            ("BGE+TSE", "BGE"),
+        ),
         Flag(
             "division",
             "ccd",
