@@ -389,7 +389,7 @@ def test_a_run_in_half_precision_is_tested_as_it_was_trained(root_dir, tmp_path,
     assert half == (precision == "fp16_weights")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(file):
     training_options.resolve({"config": str(file)})
 

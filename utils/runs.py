@@ -62,7 +62,7 @@ def newest_unfinished_run(output_dir: Path) -> Path:
         OptionError: there is none, or it was stopped before there was anything to continue from.
     """
     runs = [path.parent for path in output_dir.glob("*/*/configs.yaml")]
-    runs = [run for run in runs if not _is_finished(run) and not _is_locked(run)]
+    runs = [run for run in runs if not _is_finished(run) and not is_locked(run)]
     if not runs:
         raise OptionError(f"no unfinished run in {output_dir}/")
     run = max(runs, key=lambda run: run.name)
@@ -92,7 +92,8 @@ def lock(run: Path) -> TextIO:
     return stream
 
 
-def _is_locked(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
+    """Whether a process is training the run."""
     if not (run / LOCK).is_file():
         return False
     try:

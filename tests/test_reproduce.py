@@ -1,0 +1,191 @@
+"""`python -m tools.reproduce`: the paper's rows, their configurations, running and reporting them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+
+import pytest
+
+from tests import datasets_on_disk
+from tests.test_training import SMALL
+from tools.reproduce import __main__ as reproduce
+from tools.reproduce import paper, runs
+from tools.reproduce.report import CHOICES
+from tools.reproduce.tables import CONFIGS, TABLES
+from utils.errors import UserError
+from utils.options import read_config
+from utils.records import read_records
+from utils.runs import lock
+
+NUMBER = re.compile(r"(R1|R5|R10|mAP|mINP) (\d+\.\d\d)")
+HEADED = sorted(CONFIGS.glob("*/*.yaml"))
+ROWS = [(table, row) for table, content in TABLES.items() for row in content.rows]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> list[str]:
+    """Arguments that make every run small."""
+    root = tmp_path_factory.mktemp("data")
+    annotations = datasets_on_disk.write(root, "RSTPReid")
+    more = ["--dataset_name", str(annotations), *SMALL, "--num_epoch", "1", "--warmup_epochs", "0"]
+    return ["--root_dir", str(root), "--seeds", "1", "--dataset", "SynthPEDES", "--", *more]
+
+
+@pytest.mark.parametrize(
+    ("table", "more"),
+    [
+        ("2", []),
+        ("7", []),
+        ("1", ["--noise", "0.5"]),
+        ("figure4-tau", ["--row", "0.01"]),
+        ("figure6", ["--row", "0.5"]),
+        ("cross-domain", []),
+    ],
+)
+def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small, monkeypatch, capsys, table, more):
+    monkeypatch.setattr(runs, "FAR", runs.FAR | {"identities": {"test": 3}, "images_per_identity": {"test": 2}})
+    output_dir = tmp_path_factory.getbasetemp() / "reproduce"  # shared: rows of several tables are read off one run
+    command = ["--table", table, *more, "--output_dir", str(output_dir), *small]
+    reproduce.main(command)
+    (report,) = output_dir.glob(f"table_{table}_*.json")
+    rows = reproduce.select(table, more[1] if "--row" in more else None, "SynthPEDES", None)
+    summaries = json.loads(report.read_text())["rows"]
+    assert {summary["title"] for summary in summaries} <= {row.title for row in rows}
+    for summary in summaries:
+        row = next(row for row in rows if (row.name, row.noise) == (summary["name"], summary["noise"]))
+        (run_dir,) = (path.parent for path in (output_dir / row.slug / "seed1").glob("*/*/configs.yaml"))
+        suffix = "_SynthPEDES-far" if row.target else ""
+        tested = json.loads((run_dir / f"test_metrics{suffix}.json").read_text())
+        results = summary["results"]
+        assert results["last"]["R1"]["values"] == [tested["last.pth"][row.similarity]["R1"]]
+        assert results["best by validation"]["mAP"]["mean"] == tested["best.pth"][row.similarity]["mAP"]
+        if not row.target:
+            assert (
+                results["best by test"]["R1"]["mean"]
+                == read_records(run_dir / "metrics.jsonl")[0]["test"][row.similarity]["R1"]
+            )
+        assert f"| {row.title} " in report.with_suffix(".md").read_text()
+    capsys.readouterr()
+    reproduce.main(command)
+    assert "train.py" not in capsys.readouterr().out, "what is done is not run again"
+
+
+def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
+    """From run folders with known numbers: choices, means, spread, difference."""
+    r1 = {1: (70.0, 72.0), 2: (74.0, 73.0)}  # best.pth and last.pth
+    for seed, values in r1.items():
+        run_dir = tmp_path / "main/CUHK-PEDES_0.2" / f"seed{seed}" / "CUHK-PEDES" / "20260101_000000_RDE_TAL"
+        run_dir.mkdir(parents=True)
+        config = f"_base_: {CONFIGS}/main/CUHK-PEDES_0.2.yaml\nseed: {seed}\nrecord_test: true\nroot_dir: /nowhere\n"
+        (run_dir / "configs.yaml").write_text(config)
+        rows = [dict.fromkeys(paper.METRICS, value) for value in values]
+        tested = {name: {"BGE+TSE": row} for name, row in zip(("best.pth", "last.pth"), rows, strict=True)}
+        (run_dir / "test_metrics.json").write_text(json.dumps(tested))
+        epochs = [
+            {"epoch": n, "test": {"BGE+TSE": dict.fromkeys(paper.METRICS, seed + v)}} for n, v in ((1, 80), (2, 60))
+        ]
+        (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)))
+    command = ["--table", "1", "--row", "rde", "--dataset", "CUHK-PEDES", "--noise", "0.2", "--seeds", "2"]
+    reproduce.main([*command, "--output_dir", str(tmp_path), "--root_dir", "/nowhere"])
+    (summary,) = json.loads((tmp_path / "table_1_rde_CUHK-PEDES_0.2.json").read_text())["rows"]
+    for choice, values in {"best by validation": (70, 74), "last": (72, 73), "best by test": (81, 82)}.items():
+        found = summary["results"][choice]["R1"]
+        assert found["mean"] == statistics.mean(values)
+        assert found["spread"] == pytest.approx(statistics.stdev(values))
+        assert found["difference"] == pytest.approx(found["mean"] - {"best": 74.53, "last": 74.46}[CHOICES[choice]])
+    assert "72.00 ± 2.83 (-2.53)" in capsys.readouterr().out
+
+
+def test_the_rows_are_all_of_the_papers():
+    printed = json.loads((paper.Path(paper.__file__).with_name("paper_numbers.json")).read_text())
+    ours = [row for _, row in ROWS if row.paper]
+    r1 = sorted(numbers["R1"] for row in {id(row): row for row in ours}.values() for numbers in row.paper.values())
+    expected = [row["R1"] for row in printed["main"] if row["method"] in ("RDE", "CLIP-C")]
+    expected += [row["R1"] for part in ("ablation", "tse") for row in printed[part]]
+    expected += [*printed["figure3"]["R1"].values(), *(v for k, v in printed["cross_domain"].items() if "->" in k)]
+    assert r1 == sorted(expected)
+    text = reproduce.listing()
+    assert text.count("its authors' own system") == len(
+        {(r["dataset"], r["noise"], r["method"]) for r in printed["main"] if r["method"] not in ("RDE", "CLIP-C")}
+    )
+    for line in text.splitlines():
+        if (start := line.find("python -m tools.reproduce")) > 0:
+            command = shlex.split(line[start:].rstrip(" |"))[3:]
+            args = reproduce.parse(reproduce.build_parser(), command)
+            assert len(reproduce.select(args["table"], args["row"], args["dataset"], args["noise"])) == 1, line
+
+
+@pytest.mark.parametrize("file", HEADED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_configuration_is_headed_by_its_command_and_the_papers_numbers(file):
+    text = file.read_text(encoding="utf-8")
+    (command,) = re.findall(r"python -m tools.reproduce (.*) --root_dir /path/to/data", text)
+    args = reproduce.parse(reproduce.build_parser(), command.split())
+    (row,) = reproduce.select(args["table"], args["row"], args["dataset"], args["noise"])
+    assert CONFIGS / f"{row.config}.yaml" == file
+    listed = [line for line in text.splitlines() if line.startswith("# The paper")]
+    assert len(listed) == len(row.paper)
+    for line, numbers in zip(listed, row.paper.values(), strict=True):
+        assert {name: float(value) for name, value in NUMBER.findall(line)} == numbers
+    assert read_config(file)["name"] == "RDE", "it stands on configs/base.yaml"
+
+
+def test_rows_in_small_differ_from_the_recipe_as_the_papers_do():
+    for _, row in ROWS:
+        if row.small:
+            continue
+        flags = row.on_synthpedes().flags
+        given = dict(zip(flags[2::2], flags[3::2], strict=True))
+        own = read_config(CONFIGS / f"{row.config}.yaml")
+        base = read_config(CONFIGS / "base.yaml")
+        differing = {f"--{name}" for name in own if own[name] != base.get(name)} - {"--dataset_name"}
+        assert differing | {"--noisy_rate"} == given.keys()
+        for name, value in given.items():
+            assert str(own[name[2:]]) == str(type(own[name[2:]])(value))
+
+
+def test_runs_that_other_flags_made_are_refused(tmp_path):
+    run_dir = tmp_path / "SynthPEDES/main/SynthPEDES_0.5/seed1/SynthPEDES/20260101_000000_RDE_TAL"
+    run_dir.mkdir(parents=True)
+    (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
+        reproduce.main(["--table", "synthpedes", "--output_dir", str(tmp_path)])
+
+
+def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
+    command = ["--table", "figure6", "--row", "0.1", "--output_dir", str(tmp_path), *small]
+    (row,) = reproduce.select("figure6", "0.1", "SynthPEDES", None)
+    run_dir = tmp_path / row.slug / "seed1/RSTPReid/20260101_000000_RDE_TAL"
+    run_dir.mkdir(parents=True)
+    more = small[small.index("--") + 1 :]
+    run = runs.Run(row, 1, tmp_path / row.slug / "seed1", small[1], tuple(more))
+    options = runs.resolve(runs.parse(runs.build_parser(""), run.arguments))
+    (run_dir / "configs.yaml").write_text(json.dumps(options))
+    with lock(run_dir), pytest.raises(UserError, match="is being trained by another process: wait for it"):
+        reproduce.main(command)
+
+
+def test_a_run_that_failed_is_told_with_its_reason_and_the_rest_reported(tmp_path, capsys):
+    command = ["--table", "synthpedes", "--output_dir", str(tmp_path), "--root_dir", "/nowhere", "--"]
+    with pytest.raises(UserError, match=r"TAL, .*, seed 1: train.py ended with status 2: error: no folder /nowhere"):
+        reproduce.main([*command, "--dataset_name", "RSTPReid"])
+    assert "not run yet" in capsys.readouterr().out
+    assert (tmp_path / "table_synthpedes.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([], "give --table: choose from 1, 2"),
+        (["--table", "x"], "--table x: choose from 1, 2"),
+        (["--table", "2", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--table", "2", "--row", "x"], "--row x: table 2 has tal, trl"),
+        (["--table", "1", "--dataset", "MARS"], "--dataset MARS: table 1 has CUHK-PEDES, ICFG-PEDES, RSTPReid"),
+        (["--table", "1", "--noise", "0.3"], "--noise 0.3: table 1 has 0.0, 0.2"),
+    ],
+)
+def test_mistakes_are_one_line(command, message):
+    with pytest.raises(UserError, match=message):
+        reproduce.main(command)

@@ -1,0 +1,132 @@
+"""Run the rows of a table of the paper, every seed of each, and report them beside the paper's numbers.
+
+    python -m tools.reproduce --list                                      # every row and its command
+    python -m tools.reproduce --table 1 --row rde --dataset RSTPReid --noise 0.5 --seeds 3 --root_dir /path/to/data
+    python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in small, on a CPU
+
+Runs that are done are not repeated and a killed one is continued, so the same command may be given again. Rows that are
+read off the same run share it, across tables too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from prettytable import PrettyTable
+
+from tools.reproduce import paper
+from tools.reproduce.report import write_report
+from tools.reproduce.runs import Run
+from tools.reproduce.tables import SYNTH, TABLES, Row
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import run_program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+        epilog="Arguments after -- are handed on to train.py.",
+    )
+    parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
+    parser.add_argument("--row", help="only this row, by the name that --list shows")
+    parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in small")
+    parser.add_argument("--noise", type=float, help="only rows with this share of wrong captions")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 … N of each row (default: %(default)s)")
+    parser.add_argument("--root_dir", default="data", help="the folder that holds the data sets (default: %(default)s)")
+    parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and report (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print every row of the paper with its command, and stop")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="only print the commands that are missing")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run what is missing, then report; what is done is reported also when a run fails."""
+    own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = parse(build_parser(), own)
+    if args["list"]:
+        print(listing())
+        return
+    if args["seeds"] < 1:
+        raise OptionError(f"--seeds {args['seeds']}: must be at least 1")
+    rows = select(args["table"], args["row"], args["dataset"], args["noise"])
+    output_dir, root_dir = Path(args["output_dir"]).absolute(), str(Path(args["root_dir"]).absolute())
+    runs = [
+        [
+            Run(row, seed, output_dir / row.slug / f"seed{seed}", root_dir, tuple(more))
+            for seed in range(1, args["seeds"] + 1)
+        ]
+        for row in rows
+    ]
+    if args["dry_run"]:
+        for run in _by_seed(runs):
+            run.train(dry_run=True)
+        return
+    chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
+    file = output_dir / f"table_{'_'.join(chosen)}.md"
+    try:
+        for run in _by_seed(runs):
+            run.train(dry_run=False)
+    finally:
+        print(f"\n{write_report(TABLES[args['table']].title, runs, file)}\nwritten to {file} and .json", flush=True)
+
+
+def _by_seed(runs: list[list[Run]]) -> list[Run]:
+    """The first seed of every row, then the second of every row, …; a run that rows share once."""
+    ordered = [run for of_seed in zip(*runs, strict=True) for run in of_seed]
+    return list({(run.folder, run.row.target): run for run in ordered}.values())
+
+
+def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
+    """The rows meant, each once.
+
+    Raises:
+        OptionError: there is no such row.
+    """
+    if table not in TABLES:
+        given = "give --table" if table is None else f"--table {table}"
+        raise OptionError(f"{given}: choose from {', '.join(TABLES)}; --list shows their rows")
+    rows = TABLES[table].rows
+    if dataset == SYNTH:
+        rows = list({(row.name, row.slug): row for row in (row.on_synthpedes() for row in rows)}.values())
+    for flag, wanted, of in (("row", name, "name"), ("dataset", dataset, "dataset"), ("noise", noise, "noise")):
+        there = list(dict.fromkeys(f"{getattr(row, of)}" for row in rows))
+        rows = [row for row in rows if wanted is None or getattr(row, of) == wanted]
+        if not rows:
+            raise OptionError(f"--{flag} {wanted}: table {table} has {', '.join(there)}")
+    return rows
+
+
+def listing() -> str:
+    """Every row of the paper: ours with its command, other authors' as theirs."""
+    table = PrettyTable(["table", "row", "data", "noise", "the paper's R1, best / last", "command"], align="l")
+    for name, content in TABLES.items():
+        if name == "3":  # the same rows as table 1
+            continue
+        for row in content.rows:
+            narrowed = f" --dataset {row.dataset} --noise {row.noise:g}" if name == "1" else ""
+            command = f"python -m tools.reproduce --table {name} --row {row.name}{narrowed}"
+            table.add_row(
+                _listed("1, 3" if name == "1" else name, row.title, row.dataset, row.noise, row.paper, command)
+            )
+    for dataset, noise, method in paper.main_rows():
+        if method not in paper.OURS:
+            numbers = paper.main_numbers(dataset, noise, method)
+            table.add_row(_listed("1, 3", method, dataset, noise, numbers, "its authors' own system"))
+    return table.get_string()
+
+
+def _listed(table: str, title: str, dataset: str, noise: float, numbers: paper.Numbers, command: str) -> list[str]:
+    r1 = " / ".join(f"{checkpoint['R1']:.2f}" for checkpoint in numbers.values())
+    return [table, title, dataset, f"{noise:.0%}", r1, command]
+
+
+if __name__ == "__main__":
+    run_program(main)
