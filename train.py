@@ -126,17 +126,19 @@ def build(options: EasyDict) -> RDE:
 
 
 class Data(NamedTuple):
-    """What a run reads: training pairs with their noise, the split that chooses, the test split."""
+    """What a run reads: training pairs with their noise, the splits that choose and test, and what is odd in them."""
 
     pairs: TrainingPairs
     noise: Noise
     validation: Gallery
     test: Gallery
+    remarks: list[str]
 
 
 def load_data(options: EasyDict, device: torch.device) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
-    from datasets.annotations import read_splits
+    from datasets.annotations import DATASETS, read_splits
+    from datasets.check import check_splits
     from datasets.images import image_cache_dir, open_images
     from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery
     from datasets.noise import find_noise
@@ -155,7 +157,9 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     if not len(pairs.training_batches(0)):
         wanted = options.batch_size // options.num_instance
         raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
-    return Data(pairs, noise, validation, test)
+    sizes = DATASETS[options.dataset_name].sizes if options.dataset_name in DATASETS else {}
+    sizes = {name: size for name, size in sizes.items() if name in splits}
+    return Data(pairs, noise, validation, test, [finding.line for finding in check_splits(splits, sizes)])
 
 
 def _check_noise(noise: Noise, config: Path) -> None:
@@ -166,13 +170,17 @@ def _check_noise(noise: Noise, config: Path) -> None:
 
 
 def _new_run_dir(options: EasyDict, data: Data) -> Path:
+    import numpy as np
     import torch
 
+    from datasets.noise import DRAWN
     from utils.runs import git_revision, make_run_dir
 
     run_dir = make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
     write_config(run_dir / "configs.yaml", options, about)
+    if data.noise.origin == DRAWN:
+        np.save(run_dir / "noise_index.npy", data.noise.permutation)
     return run_dir
 
 
@@ -186,6 +194,10 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
     if data.validation is data.test:
         logger.info("  the best checkpoint is chosen on the test split")
+    for remark in data.remarks:
+        logger.warning("  %s", remark)
+    if data.remarks:
+        logger.warning("  for all of it: python -m tools.check_data --dataset_name %s", options.dataset_name)
 
 
 def _run_settings(options: EasyDict) -> RunSettings:

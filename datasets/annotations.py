@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +27,15 @@ class Description:
         files: names the annotation file goes by; the first that exists is read.
         path_keys: keys an entry's image path, relative to `imgs/`, may stand under.
         first_id: the lowest training id, from which they run without gaps; None where any numbers will do.
-        reference: where the data come from, and their size.
+        reference: where the data come from.
+        sizes: images, captions and persons of each split, as published.
     """
 
     files: tuple[str, ...]
     path_keys: tuple[str, ...]
     first_id: int | None
     reference: str
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 DATASETS = {
@@ -41,25 +43,29 @@ DATASETS = {
         files=("reid_raw.json",),
         path_keys=("file_path",),
         first_id=1,
-        reference="Li et al., CVPR 2017: 40,206 images, 80,440 captions, 13,003 persons; 68,126 training pairs",
+        reference="Li et al., CVPR 2017",
+        sizes={"train": (34054, 68126, 11003), "val": (3078, 6158, 1000), "test": (3074, 6156, 1000)},
     ),
     "ICFG-PEDES": Description(
         files=("ICFG-PEDES.json", "ICFG_PEDES.json"),
         path_keys=("file_path",),
         first_id=0,
-        reference="Ding et al., 2021: 54,522 images with a caption each, 4,102 persons; 34,674 training pairs",
+        reference="Ding et al., 2021",
+        sizes={"train": (34674, 34674, 3102), "test": (19848, 19848, 1000)},
     ),
     "RSTPReid": Description(
         files=("data_captions.json",),
         path_keys=("img_path",),
         first_id=0,
-        reference="Zhu et al., ACM MM 2021: 20,505 images, 41,010 captions, 4,101 persons; 37,010 training pairs",
+        reference="Zhu et al., ACM MM 2021",
+        sizes={"train": (18505, 37010, 3701), "val": (1000, 2000, 200), "test": (1000, 2000, 200)},
     ),
     "SynthPEDES": Description(
         files=("reid_raw.json",),
         path_keys=("file_path",),
         first_id=1,
-        reference="rendered by datasets/synthpedes; 2,400 training pairs",
+        reference="rendered by datasets/synthpedes",
+        sizes={"train": (1200, 2400, 300), "val": (300, 600, 100), "test": (300, 600, 75)},
     ),
 }
 # Annotation files of anybody's own, given by path.
@@ -83,14 +89,19 @@ class Split:
     caption_images: np.ndarray
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Images, captions, persons."""
+        return len(self.images), len(self.captions), len(np.unique(self.image_pids))
+
+    @property
     def caption_pids(self) -> np.ndarray:
         """(C,) the identity each caption describes."""
         return self.image_pids[self.caption_images]
 
     def summary(self) -> str:
         """Counts for the log."""
-        persons = len(np.unique(self.image_pids))
-        return f"{len(self.images):,} images, {len(self.captions):,} captions, {persons:,} persons"
+        images, captions, persons = self.size
+        return f"{images:,} images, {captions:,} captions, {persons:,} persons"
 
 
 @dataclass(frozen=True)
@@ -134,8 +145,8 @@ def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict
     """
     place = locate(dataset_name, root_dir)
     chosen: dict[str, list[Entry]] = {name: [] for name in names}
-    for number, entry in enumerate(_read_entries(place.file)):
-        checked = _check_entry(entry, place, f"{place.file}, entry {number}")
+    for number, entry in enumerate(read_entries(place.file)):
+        checked = check_entry(entry, place, f"{place.file}, entry {number}")
         if checked.split in chosen:
             chosen[checked.split].append(checked)
     splits = {}
@@ -145,14 +156,18 @@ def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict
         if not entries:
             raise DataError(f"{place.file}: no entry of the split {name}")
         if name == "train" and place.description.first_id is not None:
-            _check_ids(entries, place.description.first_id, place.file)
-        splits[name] = _build(entries)
+            check_ids(entries, place.description.first_id, place.file)
+        splits[name] = build_split(entries)
     _check_images(splits)
     return splits
 
 
-def _read_entries(file: Path) -> list:
-    """The entries of a JSON list, or of JSON Lines (`.jsonl`)."""
+def read_entries(file: Path) -> list:
+    """The entries of a JSON list, or of JSON Lines (`.jsonl`), unchecked.
+
+    Raises:
+        DataError: the file can't be read, or holds no list.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
@@ -184,7 +199,9 @@ def _find_annotations(folder: Path, description: Description) -> Path:
     if found is None:
         others = sorted(path.name for path in folder.glob("*.json"))
         hint = f"; it holds {', '.join(others)}, which is another format" if others else ""
-        raise DataError(f"{folder} has no {' or '.join(description.files)}{hint}")
+        raise DataError(
+            f"{folder} has no {' or '.join(description.files)}{hint}: its authors hand it out with the images"
+        )
     return found
 
 
@@ -197,7 +214,12 @@ class Entry(NamedTuple):
     split: str
 
 
-def _check_entry(entry: object, place: Place, where: str) -> Entry:
+def check_entry(entry: object, place: Place, where: str) -> Entry:
+    """One entry in its parts; `where` is named in messages.
+
+    Raises:
+        DataError: a key is missing or of the wrong type, or there is no caption.
+    """
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
     path_key = next((key for key in place.description.path_keys if key in entry), place.description.path_keys[0])
@@ -214,7 +236,12 @@ def _check_entry(entry: object, place: Place, where: str) -> Entry:
     return Entry(entry["id"], place.imgs / entry[path_key], entry["captions"], entry["split"])
 
 
-def _check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
+def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
+    """Training ids must run from `first_id` without gaps.
+
+    Raises:
+        DataError: names the first id that is missing.
+    """
     ids = {entry.number for entry in entries}
     expected = range(first_id, first_id + len(ids))
     if ids != set(expected):
@@ -222,8 +249,8 @@ def _check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
         raise DataError(f"{file}: training ids must run from {first_id} without gaps, but {missing} is missing")
 
 
-def _build(entries: list[Entry]) -> Split:
-    """Pids count the persons of the split in the order of their ids."""
+def build_split(entries: list[Entry]) -> Split:
+    """A split of its entries; pids count the persons of the split in the order of their ids."""
     _, pids = np.unique([entry.number for entry in entries], return_inverse=True)
     return Split(
         images=[entry.path for entry in entries],

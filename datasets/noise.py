@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.errors import DataError
 
+DRAWN = "drawn by the published rule, kept in the run folder as noise_index.npy"
 NOISEINDEX = Path(__file__).parents[1] / "noiseindex"
 
 
@@ -27,8 +28,8 @@ def draw_permutation(pairs: int, rate: float) -> np.ndarray:
     return permutation
 
 
-def read_permutation(file: Path, pairs: int, rate: float) -> np.ndarray:
-    """Read and check a noise index.
+def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
+    """Read and check a noise index; with `rate` None, any rate will do.
 
     Raises:
         DataError: not an index file, another length than `pairs`, not a permutation, or another rate.
@@ -47,7 +48,7 @@ def read_permutation(file: Path, pairs: int, rate: float) -> np.ndarray:
         raise DataError(f"noise index {file} is not a permutation of 0 … {pairs - 1:,}")
     moved = np.count_nonzero(permutation != np.arange(pairs))
     # A shuffle leaves about one of the chosen in its place, so the share that moved is a little under the rate.
-    if not rate * pairs - max(10, 0.01 * pairs) <= moved <= rate * pairs + 1:
+    if rate is not None and not rate * pairs - max(10, 0.01 * pairs) <= moved <= rate * pairs + 1:
         raise DataError(f"noise index {file} moves {moved / pairs:.1%} of the captions, but --noisy_rate is {rate:g}")
     return permutation.astype(np.int64)
 
@@ -85,7 +86,7 @@ def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
         return Noise(clean, "none", "none", digest(clean))
     path = Path(file) if file else NOISEINDEX / f"{dataset_name}_{rate:g}.npy"
     if not file and not path.is_file():
-        permutation, origin = draw_permutation(pairs, rate), "drawn by datasets.noise.draw_permutation"
+        permutation, origin = draw_permutation(pairs, rate), DRAWN
     else:
         permutation, origin = read_permutation(path, pairs, rate), str(path)
     moved = np.count_nonzero(permutation != np.arange(pairs)) / pairs

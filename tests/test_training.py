@@ -26,6 +26,7 @@ from datasets.augmentation import normalise
 from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
+from model.weights import model_from_checkpoint
 from processor import run as processor_run
 from processor.metrics import retrieval_metrics
 from solver.losses import cosine_similarity
@@ -96,7 +97,10 @@ def test_a_run_leaves_what_the_field_knows(trained):
     assert not [name for name in names if "partial" in name]
     assert "best.pth on RSTPReid, test" in printed
     assert "precision" in printed
-    assert (run_dir / "train_log.txt").read_text().count("CCD:") == 3
+    log = (run_dir / "train_log.txt").read_text()
+    assert log.count("CCD:") == 3
+    assert "another size of train than published: train has 12 images, published are 18,505 and 2 more" in log
+    assert "python -m tools.check_data --dataset_name RSTPReid" in log
 
 
 def test_the_records_hold_what_is_promised(trained):
@@ -231,6 +235,22 @@ def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
     assert metrics["BGE+TSE"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
+    """Read as test.py reads it, with the options of the authors' configs.yaml."""
+    weights = {f"module.{name}": value for name, value in published.weights("rde").items()}
+    torch.save({"model": weights, "optimizer": {"state": {}}, "scheduler": {}, "epoch": 60}, tmp_path / "best.pth")
+    text = "img_size: !!python/tuple\n- 96\n- 32\nstride_size: 8\nselect_ratio: 0.3\nlocal_rank: 0\nlr: 1.0e-05\n"
+    (tmp_path / "configs.yaml").write_text(text)
+    options = training_options.resolve_run(tmp_path / "configs.yaml", {})
+    model = model_from_checkpoint(tmp_path / "best.pth", options).eval()
+    golden = published.numbers("model")
+    with torch.no_grad():
+        image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
+    found = {"image_bge": image.bge, "image_tse": image.tse, "text_bge": text.bge, "text_tse": text.tse}
+    for name, value in found.items():
+        np.testing.assert_allclose(value.numpy(), golden[f"eval.{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
@@ -342,6 +362,15 @@ def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     options = training_options.resolve(given)
     assert (options.lr, options.name, options.tau, options.img_aug) == (1e-3, "b", 0.1, False)
     assert options.margin == 0.1
+
+
+def test_a_drawn_noise_index_is_kept_with_the_run(root_dir, tmp_path):
+    """There is no shipped index for 30%."""
+    more = ["--noisy_rate", "0.3", "--noisy_file", "", "--num_epoch", "1"]
+    training_root.main(arguments(root_dir, tmp_path, *more))
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    np.testing.assert_array_equal(np.load(run_dir / "noise_index.npy"), draw_permutation(24, 0.3))
+    assert "kept in the run folder as noise_index.npy" in (run_dir / "train_log.txt").read_text()
 
 
 def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):

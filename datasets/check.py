@@ -1,0 +1,212 @@
+"""What may be wrong with a data set on disk: everything is found and counted, nothing is refused.
+
+`read_splits` stops at the first mistake; this goes on to the last, and looks at what training would not notice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import regex
+from tqdm import tqdm
+
+from datasets.annotations import Entry, Place, Split, build_split, check_entry, check_ids, locate, read_entries
+from datasets.images import read_image
+from datasets.noise import NOISEINDEX, read_permutation
+from utils.errors import DataError
+
+SPLITS = ("train", "val", "test")
+_CONTROL = regex.compile(r"\p{Cc}")
+_CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
+_RATES = (0.2, 0.5, 0.8)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that was found.
+
+    Attributes:
+        what: in a few words.
+        where: every place it was found at.
+        remedy: what to do about it.
+        grave: training would refuse it or not be comparable; otherwise it is a remark.
+    """
+
+    what: str
+    where: list[str]
+    remedy: str
+    grave: bool = True
+
+    @property
+    def line(self) -> str:
+        """For a log."""
+        more = f" and {len(self.where) - 1:,} more" if len(self.where) > 1 else ""
+        return f"{self.what}: {self.where[0]}{more}; {self.remedy}"
+
+
+def check_dataset(
+    dataset_name: str, root_dir: Path, noisy_rate: float | None = None, noisy_file: str = ""
+) -> tuple[dict[str, Split], list[Finding]]:
+    """Look at a data set's annotations, images (each is decoded, with a progress bar) and noise indices.
+
+    Args:
+        dataset_name, root_dir: as for `locate`.
+        noisy_rate, noisy_file: whose noise index to check; without both, all that `noiseindex/` has for the data set.
+
+    Returns:
+        The splits as far as they can be read, and what was found, grave things first.
+
+    Raises:
+        DataError, OptionError: there is no annotation file, or it is no list of entries.
+    """
+    place = locate(dataset_name, root_dir)
+    entries, findings = _read(place)
+    splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
+    if place.description.first_id is not None and entries["train"]:
+        ids = partial(check_ids, entries["train"], place.description.first_id, place.file)
+        findings += _caught("ids with gaps", ids, "get the annotations anew")
+    findings += _persons_in_two_splits(entries)
+    findings += check_splits(splits, place.description.sizes)
+    findings += _images(splits, place)
+    if "train" in splits:
+        findings += _noise_indices(dataset_name, len(splits["train"].captions), noisy_rate, noisy_file)
+    return splits, sorted(findings, key=lambda finding: not finding.grave)
+
+
+def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
+    """What can be told without opening an image: sizes other than the published ones, odd captions."""
+    return [*_sizes(splits, sizes), *_captions(splits)]
+
+
+def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
+    entries: dict[str, list[Entry]] = {name: [] for name in SPLITS}
+    malformed, elsewhere = [], []
+    for number, entry in enumerate(read_entries(place.file)):
+        try:
+            checked = check_entry(entry, place, f"entry {number}")
+        except DataError as error:
+            malformed.append(str(error))
+            continue
+        if checked.split in entries:
+            entries[checked.split].append(checked)
+        else:
+            elsewhere.append(f"entry {number}: {checked.split!r}")
+    findings = _some("malformed entries", malformed, "mend or remove them: training stops at the first")
+    findings += _some("entries of another split", elsewhere, "only train, val and test are read", False)
+    missing = [name for name in ("train", "test") if not entries[name]]
+    return entries, findings + _some("splits without entries", missing, f"is {place.file} complete?")
+
+
+def _some(what: str, where: Iterable[str], remedy: str, grave: bool = True) -> list[Finding]:
+    where = list(where)
+    return [Finding(what, where, remedy, grave)] if where else []
+
+
+def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding]:
+    try:
+        check()
+    except DataError as error:
+        return [Finding(what, [str(error)], remedy)]
+    return []
+
+
+def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
+    """A person of the training split must not be searched for in the test split."""
+    splits = defaultdict(set)
+    for name, of_split in entries.items():
+        for entry in of_split:
+            splits[entry.number].add(name)
+    shared = [f"id {number} in {', '.join(sorted(names))}" for number, names in splits.items() if len(names) > 1]
+    return _some("persons in two splits", shared, "results on them would flatter: give them ids of their own", False)
+
+
+def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
+    findings = []
+    for name, size in sizes.items():
+        found = splits[name].size if name in splits else (0, 0, 0)
+        differing = [
+            f"{name} has {has:,} {what}, published are {published:,}"
+            for what, has, published in zip(("images", "captions", "persons"), found, size, strict=True)
+            if has != published
+        ]
+        more = found[1] > size[1]
+        remedy = "some copies carry added captions, get the original" if more else "get the whole data set"
+        remedy += ": published numbers and noise indices are not for this one"
+        findings += _some(f"another size of {name} than published", differing, remedy, grave=False)
+    return findings
+
+
+def _captions(splits: Mapping[str, Split]) -> list[Finding]:
+    every = [
+        (str(split.images[image]), caption, (name, split.image_pids[image]))
+        for name, split in splits.items()
+        for image, caption in zip(split.caption_images, split.captions, strict=True)
+    ]
+    times = Counter((image, caption.strip()) for image, caption, _ in every)
+    persons = defaultdict(set)
+    for _, caption, person in every:
+        persons[caption.strip().lower()].add(person)
+    shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
+    told = {
+        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
+        "captions doubled at one image": (
+            [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
+            "one is enough, but then the noise index changes",
+        ),
+        "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
+        "control characters": (
+            [f"{image}: {c!r:.80}" for image, c, _ in every if _CONTROL.search(c)],
+            "harmless: they separate words or become tokens of their own",
+        ),
+        "CJK characters": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
+            "harmless but strange to CLIP: translate or remove them",
+        ),
+    }
+    return [finding for what, (where, remedy) in told.items() for finding in _some(what, where, remedy, grave=False)]
+
+
+def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
+    paths = list(dict.fromkeys(path for split in splits.values() for path in split.images))
+    there = [os.path.isfile(path) for path in paths]  # noqa: PTH113
+    missing = [path for path, found in zip(paths, there, strict=True) if not found]
+    folders = {path.relative_to(place.imgs).parts[0] for path in missing if path.parent != place.imgs}
+    absent = sorted(folder for folder in folders if not (place.imgs / folder).is_dir())
+    return [
+        *_some("folders of images missing", [f"{place.imgs / folder}" for folder in absent], "unpack them there"),
+        *_some("images missing", map(str, missing), f"image paths start from {place.imgs}"),
+        *_some("images that can't be read", _unreadable(np.array(paths)[there].tolist()), "fetch or unpack them anew"),
+    ]
+
+
+def _unreadable(paths: list[Path]) -> list[str]:
+    def complaint(path: Path) -> str | None:
+        try:
+            read_image(path, (8, 8))
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(complaint, paths), "decoding images", len(paths), disable=None, leave=False)
+        return [told for told in bar if told is not None]
+
+
+def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:
+    rates = _RATES if noisy_rate is None else (noisy_rate,)
+    files = {NOISEINDEX / f"{Path(dataset_name).stem}_{rate:g}.npy": rate for rate in rates}
+    files = {file: rate for file, rate in files.items() if file.is_file()}
+    if noisy_file:
+        files = {Path(noisy_file): noisy_rate}
+    remedy = f"draw one that fits: python -m tools.noise_index --dataset_name NAME --pairs {pairs} --noisy_rate RATE"
+    findings = []
+    for file, rate in files.items():
+        findings += _caught("a noise index that does not fit", partial(read_permutation, file, pairs, rate), remedy)
+    return findings

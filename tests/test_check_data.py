@@ -1,0 +1,154 @@
+"""The data check: every kind of mistake is found, counted and listed, through the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.annotations import DATASETS, read_splits
+from datasets.check import check_dataset, check_splits
+from datasets.noise import draw_permutation
+from tests import datasets_on_disk
+from tools import check_data
+from utils.errors import UserError
+
+
+def check(tmp_path: Path, *more: str, status: int) -> dict[str, dict]:
+    """Run the command on RSTPReid; its JSON file's findings by what was found."""
+    command = ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), *more]
+    if status:
+        with pytest.raises(SystemExit) as left:
+            check_data.main(command)
+        assert left.value.code == status
+    else:
+        check_data.main(command)
+    content = json.loads((tmp_path / "out/check_data_RSTPReid.json").read_text())
+    assert all(finding["count"] == len(finding["where"]) > 0 for finding in content["findings"])
+    assert all(finding["remedy"] for finding in content["findings"])
+    return {finding["what"]: finding for finding in content["findings"]}
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch):
+    """The sizes of the small data sets stand for the published ones."""
+    size = (12, 24, 6)
+    monkeypatch.setitem(DATASETS["RSTPReid"].sizes, "train", size)
+    monkeypatch.setitem(DATASETS["RSTPReid"].sizes, "val", size)
+    monkeypatch.setitem(DATASETS["RSTPReid"].sizes, "test", size)
+    monkeypatch.setattr("datasets.check.NOISEINDEX", Path("/nowhere"))
+
+
+def test_nothing_is_found_where_nothing_is_wrong(tmp_path, capsys):
+    listed = datasets_on_disk.entries("RSTPReid")
+    for number, entry in enumerate(listed):
+        entry["captions"] = [f"Person {number}, caption {which}." for which in range(2)]
+    datasets_on_disk.write(tmp_path, "RSTPReid", listed)
+    assert check(tmp_path, status=0) == {}
+    printed = capsys.readouterr().out
+    assert "nothing was found to be wrong" in printed
+    assert printed.count("yes") == 3
+
+
+def test_all_broken_and_missing_images_are_listed(tmp_path, capsys):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    imgs = tmp_path / "RSTPReid/imgs"
+    broken = [imgs / f"cam_train/000{n}_0.jpg" for n in (1, 2, 4)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:300])
+    (imgs / "cam_train/0003_1.jpg").unlink()
+    (imgs / "cam_test").rename(imgs / "elsewhere")
+    found = check(tmp_path, status=1)
+    assert sorted(line.split()[1] for line in found["images that can't be read"]["where"]) == sorted(map(str, broken))
+    missing = found["images missing"]["where"]
+    assert len(missing) == 13
+    assert str(imgs / "cam_train/0003_1.jpg") in missing
+    assert found["folders of images missing"]["where"] == [str(imgs / "cam_test")]
+    assert "GRAVE" in capsys.readouterr().out
+
+
+def test_every_mistake_in_annotations_is_found(tmp_path):
+    listed = datasets_on_disk.entries("RSTPReid")
+    captions = [[f"{number}"] * 2 for number in range(36)]
+    captions[1] = ["a man in red", "a man in red "]
+    captions[4] = ["A man in red", "  "]
+    captions[5] = ["a\x07bell", "一个人 in blue"]
+    for entry, of_entry in zip(listed, captions, strict=True):
+        entry["captions"] = of_entry
+    listed[7]["id"] = 99
+    listed[6]["id"] = 99
+    listed[13]["id"] = listed[25]["id"]
+    listed[30]["split"] = "query"
+    listed[31]["captions"] = []
+    listed[32]["captions"] = "a caption"
+    datasets_on_disk.write(tmp_path, "RSTPReid", listed)
+    found = check(tmp_path, status=1)
+    assert "3 is missing" in found["ids with gaps"]["where"][0]
+    assert found["malformed entries"]["where"][0].startswith("entry 31: ")
+    assert found["malformed entries"]["count"] == 2
+    assert found["entries of another split"]["where"] == ["entry 30: 'query'"]
+    assert found["persons in two splits"]["where"] == [f"id {listed[25]['id']} in test, val"]
+    assert found["empty captions"]["count"] == 1
+    assert found["captions doubled at one image"]["count"] == 36 - 4 - 1  # 1 of them split as "query" counts in none
+    assert found["one caption for several persons"]["where"] == ["2 persons: a man in red"]
+    assert "a\\x07bell" in found["control characters"]["where"][0]
+    assert found["CJK characters"]["count"] == 1
+    assert [f"test has {n}" in found["another size of test than published"]["where"][0] for n in (9,)] == [True]
+
+
+def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_told(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", captions=3))
+    np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
+    found = check(tmp_path, "--noisy_file", str(tmp_path / "index.npy"), status=1)
+    size = found["another size of train than published"]
+    assert size["where"] == ["train has 36 captions, published are 24"]
+    assert "some copies carry added captions, get the original" in size["remedy"]
+    index = found["a noise index that does not fit"]
+    assert "is for 24 pairs, the training split has 36" in index["where"][0]
+    assert "--pairs 36" in index["remedy"]
+
+
+def test_the_shipped_index_is_checked_against_the_data(tmp_path, monkeypatch):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    monkeypatch.undo()
+    _, findings = check_dataset("RSTPReid", tmp_path)
+    wrong = [finding for finding in findings if finding.what == "a noise index that does not fit"]
+    assert [f"RSTPReid_{rate}.npy is for 37,010 pairs" in finding.line for finding, rate in zip(wrong, (0.2, 0.5, 0.8))]
+    assert len(wrong) == 3
+
+
+def test_training_tells_the_remarks_that_need_no_image(tmp_path):
+    listed = datasets_on_disk.entries("RSTPReid")
+    listed[3]["captions"][0] = ""
+    datasets_on_disk.write(tmp_path, "RSTPReid", listed)
+    splits = read_splits("RSTPReid", tmp_path, ["train", "val", "test"])
+    lines = [finding.line for finding in check_splits(splits, DATASETS["RSTPReid"].sizes)]
+    assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "command", "message"),
+    [
+        (lambda _: None, [], "give --dataset_name: CUHK-PEDES"),
+        (lambda _: None, ["--dataset_name", "MARS"], "neither one of CUHK-PEDES"),
+        (lambda _: None, ["--dataset_name", "CUHK-PEDES"], "no folder .*CUHK-PEDES: --root_dir must be"),
+        (
+            lambda root: datasets_on_disk.write(root, "CUHK-PEDES", file="caption_all.json"),
+            ["--dataset_name", "CUHK-PEDES"],
+            "no reid_raw.json; it holds caption_all.json, which is another format: its authors hand it out",
+        ),
+        (
+            lambda root: datasets_on_disk.write(root, "CUHK-PEDES").write_text("{}"),
+            ["--dataset_name", "CUHK-PEDES"],
+            "expected a list of entries, found dict",
+        ),
+    ],
+)
+def test_where_there_is_nothing_to_check_one_line_says_why(tmp_path, prepare, command, message):
+    prepare(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        check_data.main([*command, "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,99 @@
+"""Check a data set before training on it: sizes, images, identities, captions, noise indices.
+
+    python -m tools.check_data --dataset_name CUHK-PEDES --root_dir /path/to/data
+    python -m tools.check_data --dataset_name mine.json
+
+Every image is decoded and everything that is found is counted, with what to do about it; a JSON file lists all places.
+The exit status is 0 when nothing grave was found, 1 when something would stop training or spoil its numbers, 2 when
+there is nothing to check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prettytable import PrettyTable
+
+from datasets.annotations import DATASETS, Split
+from datasets.check import SPLITS, Finding, check_dataset
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import run_program
+from utils.runs import short_name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--dataset_name", help=f"{', '.join(DATASETS)}, or an annotation file")
+    parser.add_argument(
+        "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"
+    )
+    parser.add_argument("--noisy_rate", type=float, help="check the noise index for this rate (default: all there are)")
+    parser.add_argument("--noisy_file", default="", help="check this noise index")
+    parser.add_argument("--output_dir", default="logs", help="where the JSON file goes (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check, print two tables, write the JSON file, and leave with the status that the help promises."""
+    args = parse(build_parser(), argv)
+    if args["dataset_name"] is None:
+        raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
+    name = args["dataset_name"]
+    splits, findings = check_dataset(name, Path(args["root_dir"]), args["noisy_rate"], args["noisy_file"])
+    sizes = DATASETS[name].sizes if name in DATASETS else {}
+    print(_sizes_table(splits, sizes))
+    print(_findings_table(findings) if findings else "nothing was found to be wrong")
+    file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "dataset_name": name,
+        "splits": {of: dict(zip(("images", "captions", "persons"), split.size)) for of, split in splits.items()},
+        "findings": [
+            {"what": f.what, "grave": f.grave, "count": len(f.where), "remedy": f.remedy, "where": f.where}
+            for f in findings
+        ],
+    }
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"all places are listed in {file}")
+    if any(finding.grave for finding in findings):
+        sys.exit(1)
+
+
+def _sizes_table(splits: Mapping[str, Split], published: Mapping[str, tuple[int, int, int]]) -> str:
+    table = PrettyTable(["split", "images", "captions", "persons", "as published"], align="r")
+    table.align["split"] = "l"
+    for name in SPLITS:
+        size = splits[name].size if name in splits else (0, 0, 0)
+        known = name in published
+        verdict = (
+            ("yes" if published[name] == size else "no: {:,}, {:,}, {:,}".format(*published[name])) if known else "–"
+        )
+        table.add_row([name, *(f"{number:,}" for number in size), verdict])
+    return table.get_string()
+
+
+def _findings_table(findings: Sequence[Finding]) -> str:
+    table = PrettyTable(["", "found", "count", "the first", "what to do"], align="l", max_width=48)
+    for finding in findings:
+        first = finding.where[0].encode("utf-8", "backslashreplace").decode()
+        table.add_row(
+            ["GRAVE" if finding.grave else "remark", finding.what, f"{len(finding.where):,}", first, finding.remedy],
+            divider=True,
+        )
+    return table.get_string()
+
+
+if __name__ == "__main__":
+    run_program(main)
