@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from prettytable import PrettyTable
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from processor.metrics import retrieval_metrics
+from processor.metrics import RetrievalMetrics, queries_at_a_time
 from processor.types import DualEncoder, EvaluationData
 from utils.errors import UserError
 
@@ -18,12 +20,25 @@ Metrics = dict[str, dict[str, float]]
 SIMILARITIES = ("BGE", "TSE", "BGE+TSE")
 
 
-@torch.no_grad()
-def similarities(model: DualEncoder, data: EvaluationData) -> dict[str, Tensor]:
-    """Encode every image and caption once.
+class Encoded(NamedTuple):
+    """A split's unit-length embeddings on the device: (images, D) and (captions, D) of BGE, then of TSE."""
 
-    Returns:
-        For each of `SIMILARITIES` the (captions, images) cosine similarities, on the device.
+    image: tuple[Tensor, Tensor]
+    text: tuple[Tensor, Tensor]
+
+    def similarity(self, captions: slice | Sequence[int]) -> dict[str, Tensor]:
+        """For each of `SIMILARITIES` the cosines of some captions with all images, (c, images)."""
+        return _similarity([part[captions] for part in self.text], self.image)
+
+
+def _similarity(query: Sequence[Tensor], gallery: Sequence[Tensor]) -> dict[str, Tensor]:
+    bge, tse = (q @ g.T for q, g in zip(query, gallery, strict=True))
+    return dict(zip(SIMILARITIES, (bge, tse, (bge + tse).div_(2)), strict=True))
+
+
+@torch.no_grad()
+def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
+    """Encode every image and caption once.
 
     Raises:
         UserError: an embedding is not finite.
@@ -35,33 +50,40 @@ def similarities(model: DualEncoder, data: EvaluationData) -> dict[str, Tensor]:
         texts.append(model.encode_text(ids))
         positions.append(position)
     order = torch.cat(positions).argsort().to(images[0][0].device)
-    image_bge, image_tse = (F.normalize(torch.cat(part), dim=1) for part in zip(*images, strict=True))
-    text_bge, text_tse = (F.normalize(torch.cat(part)[order], dim=1) for part in zip(*texts, strict=True))
-    bge, tse = text_bge @ image_bge.T, text_tse @ image_tse.T
-    fused = (bge + tse) / 2
-    if not torch.isfinite(fused).all():
+    image = tuple(F.normalize(torch.cat(part), dim=1) for part in zip(*images, strict=True))
+    text = tuple(F.normalize(torch.cat(part)[order], dim=1) for part in zip(*texts, strict=True))
+    if not all(torch.isfinite(part).all() for part in (*image, *text)):
         raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
-    return {"BGE": bge, "TSE": tse, "BGE+TSE": fused}
+    return Encoded(image, text)
 
 
 def _bar(batches: Iterable, what: str) -> Iterable:
     return tqdm(batches, what, leave=False, disable=None, unit="batch")
 
 
-def evaluate(model: DualEncoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Tensor]:
-    """Retrieval metrics in percent for each of `SIMILARITIES`, and the (captions, images) fused similarity.
+def evaluate(model: DualEncoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Encoded]:
+    """Retrieval metrics in percent for each of `SIMILARITIES`, and the embeddings they come from.
+
+    Similarities are formed for some queries at a time: the memory does not grow with queries times gallery.
 
     Args:
         image_to_text: rank captions for every image in place of images for every caption.
     """
-    found = similarities(model, data)
-    fused = found["BGE+TSE"]
-    query, gallery = (torch.from_numpy(pids).to(fused.device) for pids in (data.caption_pids, data.image_pids))
-    if image_to_text:
-        metrics = {name: retrieval_metrics(s.T, gallery, query) for name, s in found.items()}
-    else:
-        metrics = {name: retrieval_metrics(s, query, gallery) for name, s in found.items()}
-    return metrics, fused
+    encoded = encode(model, data)
+    return rank(encoded, data.caption_pids, data.image_pids, image_to_text=image_to_text), encoded
+
+
+def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, image_to_text: bool = False) -> Metrics:
+    """`evaluate`'s metrics of embeddings, (captions,) and (images,) pids."""
+    query, gallery = (encoded.image, encoded.text) if image_to_text else (encoded.text, encoded.image)
+    pids = (image_pids, caption_pids) if image_to_text else (caption_pids, image_pids)
+    query_pids, gallery_pids = (torch.from_numpy(part).to(query[0].device) for part in pids)
+    metrics = {name: RetrievalMetrics(gallery_pids) for name in SIMILARITIES}
+    chunk = queries_at_a_time(len(gallery_pids))
+    for *part, part_pids in zip(*(whole.split(chunk) for whole in (*query, query_pids)), strict=True):
+        for name, similarity in _similarity(part, gallery).items():
+            metrics[name].add(similarity, part_pids)
+    return {name: part.result() for name, part in metrics.items()}
 
 
 def table(metrics: Metrics, title: str) -> str:

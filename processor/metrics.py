@@ -2,38 +2,107 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
-_CHUNK = 1024  # queries ranked at a time, which bounds the memory
+_CHUNK = 1 << 24  # similarities ranked at a time, which bounds the memory
+
+
+def queries_at_a_time(gallery: int) -> int:
+    """How many queries to rank at a time in a gallery of this size."""
+    return max(1, _CHUNK // max(1, gallery))
+
+
+class RetrievalMetrics:
+    """Metrics of any number of queries, given some at a time.
+
+    Only the relevant images' ranks matter, so similarities are sorted without their positions, and the few relevant
+    ones are looked up in the sorted rows. Equal similarities keep the gallery's order, so that a collapsed model gains
+    nothing from ties.
+
+    Args:
+        gallery_pids: (G,), on the device of the similarities.
+    """
+
+    def __init__(self, gallery_pids: Tensor) -> None:
+        self._gallery_pids = gallery_pids
+        self._by_pid = gallery_pids.argsort(stable=True)  # a person's images stand together, in the gallery's order
+        self._sorted_pids = gallery_pids[self._by_pid]
+        self._parts: list[Tensor] = []
+
+    def add(self, similarity: Tensor, query_pids: Tensor) -> None:
+        """Rank the gallery for some queries.
+
+        Args:
+            similarity: (q, G), higher is nearer, no NaN.
+            query_pids: (q,). A query without its pid in the gallery counts as never found.
+        """
+        if not len(query_pids):
+            return
+        ranks = self._ranks(similarity, query_pids).cpu().double()  # (q, r), 0 where there is no further image
+        found = ranks > 0
+        total = found.sum(dim=1)
+        last = ranks.amax(dim=1).clamp_min(1)
+        ranks = ranks.masked_fill(~found, float("inf")).sort(dim=1).values
+        precision = torch.arange(1, ranks.shape[1] + 1) / ranks  # at every relevant image
+        self._parts.append(torch.stack([ranks[:, 0], precision.sum(dim=1) / total.clamp_min(1), total / last]))
+
+    def result(self) -> dict[str, float]:
+        """R1, R5, R10 (share of queries with a relevant image among the first k), mAP, mINP (relevant images over the
+        rank of the last one), each averaged over queries, in percent; rSum = R1 + R5 + R10."""
+        first, average_precision, inverse_penalty = torch.cat(self._parts, dim=1)
+        metrics = {f"R{k}": 100 * (first <= k).double().mean().item() for k in RANKS}
+        metrics |= {"mAP": 100 * average_precision.mean().item(), "mINP": 100 * inverse_penalty.mean().item()}
+        metrics["rSum"] = sum(metrics[f"R{k}"] for k in RANKS)
+        return metrics
+
+    def _ranks(self, similarity: Tensor, query_pids: Tensor) -> Tensor:
+        """(q, r) ranks from 1 of every query's relevant images, in the gallery's order; 0 fills the rows."""
+        start = torch.searchsorted(self._sorted_pids, query_pids)
+        count = torch.searchsorted(self._sorted_pids, query_pids, right=True) - start  # (q,)
+        number = torch.arange(max(1, int(count.max())), device=count.device)
+        held = number < count[:, None]  # (q, r)
+        relevant = self._by_pid[(start[:, None] + number).clamp_max(len(self._by_pid) - 1)]  # (q, r)
+        own = similarity.gather(1, relevant)
+        ascending = _sort_rows(similarity)
+        lower = torch.searchsorted(ascending, own)  # so many are lower
+        gallery = similarity.shape[1]
+        next_higher = ascending.gather(1, (lower + 1).clamp_max(gallery - 1))
+        tied = held & (lower + 1 < gallery) & (next_higher == own)
+        ranks = gallery - lower - self._equals_behind(similarity, own, relevant, tied)
+        return ranks.where(held, 0)
+
+    @staticmethod
+    def _equals_behind(similarity: Tensor, own: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
+        """(q, r) how many images behind each relevant one in the gallery are as similar; looked for where `tied`."""
+        count = torch.zeros_like(relevant)
+        position = torch.arange(similarity.shape[1], device=similarity.device)
+        for pairs in tied.nonzero().split(queries_at_a_time(similarity.shape[1])):
+            query, number = pairs.unbind(1)
+            equal = similarity[query] == own[query, number, None]
+            count[query, number] = (equal & (position > relevant[query, number, None])).sum(dim=1)
+        return count
 
 
 def retrieval_metrics(similarity: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[str, float]:
-    """Rank the gallery for every query.
+    """The metrics of (Q, G) similarities; see `RetrievalMetrics`."""
+    metrics = RetrievalMetrics(gallery_pids)
+    chunk = queries_at_a_time(len(gallery_pids))
+    for rows, pids in zip(similarity.split(chunk), query_pids.split(chunk), strict=True):
+        metrics.add(rows, pids)
+    return metrics.result()
 
-    Args:
-        similarity: (Q, G), higher is nearer. Equal similarities keep the gallery's order, so that a collapsed model
-            gains nothing from ties.
-        query_pids, gallery_pids: (Q,), (G,). A query without its pid in the gallery counts as never found.
 
-    Returns:
-        R1, R5, R10 (share of queries with a relevant image among the first k), mAP, mINP (relevant images over the
-        rank of the last one), each averaged over queries, in percent; rSum = R1 + R5 + R10.
-    """
-    found_at, average_precision, inverse_penalty = [], [], []
-    for rows, pids in zip(similarity.split(_CHUNK), query_pids.split(_CHUNK), strict=True):
-        order = rows.argsort(dim=1, descending=True, stable=True)
-        relevant = gallery_pids[order] == pids[:, None]  # (q, G)
-        found = relevant.cumsum(dim=1)
-        total = found[:, -1]
-        rank = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-        last = torch.where(relevant, rank, 0).amax(dim=1)
-        found_at.append(torch.where(total > 0, relevant.float().argmax(dim=1) + 1, rows.shape[1] + 1))
-        average_precision.append((found / rank * relevant).sum(dim=1) / total.clamp_min(1))
-        inverse_penalty.append(total / last.clamp_min(1))
-    ranks, *others = (torch.cat(part).cpu().double() for part in (found_at, average_precision, inverse_penalty))
-    metrics = {f"R{k}": 100 * (ranks <= k).double().mean().item() for k in RANKS}
-    metrics |= {name: 100 * values.mean().item() for name, values in zip(("mAP", "mINP"), others, strict=True)}
-    metrics["rSum"] = sum(metrics[f"R{k}"] for k in RANKS)
-    return metrics
+def _sort_rows(rows: Tensor) -> Tensor:
+    """Every row in ascending order; on a CPU by NumPy, whose sort is vectorised (twenty times as fast as torch's)."""
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values
+    ascending = rows.contiguous().numpy().copy()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy sorts outside the interpreter's lock
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(ascending, os.cpu_count() or 1)))
+    return torch.from_numpy(ascending)

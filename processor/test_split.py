@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from processor.evaluation import Metrics, evaluate, table
 from processor.types import DualEncoder, EvaluationData
 from utils import figures
 from utils.errors import DataError
 from utils.log import logger
+
+_DRAWN = 8  # captions whose best images are drawn, spread evenly over the split
 
 
 def evaluate_run(
@@ -33,17 +37,18 @@ def evaluate_run(
     """
     results = {}
     for number, file in enumerate(files):
-        results[file.name], fused = evaluate(build(file), data, image_to_text=image_to_text)
+        results[file.name], encoded = evaluate(build(file), data, image_to_text=image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {title}"))
         if number == 0:
-            first = fused.cpu().numpy()
+            captions = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
+            drawn = encoded.similarity(captions)["BGE+TSE"].cpu().numpy()
     _write_metrics(results, run_dir / f"test_metrics{suffix}.json")
     if not image_to_text:
         figures.retrieval_sheet(
-            first,
-            data.caption_pids,
+            drawn,
+            data.caption_pids[captions],
             data.image_pids,
-            data.split.captions,
+            [data.split.captions[caption] for caption in captions],
             data.split.images,
             run_dir / "figures" / f"retrieval{suffix}.png",
         )

@@ -74,29 +74,26 @@ def retrieval_sheet(
     paths: Sequence[Path],
     file: Path,
     *,
-    queries: int = 8,
     top: int = 5,
 ) -> None:
-    """The `top` images for some captions, framed by right and wrong.
+    """The `top` images for a few captions, framed by right and wrong.
 
     Args:
         similarity: (captions, images).
-        queries: how many captions, spread evenly over the split.
     """
-    chosen = np.unique(np.linspace(0, len(captions) - 1, min(queries, len(captions))).astype(int))
     top = min(top, len(paths))
-    size, widths = (3 + 0.72 * top, 1.75 * len(chosen)), [3.6] + [1] * top
-    figure, rows = plt.subplots(len(chosen), top + 1, figsize=size, squeeze=False, width_ratios=widths)
+    size, widths = (3 + 0.72 * top, 1.75 * len(captions)), [3.6] + [1] * top
+    figure, rows = plt.subplots(len(captions), top + 1, figsize=size, squeeze=False, width_ratios=widths)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.01, top=0.975, wspace=0.1, hspace=0.18)
-    for row, query in zip(rows, chosen, strict=True):
+    for row, caption, scores, pid in zip(rows, captions, similarity, query_pids, strict=True):
         row[0].axis("off")
-        row[0].text(0, 0.5, _wrap(captions[query]), va="center", fontsize=8)
-        for axes, image in zip(row[1:], np.argsort(-similarity[query], kind="stable")[:top], strict=True):
-            right = gallery_pids[image] == query_pids[query]
+        row[0].text(0, 0.5, _wrap(caption), va="center", fontsize=8)
+        for axes, image in zip(row[1:], np.argsort(-scores, kind="stable")[:top], strict=True):
+            right = gallery_pids[image] == pid
             with Image.open(paths[image]) as picture:
                 axes.imshow(picture.convert("RGB").resize((64, 160)), aspect="auto")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{'✓' if right else '✗'} {similarity[query, image]:.2f}", fontsize=8, pad=3)
+            axes.set_title(f"{'✓' if right else '✗'} {scores[image]:.2f}", fontsize=8, pad=3)
             for side in axes.spines.values():
                 side.set(color=CLEAN if right else NOISY, linewidth=3)
     _save(figure, file)
