@@ -6,10 +6,12 @@ What is drawn depends only on the generator a pair is given, never on the batch 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from datasets.tokenizer import MASK
 
@@ -46,11 +48,16 @@ def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[
     return 0, 0, 0, 0
 
 
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), made once a device: making it anew would wait for the device every time."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
+
+
 def normalise(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 → float32 with CLIP's mean and deviation."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    mean, std = (_per_channel(values, images.device) for values in (MEAN, STD))
+    return images.float().div_(255).sub_(mean).div_(std)
 
 
 def apply_image(images: Tensor, draws: Tensor) -> Tensor:
@@ -60,19 +67,15 @@ def apply_image(images: Tensor, draws: Tensor) -> Tensor:
     """
     B, _, H, W = images.shape
     flip, top, left, *rectangle = draws.to(images.device, torch.long).unbind(1)
-    y = torch.arange(H, device=images.device) + top[:, None] - _PAD  # (B, H) row of the source
-    x = torch.arange(W, device=images.device) + left[:, None] - _PAD  # (B, W)
-    inside = ((y >= 0) & (y < H))[:, :, None] & ((x >= 0) & (x < W))[:, None, :]  # (B, H, W)
-    x = torch.where(flip[:, None] == 1, W - 1 - x, x)  # the flip comes before the crop
-    source = y.clamp(0, H - 1)[:, :, None] * W + x.clamp(0, W - 1)[:, None, :]  # (B, H, W)
-    cropped = images.flatten(2).gather(2, source.view(B, 1, H * W).expand(B, 3, H * W)).view(B, 3, H, W)
-    normalised = normalise(cropped * inside[:, None])
+    images = torch.where(flip.view(B, 1, 1, 1) == 1, images.flip(3), images)
+    windows = F.pad(images, (_PAD, _PAD, _PAD, _PAD)).unfold(2, H, 1).unfold(3, W, 1)  # (B, 3, 21, 21, H, W), a view
+    normalised = normalise(windows[torch.arange(B, device=images.device), :, top, left])  # (B, 3, H, W)
     e_top, e_left, e_height, e_width = rectangle
     row, column = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
     rows = (row >= e_top[:, None]) & (row < (e_top + e_height)[:, None])  # (B, H)
     columns = (column >= e_left[:, None]) & (column < (e_left + e_width)[:, None])  # (B, W)
     erased = rows[:, None, :, None] & columns[:, None, None, :]  # (B, 1, H, W)
-    return torch.where(erased, torch.tensor(MEAN, device=images.device).view(3, 1, 1), normalised)
+    return torch.where(erased, _per_channel(MEAN, images.device), normalised, out=normalised)
 
 
 def augment_text(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
