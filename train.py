@@ -28,6 +28,7 @@ FREE_ON_RESUME = {
     "root_dir",
     "image_cache",
     "device",
+    "grad_checkpointing",
     "log_period",
     "test_batch_size",
     "num_workers",
@@ -83,6 +84,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     device = choose_device(options.device)
     seed_everything(options.seed)
     model = build(options).to(device)
+    model.clip.set_grad_checkpointing(options.grad_checkpointing)
     data = load_data(options, device)
     if options.test:
         print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class ClipSizes:
 
 
 class QuickGELU(nn.Module):
-    """x·σ(1.702x), CLIP's activation."""
+    """x·σ(1.702x), CLIP's activation, through SiLU (y·σ(y)), which keeps one tensor for the backward pass, not two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return F.silu(1.702 * x).div_(1.702)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -108,17 +109,27 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks; only the last one is asked for attention."""
+    """A stack of blocks; only the last one is asked for attention.
+
+    Attributes:
+        grad_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+    """
 
     def __init__(self, width: int, layers: int, *, causal: bool) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(Block(width, causal=causal) for _ in range(layers))
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block."""
         for block in self.resblocks[:-1]:
-            x, _ = block(x)
-        return self.resblocks[-1](x, query)
+            x, _ = self._run(block, x)
+        return self._run(self.resblocks[-1], x, query)
+
+    def _run(self, block: Block, *args: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.grad_checkpointing:
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(*args)
 
 
 class VisionTransformer(nn.Module):
@@ -160,6 +171,10 @@ class CLIP(nn.Module):
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Trade time for memory in both towers: the same numbers, about a third more time."""
+        self.visual.transformer.grad_checkpointing = self.transformer.grad_checkpointing = enable
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `VisionTransformer.forward`."""

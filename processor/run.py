@@ -96,7 +96,12 @@ def train(
         )
         record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
         logger.info(
-            "  trained in %.1f s (%.0f pairs/s), loss %.3f", result.seconds, result.pairs_per_second, result.loss
+            "  trained in %.1f s (%.0f pairs/s, %.0f%% of it waiting for data), loss %.3f, peak memory %.1f GB",
+            result.seconds,
+            result.pairs_per_second,
+            100 * result.data_wait_share,
+            result.loss,
+            result.peak_memory_gb,
         )
         progress.epoch += 1
         if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:

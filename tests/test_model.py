@@ -179,6 +179,38 @@ def test_table_7s_variants_equal_the_slow_way(head, pool):
             torch.testing.assert_close(fast[n], slow, rtol=1e-4, atol=1e-5)
 
 
+def gradients(model: RDE, golden: dict[str, np.ndarray]) -> tuple[float, list[torch.Tensor], int]:
+    """A training step's loss, its gradients, and the bytes kept for the backward pass."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
+        loss = sum(
+            per_pair_loss("TAL", cosine_similarity(i, t), torch.from_numpy(golden["pids"]), LossSettings()).sum()
+            for i, t in zip(image, text, strict=True)
+        )
+    loss.backward()
+    return loss.item(), [parameter.grad for parameter in model.parameters()], sum(kept.values())
+
+
+@pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
+def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_bn):
+    plain, checkpointed = golden_model(tse_bn).train(), golden_model(tse_bn).train()
+    checkpointed.clip.set_grad_checkpointing(True)
+    loss, grads, kept = gradients(plain, golden)
+    loss_again, grads_again, kept_again = gradients(checkpointed, golden)
+    assert loss == loss_again
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+    assert kept_again < 0.7 * kept, "two blocks a tower, and the heads are not computed again"
+    for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
 def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
     ids = torch.from_numpy(golden["caption_ids"])[[0, 1, 7]]  # 3, 10 and 1 words: fewer than are chosen

@@ -71,8 +71,8 @@ def records(run_dir: Path) -> list[dict]:
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     for record in found:
         for part in (record, record["ccd"] or {}):
-            part.pop("seconds", None)
-            part.pop("pairs_per_second", None)
+            for name in ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb"):
+                part.pop(name, None)
     return found
 
 
@@ -108,6 +108,8 @@ def test_the_records_hold_what_is_promised(trained):
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert {"lr", "loss", "bge_loss", "tse_loss", "seconds", "pairs_per_second", "ccd", "val"} <= line.keys()
+        assert 0 <= line["data_wait_share"] < 1
+        assert 0.1 < line["peak_memory_gb"] < 100
         assert line["loss"] == pytest.approx(line["bge_loss"] + line["tse_loss"])
         ccd = line["ccd"]
         assert ccd["clean"] + ccd["noisy"] + ccd["uncertain"] == 24

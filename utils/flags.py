@@ -92,6 +92,9 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("select_ratio", 0.3, "share R of tokens that TSE selects", above=0, below=1),
         Flag("tse_bn", "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", ("frozen", "batch")),
         Flag("tse_head", "mlp", "FC + MLP on the selected tokens, or none (table 7's TSE′)", ("mlp", "none")),
+        Flag(
+            "grad_checkpointing", False, "compute activations again in the backward pass: less memory, a third slower"
+        ),
         Flag("tse_pool", "max", "pooling of the selected tokens (table 7)", ("max", "avg", "topk10")),
     ],
     "loss and division": [
