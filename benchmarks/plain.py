@@ -205,7 +205,7 @@ def rank(similarity: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[s
     order = similarity.argsort(dim=1, descending=True, stable=True)
     matches = gallery_pids[order] == query_pids[:, None]
     cumulative = matches.cumsum(dim=1)
-    metrics = {f"R{k}": 100 * (cumulative[:, k - 1] > 0).double().mean().item() for k in (1, 5, 10)}
+    metrics = {f"R{k}": 100 * (cumulative[:, :k].amax(dim=1) > 0).double().mean().item() for k in (1, 5, 10)}
     precision = cumulative / torch.arange(1, matches.shape[1] + 1, device=matches.device) * matches
     metrics["mAP"] = 100 * (precision.sum(dim=1) / matches.sum(dim=1)).mean().item()
     penalties = [found[row.nonzero()[-1]] / row.nonzero()[-1].add(1) for found, row in zip(cumulative, matches)]

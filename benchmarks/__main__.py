@@ -1,0 +1,141 @@
+"""Measure how fast and how large everything is on this machine, print it and save it as JSON.
+
+python -m benchmarks                       # everything
+python -m benchmarks model ranking         # some sections; the file keeps the others' last results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prettytable import PrettyTable
+
+from benchmarks import encoders, ranking
+from benchmarks.epoch import tiny_epoch
+from benchmarks.loading import loading
+from benchmarks.made_up import TINY, VIT_B_16
+from benchmarks.measure import machine
+from benchmarks.memory import memory
+from benchmarks.setting import Rows, Setting
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import choose_device, run_program
+
+ROOT = Path(__file__).parents[1]
+
+
+def start_up(setting: Setting) -> Rows:
+    """`python train.py --help`."""
+    seconds = []
+    for _ in range(setting.repeats):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, ROOT / "train.py", "--help"], check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - start)
+    return [{"what": "python train.py --help, s", "value": statistics.median(seconds)}]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
+    "start": ("Start", start_up),
+    "ranking": ("Ranking and metrics", ranking.against_plain),
+    "loading": ("Loading on one core", loading),
+    "memory": ("Memory of a training step", memory),
+    "model": ("Passes of the model", encoders.against_plain),
+    "levers": ("Levers of the model, one off at a time", encoders.levers),
+    "growth": ("Training steps by batch size", encoders.growth),
+    "epoch": ("An epoch of a tiny CLIP from disk", tiny_epoch),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--precision", help="of our way: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
+    parser.add_argument("--batch_size", type=int, help="pairs in a batch (default: 64 on CUDA, else 8)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns, of which the median counts (default: 3)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny model and little data, to see that all of it runs")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the sections that were asked for; each is saved when it is done."""
+    args = parse(build_parser(), argv)
+    wanted = args["sections"] or list(SECTIONS)
+    if unknown := [name for name in wanted if name not in SECTIONS]:
+        raise OptionError(f"no section {unknown[0]}: choose from {', '.join(SECTIONS)}")
+    device = choose_device(args["device"])
+    gpu = device.type == "cuda"
+    precision = args["precision"] or ("bf16" if gpu else "fp32")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise OptionError(f"--precision {precision}: choose from fp32, bf16, fp16")
+    batch = args["batch_size"] or (64 if gpu else 8)
+    for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1)):
+        if value < least:
+            raise OptionError(f"--{flag} {value}: must be at least {least}")
+    about = machine(device) | {"precision": precision, "batch_size": batch, "repeats": args["repeats"]}
+    about |= {"command": "python -m benchmarks " + " ".join(argv), "quick": args["quick"]}
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(
+            device=device,
+            precision=precision,
+            sizes=TINY if args["quick"] else VIT_B_16,
+            batch=batch,
+            scale=0.02 if args["quick"] else 1.0,
+            repeats=args["repeats"],
+            steps=10 if gpu else 1,
+            folder=Path(folder),
+        )
+        for name in wanted:
+            title, section = SECTIONS[name]
+            rows = section(setting)
+            print(f"\n{table(title, rows)}", flush=True)
+            save(args["out"], name, {"about": about, "rows": rows})
+
+
+def table(title: str, rows: Rows) -> str:
+    """Rows whose keys are the columns; what a row lacks is left empty."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    shown = PrettyTable(columns, title=title, align="r")
+    shown.align[columns[0]] = "l"
+    shown.add_rows([[_shown(row.get(column)) for column in columns] for row in rows])
+    return shown.get_string()
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def save(file: Path, section: str, content: dict) -> None:
+    """Put a section's results into the file in one step, beside those of the others."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text(json.dumps(results | {section: content}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(file)
+    except (ValueError, TypeError):
+        raise OptionError(f"--out {file}: the file there is no benchmark's, choose another") from None
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,159 @@
+"""Training step, CCD pass and evaluation encoding: against the plain way, lever by lever, and by batch size."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from benchmarks import plain
+from benchmarks.made_up import random_batch, random_model
+from benchmarks.measure import Way, count_flop, interleaved, matrix_peak
+from benchmarks.plain import PlainModel
+from benchmarks.setting import Rows, Setting, compare
+from datasets.loaders import Batch
+from model.rde import RDE
+from processor.epoch import train_epoch
+from processor.evaluation import encode
+from processor.scoring import score_pairs
+from solver.losses import LossSettings
+from solver.optimizer import OptimizerSettings, build_optimizer
+
+
+class MadeUpGallery:
+    """The images and captions of a batch as an evaluation split, which sorts captions by their length."""
+
+    def __init__(self, batch: Batch, batches: int) -> None:
+        self.batch, self.batches = batch, batches
+
+    def image_batches(self) -> Iterator[Tensor]:
+        """The images."""
+        yield from [self.batch.images] * self.batches
+
+    def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Positions and ids: of all captions, the shorter half first."""
+        ids = self.batch.ids.repeat(self.batches, 1)
+        for rows in ids.argmax(dim=1).argsort().split(len(self.batch.ids)):
+            yield rows.cpu(), ids[rows, : int(ids[rows].argmax(dim=1).max()) + 1]
+
+
+def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, *, fused: bool = True) -> Way:
+    """A call that trains on `setting.steps` batches."""
+    own = model.model if isinstance(model, PlainModel) else model
+    build = build_optimizer if fused else lambda model, _, settings: plain.build_optimizer(model, settings)
+    optimizer = build(own, own.new_parameters(), OptimizerSettings())
+    label, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
+    scaler = GradScaler(setting.device.type, enabled=own.precision == "fp16")
+    rest = (label, "TAL", LossSettings())
+    return lambda: train_epoch(model, optimizer, scaler, batches, *rest, trained="BGE+TSE", log_period=setting.steps)
+
+
+def plain_training_step(setting: Setting, batch: Batch) -> Way:
+    """The same, the plain way."""
+    model = PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision))
+    optimizer = plain.build_optimizer(model.model, OptimizerSettings())
+    label = np.ones(len(batch.pids), np.float32)
+    return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)
+
+
+def ours(setting: Setting) -> RDE:
+    """Our model in the setting's precision."""
+    return random_model(setting.sizes, setting.device, setting.precision)
+
+
+def against_plain(setting: Setting) -> Rows:
+    """The three passes; the share is of the matrix rate that large products reach in our precision on this machine."""
+    batch, steps, batches = _batch(setting), setting.steps, 2 * setting.steps
+    pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
+    fast, slow = ours(setting), PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision))
+    gallery = MadeUpGallery(batch, batches)
+    ids = [batch.ids] * batches
+    passes: dict[str, tuple[Way, Way, int]] = {
+        "training step": (plain_training_step(setting, batch), training_step(setting, batch, ours(setting)), pairs),
+        "CCD pass": (
+            lambda: plain.score_pairs(slow, [batch] * steps, setting.batch),
+            lambda: score_pairs(fast, [batch] * steps, setting.batch, "TAL", LossSettings()),
+            pairs,
+        ),
+        "evaluation encoding": (
+            lambda: plain.encode_twice(slow, gallery.image_batches(), ids),
+            lambda: encode(fast, gallery),
+            2 * pairs,
+        ),
+    }
+    rows = []
+    for what, (plainly, way, count) in passes.items():
+        seconds = interleaved({"plain": plainly, "ours": way}, setting.repeats, setting.device)
+        flop = count_flop(way) / count
+        rows.append(
+            compare(what, seconds, count)
+            | {"GFLOP a pair": flop / 1e9, "share of matrix rate": flop * count / seconds["ours"] / peak}
+        )
+    rows.append({"what": "matrix rate, TFLOP/s", "value": peak / 1e12})
+    if setting.device.type == "cuda":
+        waits = _waits(training_step(setting, batch, fast)) - _waits(lambda: None)
+        rows.append({"what": f"waits for the device in {steps} training steps and a line of the log", "value": waits})
+    return rows
+
+
+def _batch(setting: Setting) -> Batch:
+    return random_batch(setting.sizes, setting.batch, setting.device)
+
+
+def _waits(way: Way) -> int:
+    """How often CUDA was synchronised with, as far as torch notices."""
+    way()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            way()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return len(caught)
+
+
+def levers(setting: Setting) -> Rows:
+    """One lever off at a time, all others on: how much longer a training step and evaluation's encoding then take."""
+    batch = _batch(setting)
+
+    def without(**off: bool) -> PlainModel:
+        return PlainModel(ours(setting), **({"maps": False, "padded": False, "loops": False} | off))
+
+    models = {
+        "all on": without(),
+        "attention maps in every layer, QuickGELU in three steps": without(maps=True),
+        "captions padded to 77": without(padded=True),
+        "captions pooled one by one": without(loops=True),
+    }
+    training = {name: training_step(setting, batch, model) for name, model in models.items()}
+    training["a group for every parameter, not fused"] = training_step(setting, batch, without(), fused=False)
+    recomputing = ours(setting)
+    recomputing.clip.set_grad_checkpointing(True)
+    training["--grad_checkpointing"] = training_step(setting, batch, recomputing)
+    gallery = MadeUpGallery(batch, 2)
+    encoding = {name: (lambda model=model: encode(model, gallery)) for name, model in models.items()}
+    encoding["one encoding pass for each embedding"] = lambda: [encode(models["all on"], gallery) for _ in range(2)]
+    rows: dict[str, dict] = {}
+    for what, ways in (("training step", training), ("evaluation encoding", encoding)):
+        seconds = interleaved(ways, setting.repeats, setting.device)
+        for name, value in seconds.items():
+            rows.setdefault(name, {"lever off": name})[f"{what}, times"] = value / seconds["all on"]
+    return list(rows.values())
+
+
+def growth(setting: Setting) -> Rows:
+    """Training steps of a quarter, half and the whole batch."""
+    rows = []
+    for divisor in (4, 2, 1):
+        part = replace(setting, batch=max(2, setting.batch // divisor))
+        batch = _batch(part)
+        ways = {"plain": plain_training_step(part, batch), "ours": training_step(part, batch, ours(part))}
+        seconds = interleaved(ways, setting.repeats, setting.device)
+        rows.append(compare(f"batch {part.batch}", seconds, part.batch * part.steps))
+    return rows

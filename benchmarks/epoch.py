@@ -1,0 +1,100 @@
+"""A whole epoch of a tiny CLIP, images from disk and all: CCD, training, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.amp import GradScaler
+
+from benchmarks import plain
+from benchmarks.made_up import TINY, image_size, random_model, training_pairs, write_dataset
+from benchmarks.plain import PlainModel
+from benchmarks.plain_data import PlainBatches, evaluation_image
+from benchmarks.setting import Rows, Setting, compare
+from datasets.annotations import Split, read_splits
+from datasets.images import open_images
+from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
+from datasets.tokenizer import Tokenizer
+from processor.epoch import train_epoch
+from processor.evaluation import evaluate
+from processor.scoring import score_pairs
+from solver.ccd import COARSE, divide
+from solver.losses import LossSettings, cosine_similarity
+from solver.optimizer import OptimizerSettings, build_optimizer
+
+IMAGES, QUERIES, BATCH = 1200, 580, 64  # two captions an image
+SIZE = image_size(TINY)
+
+
+def tiny_epoch(setting: Setting) -> Rows:
+    """CCD, training and evaluation once each, in turns; the image cache is there, as from the second epoch on."""
+    folder = setting.folder / "epoch"
+    counts = {"train": setting.scaled(IMAGES), "test": setting.scaled(QUERIES) // 2}
+    file = write_dataset(folder, counts, SIZE, captions_per_image=2, images_per_person=4)
+    splits = read_splits(str(file), folder, ["train", "test"])
+    settings = LoadingSettings(BATCH, setting.device, img_aug=True, txt_aug=True)
+    start = time.perf_counter()
+    pairs = training_pairs(splits["train"], folder, SIZE, settings)
+    built = time.perf_counter() - start
+    seconds: dict[str, dict[str, float]] = {"plain": {}, "ours": {}}
+    for part, ways in zip(("CCD", "training", "evaluation"), _ways(setting, pairs, splits["test"]), strict=True):
+        for name, way in zip(seconds, ways, strict=True):
+            seconds[name][part] = _clock(way, setting.device)
+    for own in seconds.values():
+        own["epoch (CCD and training)"] = own["CCD"] + own["training"]
+    rows = [
+        compare(part, {name: own[part] for name, own in seconds.items()}, len(pairs))
+        for part in ("CCD", "training", "epoch (CCD and training)")
+    ]
+    queries = len(splits["test"].captions)
+    rows.append(compare("evaluation", {name: own["evaluation"] for name, own in seconds.items()}, queries))
+    return [*rows, {"what": f"decoding {counts['train']:,} images and tokenising, once, s", "value": built}]
+
+
+def _clock(way: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Callable, Callable]]:
+    """(plain, ours) of CCD, training and evaluation."""
+    device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
+    slow = PlainModel(random_model(TINY, device, setting.plain_precision))
+    fast = random_model(TINY, device, setting.precision)
+    slow_optimizer = plain.build_optimizer(slow.model, OptimizerSettings())
+    optimizer = build_optimizer(fast, fast.new_parameters(), OptimizerSettings())
+    scaler = GradScaler(device.type, enabled=setting.precision == "fp16")
+    scoring, training = pairs.scoring_batches(0), pairs.training_batches(0)
+    images = open_images(test.images, SIZE, setting.folder)
+    gallery = Gallery("test", test, images, tokenizer(test.captions), batch_size=512, num_workers=0, device=device)
+
+    def plain_evaluation() -> None:
+        rows = torch.stack([evaluation_image(path, SIZE) for path in test.images]).to(device)
+        ids = torch.from_numpy(tokenizer(test.captions)).long().to(device)
+        query, pids = (torch.from_numpy(part).to(device) for part in (test.caption_pids, test.image_pids))
+        bge, tse = (
+            cosine_similarity(text, image) for image, text in plain.encode_twice(slow, rows.split(512), ids.split(512))
+        )
+        for similarity in (bge, tse, (bge + tse) / 2):
+            plain.rank(similarity, query, pids)
+
+    losses = LossSettings()
+    return [
+        (
+            lambda: divide(*plain.score_pairs(slow, PlainBatches(pairs, scoring, tokenizer), len(pairs)), COARSE, (1,)),
+            lambda: divide(*score_pairs(fast, scoring, len(pairs), "TAL", losses), COARSE, (1,)),
+        ),
+        (
+            lambda: plain.train_epoch(slow, slow_optimizer, PlainBatches(pairs, training, tokenizer), label),
+            lambda: train_epoch(
+                fast, optimizer, scaler, training, label, "TAL", losses, trained="BGE+TSE", log_period=100
+            ),
+        ),
+        (plain_evaluation, lambda: evaluate(fast, gallery)),
+    ]

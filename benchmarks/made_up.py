@@ -1,0 +1,116 @@
+"""Made-up models and data: random weights, smooth noise for images, random words as many as CUHK-PEDES has."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.annotations import Split
+from datasets.images import open_images
+from datasets.loaders import Batch, LoadingSettings, TrainingPairs
+from datasets.tokenizer import EOS, SOS, Tokenizer
+from model.clip import ClipSizes
+from model.rde import RDE
+
+VIT_B_16 = ClipSizes(
+    image_width=768,
+    image_layers=12,
+    patch=16,
+    stride=16,
+    grid=(24, 8),
+    text_width=512,
+    text_layers=12,
+    text_length=77,
+    vocab_size=49408,
+    shared_width=512,
+)
+TINY = ClipSizes(
+    image_width=128,
+    image_layers=4,
+    patch=8,
+    stride=8,
+    grid=(12, 4),
+    text_width=128,
+    text_layers=4,
+    text_length=77,
+    vocab_size=49408,
+    shared_width=512,
+)
+_WORDS = "a the man woman wears carries red blue black white shirt jacket trousers shoes bag with and is in her his"
+WORDS = _WORDS.split()
+
+
+def image_size(sizes: ClipSizes) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return sizes.grid[0] * sizes.patch, sizes.grid[1] * sizes.patch
+
+
+def random_model(sizes: ClipSizes, device: torch.device, precision: str = "fp32") -> RDE:
+    """An RDE model with fresh weights, the same every time."""
+    torch.manual_seed(0)
+    model = RDE(sizes, select_ratio=0.3, precision="fp32").to(device)
+    if precision == "fp32":
+        return model
+    other = RDE(sizes, select_ratio=0.3, precision=precision).to(device)
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count,) words a caption: 23.5 on average as in CUHK-PEDES, 12 at least."""
+    return np.clip(12 + rng.gamma(2.3, 5, count), 12, 75).astype(int)
+
+
+def random_batch(sizes: ClipSizes, pairs: int, device: torch.device) -> Batch:
+    """A batch of noise and random captions, as long as the longest of them, each of another person."""
+    rng = np.random.default_rng(0)
+    lengths = caption_lengths(pairs, rng)
+    ids = np.zeros((pairs, lengths.max() + 2), np.int64)
+    for row, length in zip(ids, lengths, strict=True):
+        row[: length + 2] = [SOS, *rng.integers(1, 49405, length), EOS]
+    images = torch.randn(pairs, 3, *image_size(sizes), generator=torch.Generator().manual_seed(0))
+    everyone = torch.arange(pairs)
+    return Batch(images.to(device), torch.from_numpy(ids).to(device), everyone.to(device), everyone)
+
+
+def jpeg(rng: np.random.Generator, size: Sequence[int]) -> bytes:
+    """A smooth random picture of (height, width), about as hard to decode as a photograph."""
+    coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def write_dataset(
+    folder: Path, images: dict[str, int], size: Sequence[int], *, captions_per_image: int, images_per_person: int
+) -> Path:
+    """An annotation file with its images in `imgs/`; `images` counts them by split. Returns the file."""
+    rng = np.random.default_rng(0)
+    pictures = [jpeg(rng, size) for _ in range(256)]  # written again and again: decoding them costs the same
+    entries, number, person = [], 0, 0
+    for split, count in images.items():
+        for position in range(count):
+            person += position % images_per_person == 0
+            path = folder / "imgs" / f"{number // 1000:03d}" / f"{number:06d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pictures[number % len(pictures)])
+            texts = [" ".join(rng.choice(WORDS, n)) for n in caption_lengths(captions_per_image, rng)]
+            name = str(path.relative_to(folder / "imgs"))
+            entries.append({"id": person, "file_path": name, "captions": texts, "split": split})
+            number += 1
+    file = folder / "made_up.json"
+    file.write_text(json.dumps(entries), encoding="utf-8")
+    return file
+
+
+def training_pairs(split: Split, folder: Path, size: tuple[int, int], settings: LoadingSettings) -> TrainingPairs:
+    """The split as clean pairs, its images decoded into `folder`."""
+    ids = Tokenizer()(split.captions)
+    return TrainingPairs(split, open_images(split.images, size, folder), ids, np.arange(len(ids)), settings)

@@ -1,0 +1,89 @@
+"""Clocks and counters: ways timed in turns, FLOP, bytes kept for the backward pass, the machine and its peak."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.runs import git_revision
+
+Way = Callable[[], Any]
+
+
+def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each way: all of them in turns, after one untimed turn, so that other work on the machine
+    falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def count_flop(way: Way) -> int:
+    """Floating point operations of its matrix products, forward and backward; attention counts as its two products."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        way()
+    return counter.get_total_flops()
+
+
+def count_kept_bytes(way: Way) -> int:
+    """Bytes of activations that autograd keeps at the end of `way`, a forward pass whose result `way` returns."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = way()
+    del result
+    return sum(kept.values())
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP a second of large square matrix products, the best of several."""
+    side, best = (8192 if device.type == "cuda" else 2048), 0.0
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(8):
+        seconds = interleaved({"product": lambda: a @ b}, 1, device)["product"]
+        best = max(best, 2 * side**3 / seconds)
+    return best
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers belong to."""
+    name = f"{os.cpu_count()} cores, {_processor()}"
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}; {name}"
+    return {
+        "machine": name,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "date": date.today().isoformat(),
+        "git_revision": git_revision(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()

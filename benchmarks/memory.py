@@ -1,0 +1,47 @@
+"""Memory of a training step: counted bytes, and on a GPU the measured peak."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.encoders import training_step
+from benchmarks.made_up import random_batch, random_model
+from benchmarks.measure import count_kept_bytes
+from benchmarks.plain import PlainModel
+from benchmarks.setting import Rows, Setting
+
+BATCH = 64
+
+
+def memory(setting: Setting) -> Rows:
+    """Activations kept for the backward pass, counted on a small batch, and with weights and Adam's two moments what a
+    batch of 64 comes to when they are all there; gradients are made while activations go."""
+    rows = []
+    for precision in dict.fromkeys(("fp32", "bf16", setting.precision)):
+        for name in ("plain", "ours", "--grad_checkpointing"):
+            model = random_model(setting.sizes, setting.device, precision).train()
+            model.clip.set_grad_checkpointing(name == "--grad_checkpointing")
+            encoders = PlainModel(model) if name == "plain" else model
+            batch = random_batch(setting.sizes, 2, setting.device)
+            kept = count_kept_bytes(lambda encoders=encoders, batch=batch: encoders(batch.images, batch.ids)) / 2
+            states = 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+            row = {
+                "way": f"{name}, {precision}",
+                "kept a pair, MB": kept / 1e6,
+                "weights and Adam, GB": states / 1e9,
+                f"counted at batch {BATCH}, GB": (states + BATCH * kept) / 1e9,
+            }
+            if setting.device.type == "cuda":
+                row[f"measured at batch {BATCH}, GB"] = _measured(setting, encoders)
+            rows.append(row)
+    return rows
+
+
+def _measured(setting: Setting, model: PlainModel) -> float:
+    """Peak of three training steps on the GPU, in 10⁹ bytes."""
+    batch = random_batch(setting.sizes, BATCH, setting.device)
+    step = training_step(setting, batch, model)
+    torch.cuda.reset_peak_memory_stats(setting.device)
+    step()
+    torch.cuda.synchronize(setting.device)
+    return torch.cuda.max_memory_allocated(setting.device) / 1e9

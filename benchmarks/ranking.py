@@ -1,0 +1,75 @@
+"""Ranking and metrics: against the plain way, by the number of queries and images, and of a large gallery."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks import plain
+from benchmarks.measure import interleaved
+from benchmarks.setting import Rows, Setting
+from processor.evaluation import Encoded, rank
+from processor.metrics import retrieval_metrics
+from utils.program import peak_memory_gb
+
+QUERIES, GALLERY, PERSONS = 6156, 3074, 1000  # CUHK-PEDES's test split
+LARGE = 19848  # queries and images of ICFG-PEDES's test split
+
+
+def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.ndarray, np.ndarray]:
+    """Random unit embeddings, and the pids of captions and images."""
+    torch.manual_seed(0)
+
+    def unit(rows: int, width: int) -> Tensor:
+        return F.normalize(torch.randn(rows, width), dim=1).to(device)
+
+    rng = np.random.default_rng(0)
+    pids = (rng.permutation(np.arange(count) % min(PERSONS, gallery)) for count in (queries, gallery))
+    return Encoded((unit(gallery, 512), unit(gallery, 1024)), (unit(queries, 512), unit(queries, 1024))), *pids
+
+
+def against_plain(setting: Setting) -> Rows:
+    """One similarity of half, once and twice CUHK-PEDES's test split; then all three from embeddings, as in a test."""
+    rows = []
+    for factor in (0.5, 1, 2):
+        queries, gallery = setting.scaled(int(factor * QUERIES)), setting.scaled(int(factor * GALLERY))
+        encoded, captions, images = draw(queries, gallery, setting.device)
+        similarity = encoded.similarity(slice(None))["BGE+TSE"]
+        pids = [torch.from_numpy(part).to(setting.device) for part in (captions, images)]
+        ways = {
+            "plain": lambda s=similarity, p=pids: plain.rank(s, *p),
+            "ours": lambda s=similarity, p=pids: retrieval_metrics(s, *p),
+        }
+        rows.append(_row(f"{queries:,} × {gallery:,}, one similarity", ways, setting))
+    encoded, captions, images = draw(setting.scaled(QUERIES), setting.scaled(GALLERY), setting.device)
+
+    def whole() -> None:
+        for similarity in encoded.similarity(slice(None)).values():
+            plain.rank(similarity, *(torch.from_numpy(part).to(setting.device) for part in (captions, images)))
+
+    ways = {"plain": whole, "ours": lambda: rank(encoded, captions, images)}
+    rows.append(_row(f"{len(captions):,} × {len(images):,}, products and all three", ways, setting))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:  # its peak is its own
+        seconds, peak = alone.submit(_large, setting.scaled(LARGE), str(setting.device)).result()
+    large = f"{setting.scaled(LARGE):,} × {setting.scaled(LARGE):,}, products and all three"
+    rows.append({"what": large, "ours, s": seconds, "peak memory, GB": peak})
+    return rows
+
+
+def _row(what: str, ways: dict, setting: Setting) -> dict:
+    seconds = interleaved(ways, setting.repeats, setting.device)
+    ratio = seconds["plain"] / seconds["ours"]
+    return {"what": what, "plain, s": seconds["plain"], "ours, s": seconds["ours"], "ratio": ratio}
+
+
+def _large(count: int, device: str) -> tuple[float, float]:
+    encoded, captions, images = draw(count, count, torch.device(device))
+    start = time.perf_counter()
+    rank(encoded, captions, images)
+    return time.perf_counter() - start, peak_memory_gb(torch.device(device))
