@@ -2,14 +2,16 @@
 # Train, choose the best checkpoint, test. With nothing set it runs the built-in data set; for the paper's runs:
 #
 #   DATASET_NAME=CUHK-PEDES ROOT_DIR=/path/to/data NOISY_RATE=0.2 sh run_rde.sh
+#   CONFIG=configs/ablation/trl_0.5.yaml ROOT_DIR=/path/to/data sh run_rde.sh
 #
 # Variables: DATASET_NAME ROOT_DIR NOISY_RATE NOISY_FILE LOSS TAU MARGIN SELECT_RATIO NUM_EPOCH BATCH_SIZE OUTPUT_DIR
 # NAME CONFIG PYTHON. Further arguments are handed on to train.py.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
-: "${DATASET_NAME:=SynthPEDES}"
+# A configuration may name its data set itself; without either, the built-in one is run.
 if [ -z "${CONFIG:-}" ]; then
+    : "${DATASET_NAME:=SynthPEDES}"
     CONFIG=$here/configs/base.yaml
     if [ "$DATASET_NAME" = SynthPEDES ]; then CONFIG=$here/configs/SynthPEDES.yaml; fi
 fi
@@ -31,5 +33,5 @@ set -- ${NAME:+--name "$NAME"} ${OUTPUT_DIR:+--output_dir "$OUTPUT_DIR"} ${BATCH
 set -- ${NUM_EPOCH:+--num_epoch "$NUM_EPOCH"} ${SELECT_RATIO:+--select_ratio "$SELECT_RATIO"} "$@"
 set -- ${MARGIN:+--margin "$MARGIN"} ${TAU:+--tau "$TAU"} ${LOSS:+--loss_names "$LOSS"} "$@"
 set -- ${NOISY_FILE:+--noisy_file "$NOISY_FILE"} ${NOISY_RATE:+--noisy_rate "$NOISY_RATE"} "$@"
-set -- ${ROOT_DIR:+--root_dir "$ROOT_DIR"} "$@"
-exec "$PYTHON" "$here/train.py" --config "$CONFIG" --dataset_name "$DATASET_NAME" "$@"
+set -- ${DATASET_NAME:+--dataset_name "$DATASET_NAME"} ${ROOT_DIR:+--root_dir "$ROOT_DIR"} "$@"
+exec "$PYTHON" "$here/train.py" --config "$CONFIG" "$@"

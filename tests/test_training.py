@@ -282,6 +282,9 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     environment |= {"DATASET_NAME": "CUHK-PEDES"}
     done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[2].endswith("configs/base.yaml")
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(spy), "CONFIG": "configs/ablation/trl_0.5.yaml"}
+    done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[1:] == ["--config", "configs/ablation/trl_0.5.yaml"], "it names its data set"
     refused = subprocess.run(["sh", ROOT / "run_rde.sh", "--dataset_name", "X"], capture_output=True, env=environment)
     assert refused.returncode == 2
 
