@@ -46,7 +46,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _suffix(options: EasyDict, run: EasyDict) -> str:
-    """Of the files to write: other data than the run's own must not overwrite the run's own results."""
+    """Of the files to write: other data or arithmetic than the run's must not overwrite the run's own results."""
+    precision = f"_{options.precision}" if options.precision != run.precision else ""
+    return _data_suffix(options, run) + precision
+
+
+def _data_suffix(options: EasyDict, run: EasyDict) -> str:
     if options.dataset_name != run.dataset_name:
         return f"_{short_name(options.dataset_name)}"
     own = Path(run.root_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from easydict import EasyDict
 
 from utils.errors import OptionError
+from utils.flags import FREE
 from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
 from utils.program import run_program
 from utils.runs import CHECKPOINTS, lock, newest_unfinished_run, short_name
@@ -22,19 +24,6 @@ if TYPE_CHECKING:
     from model.rde import RDE
     from processor.run import RunSettings
 
-# What may differ when a run is continued: nothing that changes its numbers beyond a device's rounding.
-FREE_ON_RESUME = {
-    "output_dir",
-    "root_dir",
-    "image_cache",
-    "device",
-    "grad_checkpointing",
-    "log_period",
-    "test_batch_size",
-    "num_workers",
-    "resume_ckpt_file",
-}
-
 
 def main(argv: Sequence[str]) -> None:
     """Resolve the options, new or of a run to be continued, and train."""
@@ -46,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     config = checkpoint.parent / "configs.yaml"
     options = resolve({**given, "config": str(config)})
     was = resolve({"config": str(config)})
-    changed = [name for name in options if options[name] != was[name] and name not in FREE_ON_RESUME]
+    changed = [name for name in options if options[name] != was[name] and name not in FREE]
     if changed:
         raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be continued has {was[changed[0]]}")
     train(options, checkpoint)
@@ -96,6 +85,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     locked = lock(run_dir)
     if checkpoint:
         _check_noise(data.noise, run_dir / "configs.yaml")
+        (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
         run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch)
@@ -199,7 +189,8 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -
     for remark in data.remarks:
         logger.warning("  %s", remark)
     if data.remarks:
-        logger.warning("  for all of it: python -m tools.check_data --dataset_name %s", options.dataset_name)
+        where = shlex.join(["--dataset_name", options.dataset_name, "--root_dir", options.root_dir])
+        logger.warning("  for all of it: python -m tools.check_data %s", where)
 
 
 def _run_settings(options: EasyDict) -> RunSettings:

@@ -169,19 +169,25 @@ def read_entries(file: Path) -> list:
         DataError: the file can't be read, or holds no list.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [_line_of_json(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         entries = json.loads(text)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{file} is not a {'JSON Lines' if file.suffix == '.jsonl' else 'JSON'} file: {error}"
-        ) from None
+        kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
+        raise DataError(f"{file} is not a {kind}: {error}") from None
     if not isinstance(entries, list):
         raise DataError(f"{file}: expected a list of entries, found {type(entries).__name__}")
     return entries
+
+
+def _line_of_json(line: str, number: int) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
 
 
 def _write_synthpedes(root_dir: Path) -> None:
@@ -205,6 +211,9 @@ def _find_annotations(folder: Path, description: Description) -> Path:
     return found
 
 
+_KINDS = {int: "whole number", str: "text", list: "list"}
+
+
 class Entry(NamedTuple):
     """One image of an annotation file."""
 
@@ -225,7 +234,7 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     path_key = next((key for key in place.description.path_keys if key in entry), place.description.path_keys[0])
     for key, kind in {"id": int, path_key: str, "captions": list, "split": str}.items():
         if not isinstance(entry.get(key), kind) or isinstance(entry.get(key), bool):
-            raise DataError(f"{where}: '{key}' must be a {kind.__name__}, found {entry.get(key)!r:.60}")
+            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {entry.get(key)!r:.60}")
     if not -(2**63) <= entry["id"] < 2**63:
         raise DataError(f"{where}: id {entry['id']} is out of range")
     if not entry["captions"]:

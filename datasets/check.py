@@ -20,10 +20,13 @@ from tqdm import tqdm
 from datasets.annotations import Entry, Place, Split, build_split, check_entry, check_ids, locate, read_entries
 from datasets.images import read_image
 from datasets.noise import NOISEINDEX, read_permutation
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
+from utils.runs import short_name
+from utils.text import printable
 
 SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")
+_SURROGATE = regex.compile(r"\p{Cs}")
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
 _RATES = (0.2, 0.5, 0.8)
 
@@ -34,9 +37,9 @@ class Finding:
 
     Attributes:
         what: in a few words.
-        where: every place it was found at.
+        where: every place it was found at, in printable characters.
         remedy: what to do about it.
-        grave: training would refuse it or not be comparable; otherwise it is a remark.
+        grave: training would stop at it; otherwise it is a remark.
     """
 
     what: str
@@ -64,8 +67,10 @@ def check_dataset(
         The splits as far as they can be read, and what was found, grave things first.
 
     Raises:
-        DataError, OptionError: there is no annotation file, or it is no list of entries.
+        DataError, OptionError: there is no annotation file, or it is no list of entries; a rate that is none.
     """
+    if noisy_rate is not None and not 0 <= noisy_rate <= 1:
+        raise OptionError(f"--noisy_rate {noisy_rate}: must be at least 0 and at most 1")
     place = locate(dataset_name, root_dir)
     entries, findings = _read(place)
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
@@ -105,7 +110,7 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
 
 
 def _some(what: str, where: Iterable[str], remedy: str, grave: bool = True) -> list[Finding]:
-    where = list(where)
+    where = [printable(place) for place in where]
     return [Finding(what, where, remedy, grave)] if where else []
 
 
@@ -113,7 +118,7 @@ def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding
     try:
         check()
     except DataError as error:
-        return [Finding(what, [str(error)], remedy)]
+        return _some(what, [str(error)], remedy)
     return []
 
 
@@ -162,8 +167,12 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
         ),
         "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
         "control characters": (
-            [f"{image}: {c!r:.80}" for image, c, _ in every if _CONTROL.search(c)],
+            [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
             "harmless: they separate words or become tokens of their own",
+        ),
+        "half surrogate pairs": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _SURROGATE.search(c)],
+            "harmless: they are read as unknown characters",
         ),
         "CJK characters": (
             [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
@@ -177,10 +186,14 @@ def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
     paths = list(dict.fromkeys(path for split in splits.values() for path in split.images))
     there = [os.path.isfile(path) for path in paths]  # noqa: PTH113
     missing = [path for path, found in zip(paths, there, strict=True) if not found]
-    folders = {path.relative_to(place.imgs).parts[0] for path in missing if path.parent != place.imgs}
-    absent = sorted(folder for folder in folders if not (place.imgs / folder).is_dir())
+    inside = [path.relative_to(place.imgs).parts for path in missing if path.is_relative_to(place.imgs)]
+    folders = sorted({str(place.imgs / parts[0]) for parts in inside if len(parts) > 1})
+    absent = [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
+    listed = Counter(path for split in splits.values() for path in split.images)
+    twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
     return [
-        *_some("folders of images missing", [f"{place.imgs / folder}" for folder in absent], "unpack them there"),
+        *_some("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
+        *_some("folders of images missing", absent, "unpack them there"),
         *_some("images missing", map(str, missing), f"image paths start from {place.imgs}"),
         *_some("images that can't be read", _unreadable(np.array(paths)[there].tolist()), "fetch or unpack them anew"),
     ]
@@ -200,13 +213,18 @@ def _unreadable(paths: list[Path]) -> list[str]:
 
 
 def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:
-    rates = _RATES if noisy_rate is None else (noisy_rate,)
-    files = {NOISEINDEX / f"{Path(dataset_name).stem}_{rate:g}.npy": rate for rate in rates}
+    name = short_name(dataset_name)
+    files = {NOISEINDEX / f"{name}_{rate:g}.npy": rate for rate in (_RATES if noisy_rate is None else (noisy_rate,))}
     files = {file: rate for file, rate in files.items() if file.is_file()}
     if noisy_file:
         files = {Path(noisy_file): noisy_rate}
-    remedy = f"draw one that fits: python -m tools.noise_index --dataset_name NAME --pairs {pairs} --noisy_rate RATE"
     findings = []
+    if noisy_rate and not files:
+        findings += _some("no noise index", [f"for rate {noisy_rate:g}"], "train.py draws one, and keeps it", False)
     for file, rate in files.items():
+        remedy = (
+            f"are the annotations the original ones? Else: python -m tools.noise_index --dataset_name {name} "
+            f"--pairs {pairs} --noisy_rate {rate or 'RATE'} --out FOLDER, then train.py --noisy_file"
+        )
         findings += _caught("a noise index that does not fit", partial(read_permutation, file, pairs, rate), remedy)
     return findings

@@ -43,7 +43,10 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
     if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
         raise DataError(f"noise index {file}: expected one row of integers")
     if len(permutation) != pairs:
-        raise DataError(f"noise index {file} is for {len(permutation):,} pairs, the training split has {pairs:,}")
+        raise DataError(
+            f"noise index {file} is for {len(permutation):,} pairs, the training split has {pairs:,}: "
+            "give --noisy_file, python -m tools.noise_index writes one"
+        )
     if not np.array_equal(np.sort(permutation), np.arange(pairs)):
         raise DataError(f"noise index {file} is not a permutation of 0 … {pairs - 1:,}")
     moved = np.count_nonzero(permutation != np.arange(pairs))

@@ -38,7 +38,6 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
         pretrain_choice: "tiny", a name of `OPENAI` (fetched once), or a file: OpenAI's TorchScript archive, or a state
             dict (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`.
 
-
     Raises:
         WeightsError: no such file, or not weights.
         DownloadError: a name that can't be fetched.

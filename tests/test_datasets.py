@@ -59,8 +59,23 @@ def test_an_annotation_file_of_ones_own_is_read(tmp_path, ending, imgs):
     assert splits["train"].image_pids.tolist() == [1, 0, 1]
     assert splits["train"].captions == ["caption 0", "caption 1", "caption 2"]
     file.write_text("{]", encoding="utf-8")
-    with pytest.raises(DataError, match=r"is not (a JSON|JSON Lines)"):
+    with pytest.raises(DataError, match=r"is not a (JSON|JSON Lines) file"):
         read_splits(str(file), tmp_path, ["train"])
+
+
+def test_json_lines_may_hold_any_separator_and_name_their_bad_line(tmp_path):
+    Image.new("RGB", (10, 20)).save(tmp_path / "a.jpg")
+    entry = {"id": 1, "file_path": "a.jpg", "captions": ["one\u2028two\u0085three"], "split": "train"}
+    file = tmp_path / "mine.jsonl"
+    line = json.dumps(entry, ensure_ascii=False)
+    file.write_text("\ufeff" + line + "\r\n\n" + line + "\n", encoding="utf-8")
+    assert read_splits(str(file), tmp_path, ["train"])["train"].captions == entry["captions"] * 2
+    file.write_text(line + "\n" + line + "\n{]\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"is not a JSON Lines file: line 3: "):
+        read_splits(str(file), tmp_path, ["train"])
+    file.rename(tmp_path / "mine.json")
+    with pytest.raises(DataError, match=r"is not a JSON file \(JSON Lines end in .jsonl\)"):
+        read_splits(str(tmp_path / "mine.json"), tmp_path, ["train"])
 
 
 def spoil(change):
@@ -75,8 +90,8 @@ def spoil(change):
     [
         (lambda e: e[3].update(captions=[]), "entry 3: cam_train/0002_1.jpg has no captions"),
         (lambda e: e[3].update(captions=["ok", 7]), "entry 3: a caption must be a text, found 7"),
-        (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a str, found None"),
-        (lambda e: e[0].update(id="1"), "entry 0: 'id' must be a int, found '1'"),
+        (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a text, found None"),
+        (lambda e: e[0].update(id="1"), "entry 0: 'id' must be a whole number, found '1'"),
         (lambda e: [entry.update(id=99) for entry in e[2:4]], "from 1 without gaps, but 2 is missing"),
         (
             lambda e: [entry.update(split="x") for entry in e[:12]],
@@ -130,6 +145,8 @@ def test_all_nine_indices_are_shipped_and_can_be_written_anew(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "Mine_0.3.npy"), noise.draw_permutation(50, 0.3))
     with pytest.raises(OptionError, match="one index needs"):
         noise_index.main(["--dataset_name", "Mine"])
+    with pytest.raises(OptionError, match="RSTPReid has 37010; write another elsewhere, by --out"):
+        noise_index.main(["--dataset_name", "RSTPReid", "--pairs", "24", "--noisy_rate", "0.5"])
 
 
 def test_a_noise_index_is_checked(tmp_path):

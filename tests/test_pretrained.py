@@ -20,7 +20,7 @@ from utils.download import DownloadError, fetch
 from utils.errors import WeightsError
 
 SIZES = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
-TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max"}
+TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max", "precision": "fp32"}
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -199,6 +199,13 @@ def test_another_content_is_not_kept(server, tmp_path):
     with pytest.raises(DownloadError, match="gave another file"):
         fetch(server.url, "0" * 64, tmp_path / "ViT.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_verified_too(server, tmp_path):
+    (tmp_path / "ViT.pt").write_bytes(CONTENT[:-1])
+    with pytest.raises(DownloadError, match=r"ViT.pt is damaged or another file .*: delete it"):
+        fetch(server.url, SHA256, tmp_path / "ViT.pt")
+    assert server.ranges == []
 
 
 def test_two_processes_at_once_download_once(server, tmp_path):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+import test as evaluation_root
 from tests import datasets_on_disk
 from tests.test_training import SMALL
 from tools.reproduce import __main__ as reproduce
@@ -18,8 +26,9 @@ from tools.reproduce.tables import CONFIGS, TABLES
 from utils.errors import UserError
 from utils.options import read_config
 from utils.records import read_records
-from utils.runs import lock
+from utils.runs import hold, lock
 
+ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(R1|R5|R10|mAP|mINP) (\d+\.\d\d)")
 HEADED = sorted(CONFIGS.glob("*/*.yaml"))
 ROWS = [(table, row) for table, content in TABLES.items() for row in content.rows]
@@ -53,7 +62,10 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
     (report,) = output_dir.glob(f"table_{table}_*.json")
     rows = reproduce.select(table, more[1] if "--row" in more else None, "SynthPEDES", None)
     summaries = json.loads(report.read_text())["rows"]
-    assert {summary["title"] for summary in summaries} <= {row.title for row in rows}
+    noise = float(more[1]) if "--noise" in more else None
+    assert [(s["name"], s["noise"]) for s in summaries] == [
+        (row.name, row.noise) for row in rows if noise in (None, row.noise)
+    ]
     for summary in summaries:
         row = next(row for row in rows if (row.name, row.noise) == (summary["name"], summary["noise"]))
         (run_dir,) = (path.parent for path in (output_dir / row.slug / "seed1").glob("*/*/configs.yaml"))
@@ -79,7 +91,8 @@ def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
     for seed, values in r1.items():
         run_dir = tmp_path / "main/CUHK-PEDES_0.2" / f"seed{seed}" / "CUHK-PEDES" / "20260101_000000_RDE_TAL"
         run_dir.mkdir(parents=True)
-        config = f"_base_: {CONFIGS}/main/CUHK-PEDES_0.2.yaml\nseed: {seed}\nrecord_test: true\nroot_dir: /nowhere\n"
+        config = f"_base_: {CONFIGS}/main/CUHK-PEDES_0.2.yaml\nseed: {seed}\nrecord_test: true\n"
+        config += "root_dir: /nowhere\nnum_epoch: 60\n"
         (run_dir / "configs.yaml").write_text(config)
         rows = [dict.fromkeys(paper.METRICS, value) for value in values]
         tested = {name: {"BGE+TSE": row} for name, row in zip(("best.pth", "last.pth"), rows, strict=True)}
@@ -90,7 +103,7 @@ def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
         (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)))
     command = ["--table", "1", "--row", "rde", "--dataset", "CUHK-PEDES", "--noise", "0.2", "--seeds", "2"]
     reproduce.main([*command, "--output_dir", str(tmp_path), "--root_dir", "/nowhere"])
-    (summary,) = json.loads((tmp_path / "table_1_rde_CUHK-PEDES_0.2.json").read_text())["rows"]
+    (summary,) = json.loads((tmp_path / "table_1_rde_CUHK-PEDES_0.2_2_seeds.json").read_text())["rows"]
     for choice, values in {"best by validation": (70, 74), "last": (72, 73), "best by test": (81, 82)}.items():
         found = summary["results"][choice]["R1"]
         assert found["mean"] == statistics.mean(values)
@@ -100,7 +113,7 @@ def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
 
 
 def test_the_rows_are_all_of_the_papers():
-    printed = json.loads((paper.Path(paper.__file__).with_name("paper_numbers.json")).read_text())
+    printed = json.loads((Path(paper.__file__).with_name("paper_numbers.json")).read_text())
     ours = [row for _, row in ROWS if row.paper]
     r1 = sorted(numbers["R1"] for row in {id(row): row for row in ours}.values() for numbers in row.paper.values())
     expected = [row["R1"] for row in printed["main"] if row["method"] in ("RDE", "CLIP-C")]
@@ -151,7 +164,7 @@ def test_runs_that_other_flags_made_are_refused(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
-        reproduce.main(["--table", "synthpedes", "--output_dir", str(tmp_path)])
+        reproduce.main(["--table", "synthpedes", "--row", "tal", "--output_dir", str(tmp_path)])
 
 
 def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
@@ -163,16 +176,75 @@ def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
     run = runs.Run(row, 1, tmp_path / row.slug / "seed1", small[1], tuple(more))
     options = runs.resolve(runs.parse(runs.build_parser(""), run.arguments))
     (run_dir / "configs.yaml").write_text(json.dumps(options))
-    with lock(run_dir), pytest.raises(UserError, match="is being trained by another process: wait for it"):
+    (run_dir / "last.pth").touch()
+    with lock(run_dir), pytest.raises(UserError, match=r"1 of the runs failed or could not start.* by another process"):
+        reproduce.main(command)
+    with (
+        hold(tmp_path / row.slug / "seed1", ""),
+        pytest.raises(UserError, match="another process is at this run; wait"),
+    ):
         reproduce.main(command)
 
 
-def test_a_run_that_failed_is_told_with_its_reason_and_the_rest_reported(tmp_path, capsys):
-    command = ["--table", "synthpedes", "--output_dir", str(tmp_path), "--root_dir", "/nowhere", "--"]
-    with pytest.raises(UserError, match=r"TAL, .*, seed 1: train.py ended with status 2: error: no folder /nowhere"):
-        reproduce.main([*command, "--dataset_name", "RSTPReid"])
-    assert "not run yet" in capsys.readouterr().out
-    assert (tmp_path / "table_synthpedes.md").is_file()
+def test_runs_that_fail_are_told_and_the_others_run(tmp_path, small, capsys):
+    """TRL's folder is in the way as a file."""
+    (tmp_path / "SynthPEDES/ablation").mkdir(parents=True)
+    (tmp_path / "SynthPEDES/ablation/trl_0.5").touch()
+    with pytest.raises(UserError, match=r"1 of the runs failed"):
+        reproduce.main(["--table", "synthpedes", "--output_dir", str(tmp_path), *small])
+    printed = capsys.readouterr().out
+    assert "| TRL " in printed
+    assert printed.count("no finished run") == 1
+    assert "With further flags, so not the paper's setting: --dataset_name" in printed
+
+
+def test_a_run_that_is_killed_is_continued_and_no_test_in_between_counts(tmp_path, small, capsys):
+    """Two seeds; the first is killed in its second epoch, and tested by hand before it is continued."""
+    more = small[small.index("--") + 1 :]
+    more[more.index("--num_epoch") + 1] = "3"
+    command = ["--table", "figure6", "--row", "0.5", "--seeds", "2", "--dataset", "SynthPEDES", "--output_dir"]
+    command += [str(tmp_path), "--root_dir", small[1], "--", *more]
+    process = subprocess.Popen([sys.executable, "-m", "tools.reproduce", *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    seed1 = tmp_path / "SynthPEDES/sweeps/select_ratio_0.5/seed1"
+    deadline = time.monotonic() + 240
+    while not (found := list(seed1.glob("*/*/last.pth"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    with pytest.raises(UserError, match="another process is at this run"):  # its child goes on
+        runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train(
+            dry_run=False
+        )
+    os.kill(int(_holder(seed1)), signal.SIGKILL)
+    process.wait()
+    (run_dir,) = (path.parent for path in found)
+    epochs = len(read_records(run_dir / "metrics.jsonl"))
+    assert epochs < 3
+    evaluation_root.main([str(run_dir)])
+    reproduce.main([*command, "--log_period", "7"])
+    assert f"--resume {run_dir}" in capsys.readouterr().out
+    (summary,) = json.loads((tmp_path / "table_figure6_0.5_SynthPEDES_2_seeds.json").read_text())["rows"]
+    assert summary["seeds"] == [1, 2]
+    assert [record["epoch"] for record in read_records(run_dir / "metrics.jsonl")] == [1, 2, 3]
+    assert (
+        summary["results"]["last"]["R1"]["values"][0]
+        == read_records(run_dir / "metrics.jsonl")[2]["test"]["BGE+TSE"]["R1"]
+    )
+    assert summary["results"]["last"]["R1"]["spread"] is not None
+    (run_dir / "test_metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="is not whole: delete it, and test again"):
+        reproduce.main([*command, "--log_period", "7"])
+
+
+def _holder(folder: Path) -> str:
+    """The process that trains in a folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if str(folder).encode() in words and any(word.endswith(b"train.py") for word in words):
+                return process.name
+    raise AssertionError(f"no process trains in {folder}")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +256,8 @@ def test_a_run_that_failed_is_told_with_its_reason_and_the_rest_reported(tmp_pat
         (["--table", "2", "--row", "x"], "--row x: table 2 has tal, trl"),
         (["--table", "1", "--dataset", "MARS"], "--dataset MARS: table 1 has CUHK-PEDES, ICFG-PEDES, RSTPReid"),
         (["--table", "1", "--noise", "0.3"], "--noise 0.3: table 1 has 0.0, 0.2"),
+        (["--table", "2", "--", "--seed", "3"], "--seed after --: it is the row's or this command's own"),
+        (["--table", "2", "--dry-run", "--", "--bogus", "3"], "unknown argument --bogus"),
     ],
 )
 def test_mistakes_are_one_line(command, message):

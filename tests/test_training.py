@@ -100,7 +100,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
     log = (run_dir / "train_log.txt").read_text()
     assert log.count("CCD:") == 3
     assert "another size of train than published: train has 12 images, published are 18,505 and 2 more" in log
-    assert "python -m tools.check_data --dataset_name RSTPReid" in log
+    assert "python -m tools.check_data --dataset_name RSTPReid --root_dir /" in log
 
 
 def test_the_records_hold_what_is_promised(trained):
@@ -240,7 +240,13 @@ def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
 def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
     """Read as test.py reads it, with the options of the authors' configs.yaml."""
     weights = {f"module.{name}": value for name, value in published.weights("rde").items()}
-    torch.save({"model": weights, "optimizer": {"state": {}}, "scheduler": {}, "epoch": 60}, tmp_path / "best.pth")
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    content = {"model": weights, "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "epoch": 60}
+    torch.save(content, tmp_path / "best.pth")
     text = "img_size: !!python/tuple\n- 96\n- 32\nstride_size: 8\nselect_ratio: 0.3\nlocal_rank: 0\nlr: 1.0e-05\n"
     (tmp_path / "configs.yaml").write_text(text)
     options = training_options.resolve_run(tmp_path / "configs.yaml", {})
@@ -418,6 +424,8 @@ def test_a_run_in_half_precision_is_tested_as_it_was_trained(root_dir, tmp_path,
     evaluation_root.main([str(run_dir)])
     assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics
     evaluation_root.main(["--checkpoint", str(run_dir / "best.pth"), "--precision", "fp32"])
+    assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics, "the run's own are left"
+    assert set(json.loads((run_dir / "test_metrics_fp32.json").read_text())) == {"best.pth"}
     last = torch.load(run_dir / "last.pth", weights_only=True)
     half = last["model"]["base_model.visual.proj"].dtype == torch.float16
     assert half == (precision == "fp16_weights")

@@ -30,6 +30,7 @@ PUBLISHED = {
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = argparse.ArgumentParser(
+        prog="python -m tools.noise_index",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -55,6 +56,12 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError("--pairs must be at least 1, --noisy_rate at least 0 and at most 1")
     else:
         wanted = [tuple(one)]
+        published = dict(PUBLISHED.keys())
+        if out == NOISEINDEX and published.get(args["dataset_name"], args["pairs"]) != args["pairs"]:
+            name = args["dataset_name"]
+            raise OptionError(
+                f"--pairs {args['pairs']}: {name} has {published[name]}; write another elsewhere, by --out"
+            )
     out.mkdir(parents=True, exist_ok=True)
     for name, pairs, rate in wanted:
         permutation = draw_permutation(pairs, rate)

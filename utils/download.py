@@ -25,16 +25,16 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
     """Download `url` to `file` unless it is there. Of several processes one downloads, the others wait.
 
     Raises:
-        DownloadError: no network, or another content than `sha256`.
+        DownloadError: no network, or another content than `sha256`, also of a file that is there.
     """
     if file.is_file():
-        return file
+        return _verified(file, sha256)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     with partial.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if file.is_file():
-            return file
+            return _verified(file, sha256)
         try:
             _append(url, stream)
         except (OSError, HTTPException) as error:
@@ -47,6 +47,12 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
             partial.unlink()
             raise DownloadError(f"{url} gave another file: SHA-256 {found}, expected {sha256}; nothing was kept")
         partial.rename(file)
+    return file
+
+
+def _verified(file: Path, sha256: str) -> Path:
+    if (found := _digest(file)) != sha256:
+        raise DownloadError(f"{file} is damaged or another file (SHA-256 {found}, expected {sha256}): delete it")
     return file
 
 

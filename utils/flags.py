@@ -161,3 +161,15 @@ READ_BY_TEST = {
     "device",
     "precision",
 }
+# What changes no number beyond a device's rounding: a run may be continued with other values.
+FREE = {
+    "output_dir",
+    "root_dir",
+    "image_cache",
+    "device",
+    "grad_checkpointing",
+    "log_period",
+    "test_batch_size",
+    "num_workers",
+    "resume_ckpt_file",
+}

@@ -62,7 +62,7 @@ def newest_unfinished_run(output_dir: Path) -> Path:
         OptionError: there is none, or it was stopped before there was anything to continue from.
     """
     runs = [path.parent for path in output_dir.glob("*/*/configs.yaml")]
-    runs = [run for run in runs if not _is_finished(run) and not is_locked(run)]
+    runs = [run for run in runs if not is_finished(run) and not is_locked(run)]
     if not runs:
         raise OptionError(f"no unfinished run in {output_dir}/")
     run = max(runs, key=lambda run: run.name)
@@ -71,7 +71,8 @@ def newest_unfinished_run(output_dir: Path) -> Path:
     return run
 
 
-def _is_finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
+    """Whether a run has done its last epoch and its test."""
     epochs = read_yaml(run / "configs.yaml").get("num_epoch")
     records = read_records(run / "metrics.jsonl")
     return (run / "test_metrics.json").is_file() and bool(records) and records[-1]["epoch"] == epochs
@@ -83,12 +84,21 @@ def lock(run: Path) -> TextIO:
     Raises:
         OptionError: another process is training it.
     """
-    stream = (run / LOCK).open("w")
+    return hold(run, f"{run} is being trained by another process")
+
+
+def hold(folder: Path, taken: str) -> TextIO:
+    """Take a folder for this process, as long as the file returned stays open.
+
+    Raises:
+        OptionError: another process has it; `taken` is the message.
+    """
+    stream = (folder / LOCK).open("w")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.close()
-        raise OptionError(f"{run} is being trained by another process") from None
+        raise OptionError(taken) from None
     return stream
 
 

@@ -11,6 +11,7 @@ read off the same run share it, across tables too.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from prettytable import PrettyTable
 
 from tools.reproduce import paper
 from tools.reproduce.report import write_report
-from tools.reproduce.runs import Run
+from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError
+from utils.flags import FREE
 from utils.options import parse
 from utils.program import run_program
 
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Arguments after -- are handed on to train.py.",
     )
     parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
-    parser.add_argument("--row", help="only this row, by the name that --list shows")
+    parser.add_argument("--row", help="only this row, by the name in its command of --list")
     parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in small")
     parser.add_argument("--noise", type=float, help="only rows with this share of wrong captions")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 … N of each row (default: %(default)s)")
@@ -48,12 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is missing, then report; what is done is reported also when a run fails."""
+    """Run what is missing, then report; a run that fails does not keep the others from running."""
     own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parse(build_parser(), own)
     if args["list"]:
         print(listing())
         return
+    given = check_more(more)
     if args["seeds"] < 1:
         raise OptionError(f"--seeds {args['seeds']}: must be at least 1")
     rows = select(args["table"], args["row"], args["dataset"], args["noise"])
@@ -70,18 +73,28 @@ def main(argv: Sequence[str]) -> None:
             run.train(dry_run=True)
         return
     chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
-    file = output_dir / f"table_{'_'.join(chosen)}.md"
-    try:
-        for run in _by_seed(runs):
+    file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
+    title = TABLES[args["table"]].title + (f", in small on {SYNTH}" if args["dataset"] == SYNTH else "")
+    further = "" if given.keys() <= FREE else shlex.join(more)
+    failed = []
+    for run in _by_seed(runs):
+        try:
             run.train(dry_run=False)
-    finally:
-        print(f"\n{write_report(TABLES[args['table']].title, runs, file)}\nwritten to {file} and .json", flush=True)
+        except OptionError as error:
+            print(f"  {error}", flush=True)
+            failed.append(str(error))
+    print(f"\n{write_report(title, runs, further, file)}\nwritten to {file} and .json", flush=True)
+    if failed:
+        raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 
 
 def _by_seed(runs: list[list[Run]]) -> list[Run]:
     """The first seed of every row, then the second of every row, …; a run that rows share once."""
     ordered = [run for of_seed in zip(*runs, strict=True) for run in of_seed]
-    return list({(run.folder, run.row.target): run for run in ordered}.values())
+    first: dict[tuple[Path, str], Run] = {}
+    for run in ordered:
+        first.setdefault((run.folder, run.row.target), run)
+    return list(first.values())
 
 
 def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
@@ -106,7 +119,7 @@ def select(table: str | None, name: str | None, dataset: str | None, noise: floa
 
 def listing() -> str:
     """Every row of the paper: ours with its command, other authors' as theirs."""
-    table = PrettyTable(["table", "row", "data", "noise", "the paper's R1, best / last", "command"], align="l")
+    table = PrettyTable(["table", "what", "data", "noise", "the paper's R1, best / last", "command"], align="l")
     for name, content in TABLES.items():
         if name == "3":  # the same rows as table 1
             continue

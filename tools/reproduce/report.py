@@ -16,10 +16,11 @@ from tools.reproduce.runs import Run
 CHOICES = {"best by validation": "best", "best by test": "best", "last": "last"}
 
 
-def summarise(runs: Sequence[Run]) -> dict:
+def summarise(runs: Sequence[Run], *, comparable: bool) -> dict:
     """One row's finished runs: seeds, and for each choice and metric values, mean, spread and difference to the paper.
 
-    The spread is the standard deviation over seeds, 0 for a single one; all in percent.
+    The spread is the standard deviation over seeds, null for a single one; all in percent. Runs that further flags
+    changed are not `comparable`, and have no difference.
     """
     row = runs[0].row
     found = {run.seed: metrics for run in runs if (metrics := run.metrics()) is not None}
@@ -28,7 +29,7 @@ def summarise(runs: Sequence[Run]) -> dict:
         of_seed = [metrics[choice] for metrics in found.values() if choice in metrics]
         if not of_seed:
             continue
-        printed = row.paper.get(checkpoint, {})
+        printed = row.paper.get(checkpoint, {}) if comparable else {}
         results[choice] = {metric: _statistics([m[metric] for m in of_seed], printed.get(metric)) for metric in METRICS}
     head = {name: getattr(row, name) for name in ("name", "title", "dataset", "noise", "target", "similarity", "flags")}
     return head | {"seeds": list(found), "results": results, "paper": row.paper}
@@ -39,15 +40,19 @@ def _statistics(values: Sequence[float], printed: float | None) -> dict:
     return {
         "values": values,
         "mean": mean,
-        "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
         "paper": printed,
         "difference": None if printed is None else mean - printed,
     }
 
 
-def write_report(title: str, rows: Sequence[Sequence[Run]], file: Path) -> str:
-    """Write each row's runs to `file` as Markdown and, with the ending .json, as JSON; returns the text."""
-    summaries = [summarise(runs) for runs in rows]
+def write_report(title: str, rows: Sequence[Sequence[Run]], further: str, file: Path) -> str:
+    """Write each row's runs to `file` as Markdown and, with the ending .json, as JSON; returns the text.
+
+    Args:
+        further: flags that all runs were given beside their rows' own and that change their numbers, "" for none.
+    """
+    summaries = [summarise(runs, comparable=not further) for runs in rows]
     table = PrettyTable(["row", "data", "noise", "checkpoint", *METRICS, "seeds"])
     for summary in summaries:
         data = f"{summary['dataset']} → {summary['target']}" if summary["target"] else summary["dataset"]
@@ -56,7 +61,7 @@ def write_report(title: str, rows: Sequence[Sequence[Run]], file: Path) -> str:
             cells = [_cell(metrics[metric]) for metric in METRICS]
             table.add_row([*name, choice, *cells, len(summary["seeds"])])
         if not summary["results"]:
-            table.add_row([*name, "not run yet", *[""] * len(METRICS), 0])
+            table.add_row([*name, "no finished run", *[""] * len(METRICS), 0])
         for checkpoint, printed in summary["paper"].items():
             cells = [f"{printed[metric]:.2f}" if metric in printed else "" for metric in METRICS]
             table.add_row([*name, f"the paper's {checkpoint}", *cells, ""])
@@ -64,15 +69,16 @@ def write_report(title: str, rows: Sequence[Sequence[Run]], file: Path) -> str:
     table.set_style(TableStyle.MARKDOWN)
     text = f"{title[0].upper()}{title[1:]}\n\n"
     text += "Percent on the test split, mean ± standard deviation over seeds (difference to the paper)\n\n"
+    text += f"With further flags, so not the paper's setting: {further}\n\n" if further else ""
     text += f"{table.get_string()}\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    file.with_suffix(".json").write_text(
-        json.dumps({"title": title, "rows": summaries}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    content = {"title": title, "further_flags": further, "rows": summaries}
+    file.with_suffix(".json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return text
 
 
 def _cell(found: dict) -> str:
+    spread = "" if found["spread"] is None else f" ± {found['spread']:.2f}"
     difference = "" if found["difference"] is None else f" ({found['difference']:+.2f})"
-    return f"{found['mean']:.2f} ± {found['spread']:.2f}{difference}"
+    return f"{found['mean']:.2f}{spread}{difference}"

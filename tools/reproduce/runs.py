@@ -13,14 +13,17 @@ from typing import Any
 
 from datasets.synthpedes import RECIPE, write_synthpedes
 from tools.reproduce.tables import Row
-from train import FREE_ON_RESUME
-from utils.errors import OptionError
+from utils.errors import DataError, OptionError
+from utils.flags import FREE
 from utils.options import build_parser, parse, resolve
 from utils.records import read_records
-from utils.runs import is_locked
+from utils.runs import CHECKPOINTS, hold, is_finished
 
 ROOT = Path(__file__).parents[2]
 FAR = RECIPE | {"seed": 2025, "difficulty": 0.8}  # SynthPEDES-far: other persons, harder pictures
+# What train.py is given by the row, and so by nobody else.
+_OWN = ("config", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
+_OF_TEST_PY = ("device", "image_cache", "num_workers", "test_batch_size")
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,24 @@ class Run:
 
     def run_dir(self) -> Path | None:
         """The finished run's folder, if there is one."""
-        return next((file.parent for file in sorted(self.folder.glob("*/*/test_metrics.json"))), None)
+        folders = (config.parent for config in sorted(self.folder.glob("*/*/configs.yaml")))
+        return next(filter(is_finished, folders), None)
 
     def train(self, *, dry_run: bool) -> None:
         """Train unless it is done, and test on the row's other data set unless that is done.
 
         Raises:
-            OptionError: a run is there that other flags made, or is still going on, or the command fails.
+            OptionError: a run is there that other flags made, or another process is at it, or the command fails.
         """
         for config in self.folder.glob("*/*/configs.yaml"):
             _check_same(config, self.arguments)
-            if is_locked(config.parent):
-                raise OptionError(f"{config.parent} is being trained by another process: wait for it, or end it")
         if self.run_dir() is None:
-            unfinished = list(self.folder.glob("*/*/last.pth"))
-            continued = ["--resume", "--output_dir", str(self.folder)]
-            self._execute(["train.py", *(continued if unfinished else self.arguments)], dry_run)
-        if self.row.target and (dry_run or not self._target_file().is_file()):
+            unfinished = [config.parent for config in sorted(self.folder.glob("*/*/last.pth"))]
+            continued = (
+                ["--resume", str(unfinished[-1]), "--root_dir", self.root_dir, *self.more] if unfinished else None
+            )
+            self._execute(["train.py", *(continued or self.arguments)], dry_run)
+        if self.row.target and not (self.run_dir() and self._target_file().is_file()):
             self._execute(["test.py", str(self.run_dir() or "RUN_DIR"), *self._target_flags()], dry_run)
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
@@ -76,21 +80,26 @@ class Run:
 
         "best by validation" and "last" are the run's two checkpoints; "best by test" is the epoch in which R1 on the
         test split was highest, as the published code chooses (not known on another data set).
+
+        Raises:
+            DataError: a file of metrics is damaged.
         """
         run_dir = self.run_dir()
         if run_dir is None or (self.row.target and not self._target_file().is_file()):
             return None
         tested = _read(self._target_file() if self.row.target else run_dir / "test_metrics.json")
-        found = {"best by validation": tested["best.pth"], "last": tested["last.pth"]}
+        found = dict(zip(("best by validation", "last"), tested, strict=True))
         epochs = [record["test"] for record in read_records(run_dir / "metrics.jsonl") if "test" in record]
         if epochs and not self.row.target:
             found["best by test"] = max(epochs, key=lambda metrics: metrics[self.row.trained]["R1"])
         return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
 
     def _target_flags(self) -> list[str]:
+        given = parse(build_parser(""), self.more)
+        more = [part for name in _OF_TEST_PY if name in given for part in (f"--{name}", str(given[name]))]
         if not self.row.small:
-            return ["--dataset_name", self.row.target, "--root_dir", self.root_dir]
-        return ["--dataset_name", str(Path(self.root_dir, self.row.target, "SynthPEDES-far.json").absolute())]
+            return ["--dataset_name", self.row.target, "--root_dir", self.root_dir, *more]
+        return ["--dataset_name", str(Path(self.root_dir, self.row.target, f"{self.row.target}.json")), *more]
 
     def _target_file(self) -> Path:
         return self.run_dir() / f"test_metrics_{self.row.target}.json"
@@ -103,22 +112,47 @@ class Run:
             _write_far(Path(self.root_dir) / self.row.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "output.txt"
-        print(f"  to follow it: tail -f {log}", flush=True)
-        with log.open("a", encoding="utf-8") as stream:
-            status = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=stream, stderr=stream).returncode
+        # The child keeps the folder too, and longer than this process, should this one be killed.
+        with hold(self.folder, f"{self.folder}: another process is at this run; wait for it, or end it") as held:
+            print(f"  to follow it: tail -f {shlex.quote(str(log))}", flush=True)
+            program = [sys.executable, str(ROOT / command[0]), *command[1:]]
+            with log.open("a", encoding="utf-8") as stream:
+                status = subprocess.run(program, stdout=stream, stderr=stream, pass_fds=(held.fileno(),)).returncode
         if status:
-            lines = log.read_text(encoding="utf-8").strip().splitlines() or ["it printed nothing"]
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
             raise OptionError(f"{self.title}: {command[0]} ended with status {status}: {lines[-1]}")
 
 
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+def check_more(more: Sequence[str]) -> dict[str, Any]:
+    """The further flags for train.py, by name.
+
+    Raises:
+        OptionError: an unknown flag, or one that the rows set.
+    """
+    given = parse(build_parser(""), more)
+    for name in _OWN:
+        if name in given:
+            raise OptionError(f"--{name} after --: it is the row's or this command's own")
+    return given
+
+
+def _read(file: Path) -> list[dict[str, dict[str, float]]]:
+    """The metrics of both checkpoints."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [content[name] for name in CHECKPOINTS]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{file} is not whole: delete it, and test again with python test.py {file.parent}") from None
 
 
 def _check_same(config: Path, arguments: Sequence[str]) -> None:
     """Refuse to count a run that other flags made."""
-    was, now = resolve({"config": str(config)}), resolve(parse(build_parser(""), arguments))
-    for name in now.keys() - (FREE_ON_RESUME - {"root_dir"}):
+    try:
+        was = resolve({"config": str(config)})
+    except OptionError as error:
+        raise OptionError(f"{error}; delete {config.parent} or choose another --output_dir") from None
+    now = resolve(parse(build_parser(""), arguments))
+    for name in now.keys() - FREE:
         if was[name] != now[name]:
             raise OptionError(
                 f"{config.parent} was run with {name} {was[name]}, now it would be {now[name]}: "
