@@ -1,5 +1,7 @@
 """Measure how fast and how large everything is on this machine, print it and save it as JSON.
 
+On a CPU everything runs on one thread and is measured in processor time: other work on the machine hardly counts.
+
 python -m benchmarks                       # everything
 python -m benchmarks model ranking         # some sections; the file keeps the others' last results
 """
@@ -16,12 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from prettytable import PrettyTable
 
 from benchmarks import encoders, ranking
 from benchmarks.epoch import tiny_epoch
 from benchmarks.loading import loading
-from benchmarks.made_up import TINY, VIT_B_16
+from benchmarks.made_up import SMALLEST, VIT_B_16
 from benchmarks.measure import machine
 from benchmarks.memory import memory
 from benchmarks.setting import Rows, Setting
@@ -90,6 +93,8 @@ def main(argv: Sequence[str]) -> None:
     for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1)):
         if value < least:
             raise OptionError(f"--{flag} {value}: must be at least {least}")
+    if not gpu:
+        torch.set_num_threads(1)
     about = machine(device) | {"precision": precision, "batch_size": batch, "repeats": args["repeats"]}
     about |= {"command": "python -m benchmarks " + " ".join(argv), "quick": args["quick"]}
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
@@ -97,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         setting = Setting(
             device=device,
             precision=precision,
-            sizes=TINY if args["quick"] else VIT_B_16,
+            sizes=SMALLEST if args["quick"] else VIT_B_16,
             batch=batch,
             scale=0.02 if args["quick"] else 1.0,
             repeats=args["repeats"],

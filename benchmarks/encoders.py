@@ -45,7 +45,7 @@ class MadeUpGallery:
 def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, *, fused: bool = True) -> Way:
     """A call that trains on `setting.steps` batches."""
     own = model.model if isinstance(model, PlainModel) else model
-    build = build_optimizer if fused else lambda model, _, settings: plain.build_optimizer(model, settings)
+    build = build_optimizer if fused else plain.build_optimizer
     optimizer = build(own, own.new_parameters(), OptimizerSettings())
     label, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
     scaler = GradScaler(setting.device.type, enabled=own.precision == "fp16")
@@ -53,12 +53,16 @@ def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, *, fu
     return lambda: train_epoch(model, optimizer, scaler, batches, *rest, trained="BGE+TSE", log_period=setting.steps)
 
 
-def plain_training_step(setting: Setting, batch: Batch) -> Way:
+def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
     """The same, the plain way."""
-    model = PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision))
-    optimizer = plain.build_optimizer(model.model, OptimizerSettings())
+    optimizer = plain.build_optimizer(model.model, model.model.new_parameters(), OptimizerSettings())
     label = np.ones(len(batch.pids), np.float32)
     return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)
+
+
+def both(setting: Setting) -> tuple[PlainModel, RDE]:
+    """The plain model, and ours in the setting's precision."""
+    return PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision)), ours(setting)
 
 
 def ours(setting: Setting) -> RDE:
@@ -70,11 +74,11 @@ def against_plain(setting: Setting) -> Rows:
     """The three passes; the share is of the matrix rate that large products reach in our precision on this machine."""
     batch, steps, batches = _batch(setting), setting.steps, 2 * setting.steps
     pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
-    fast, slow = ours(setting), PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision))
+    slow, fast = both(setting)
     gallery = MadeUpGallery(batch, batches)
     ids = [batch.ids] * batches
     passes: dict[str, tuple[Way, Way, int]] = {
-        "training step": (plain_training_step(setting, batch), training_step(setting, batch, ours(setting)), pairs),
+        "training step": (plain_training_step(setting, batch, slow), training_step(setting, batch, fast), pairs),
         "CCD pass": (
             lambda: plain.score_pairs(slow, [batch] * steps, setting.batch),
             lambda: score_pairs(fast, [batch] * steps, setting.batch, "TAL", LossSettings()),
@@ -122,8 +126,10 @@ def levers(setting: Setting) -> Rows:
     """One lever off at a time, all others on: how much longer a training step and evaluation's encoding then take."""
     batch = _batch(setting)
 
+    model = ours(setting)
+
     def without(**off: bool) -> PlainModel:
-        return PlainModel(ours(setting), **({"maps": False, "padded": False, "loops": False} | off))
+        return PlainModel(model, **({"maps": False, "padded": False, "loops": False} | off))
 
     models = {
         "all on": without(),
@@ -131,13 +137,11 @@ def levers(setting: Setting) -> Rows:
         "captions padded to 77": without(padded=True),
         "captions pooled one by one": without(loops=True),
     }
-    training = {name: training_step(setting, batch, model) for name, model in models.items()}
+    training = {name: training_step(setting, batch, encoders) for name, encoders in models.items()}
     training["a group for every parameter, not fused"] = training_step(setting, batch, without(), fused=False)
-    recomputing = ours(setting)
-    recomputing.clip.set_grad_checkpointing(True)
-    training["--grad_checkpointing"] = training_step(setting, batch, recomputing)
+    training["--grad_checkpointing"] = _recomputing(model, training["all on"])
     gallery = MadeUpGallery(batch, 2)
-    encoding = {name: (lambda model=model: encode(model, gallery)) for name, model in models.items()}
+    encoding = {name: (lambda encoders=encoders: encode(encoders, gallery)) for name, encoders in models.items()}
     encoding["one encoding pass for each embedding"] = lambda: [encode(models["all on"], gallery) for _ in range(2)]
     rows: dict[str, dict] = {}
     for what, ways in (("training step", training), ("evaluation encoding", encoding)):
@@ -147,13 +151,23 @@ def levers(setting: Setting) -> Rows:
     return list(rows.values())
 
 
+def _recomputing(model: RDE, step: Way) -> Way:
+    def way() -> None:
+        model.clip.set_grad_checkpointing(True)
+        step()
+        model.clip.set_grad_checkpointing(False)
+
+    return way
+
+
 def growth(setting: Setting) -> Rows:
     """Training steps of a quarter, half and the whole batch."""
     rows = []
+    slow, fast = both(setting)
     for divisor in (4, 2, 1):
         part = replace(setting, batch=max(2, setting.batch // divisor))
         batch = _batch(part)
-        ways = {"plain": plain_training_step(part, batch), "ours": training_step(part, batch, ours(part))}
+        ways = {"plain": plain_training_step(part, batch, slow), "ours": training_step(part, batch, fast)}
         seconds = interleaved(ways, setting.repeats, setting.device)
         rows.append(compare(f"batch {part.batch}", seconds, part.batch * part.steps))
     return rows

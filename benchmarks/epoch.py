@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch.amp import GradScaler
 
 from benchmarks import plain
 from benchmarks.made_up import TINY, image_size, random_model, training_pairs, write_dataset
+from benchmarks.measure import seconds_of
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from benchmarks.setting import Rows, Setting, compare
@@ -36,13 +36,12 @@ def tiny_epoch(setting: Setting) -> Rows:
     file = write_dataset(folder, counts, SIZE, captions_per_image=2, images_per_person=4)
     splits = read_splits(str(file), folder, ["train", "test"])
     settings = LoadingSettings(BATCH, setting.device, img_aug=True, txt_aug=True)
-    start = time.perf_counter()
+    built = seconds_of(lambda: training_pairs(splits["train"], folder, SIZE, settings), setting.device)
     pairs = training_pairs(splits["train"], folder, SIZE, settings)
-    built = time.perf_counter() - start
     seconds: dict[str, dict[str, float]] = {"plain": {}, "ours": {}}
     for part, ways in zip(("CCD", "training", "evaluation"), _ways(setting, pairs, splits["test"]), strict=True):
         for name, way in zip(seconds, ways, strict=True):
-            seconds[name][part] = _clock(way, setting.device)
+            seconds[name][part] = seconds_of(way, setting.device)
     for own in seconds.values():
         own["epoch (CCD and training)"] = own["CCD"] + own["training"]
     rows = [
@@ -54,20 +53,12 @@ def tiny_epoch(setting: Setting) -> Rows:
     return [*rows, {"what": f"decoding {counts['train']:,} images and tokenising, once, s", "value": built}]
 
 
-def _clock(way: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    way()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Callable, Callable]]:
     """(plain, ours) of CCD, training and evaluation."""
     device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
     slow = PlainModel(random_model(TINY, device, setting.plain_precision))
     fast = random_model(TINY, device, setting.precision)
-    slow_optimizer = plain.build_optimizer(slow.model, OptimizerSettings())
+    slow_optimizer = plain.build_optimizer(slow.model, slow.model.new_parameters(), OptimizerSettings())
     optimizer = build_optimizer(fast, fast.new_parameters(), OptimizerSettings())
     scaler = GradScaler(device.type, enabled=setting.precision == "fp16")
     scoring, training = pairs.scoring_batches(0), pairs.training_batches(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ TINY = ClipSizes(
     vocab_size=49408,
     shared_width=512,
 )
+SMALLEST = replace(TINY, image_layers=1, text_layers=1, text_width=64)
 _WORDS = "a the man woman wears carries red blue black white shirt jacket trousers shoes bag with and is in her his"
 WORDS = _WORDS.split()
 

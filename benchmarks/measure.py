@@ -21,18 +21,24 @@ from utils.runs import git_revision
 Way = Callable[[], Any]
 
 
+def seconds_of(way: Way, device: torch.device) -> float:
+    """Seconds on a GPU; on a CPU the processor's seconds, all threads together, so that other work hardly counts."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    start = clock()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
 def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each way: all of them in turns, after one untimed turn, so that other work on the machine
-    falls on all alike."""
+    """Median `seconds_of` each way: all of them in turns, after one untimed turn."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            taken = seconds_of(way, device)
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -76,7 +82,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "machine": name,
         "device": str(device),
-        "threads": torch.get_num_threads(),
+        "clock": "wall" if device.type == "cuda" else "processor time, one thread",
         "torch": str(torch.__version__),
         "date": date.today().isoformat(),
         "git_revision": git_revision(),

@@ -144,11 +144,11 @@ def loop_pool(tse: TokenSelectionEmbedding, tokens: Tensor, scores: Tensor, coun
     return torch.stack([row[: int(number)].max(dim=0).values for row, number in zip(x, pooled, strict=True)]).float()
 
 
-def build_optimizer(model: RDE, settings: OptimizerSettings) -> Optimizer:
-    """Adam with a group for every parameter, not fused."""
+def build_optimizer(model: RDE, new: set[str], settings: OptimizerSettings) -> Optimizer:
+    """`solver.optimizer.build_optimizer`'s Adam with a group for every parameter, not fused."""
     groups = [
         {**group, "params": [parameter]}
-        for group in parameter_groups(model, model.new_parameters(), settings)
+        for group in parameter_groups(model, new, settings)
         for parameter in group["params"]
     ]
     return torch.optim.Adam(groups, lr=settings.lr, betas=(settings.alpha, settings.beta), eps=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,11 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from benchmarks import plain
+from benchmarks import plain, whole_run
+from benchmarks.__main__ import SECTIONS
+from benchmarks.__main__ import main as benchmark
+from benchmarks.made_up import VIT_B_16, image_size
+from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from datasets.annotations import read_splits
@@ -17,6 +22,7 @@ from datasets.images import open_images
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
+from model.clip import CLIP
 from model.rde import RDE
 from model.weights import build_model
 from processor.epoch import train_epoch
@@ -28,6 +34,7 @@ from solver.losses import LossSettings, cosine_similarity, per_pair_loss
 from solver.optimizer import OptimizerSettings, build_optimizer
 from tests import datasets_on_disk, published
 from tests.test_model import golden_model
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 SIZE = (96, 32)
@@ -108,10 +115,8 @@ def tiny_model() -> RDE:
 def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
     """Three epochs of CCD and training with everything on or off: the weights, and each epoch's labels and loss."""
     model, settings, told = tiny_model(), OptimizerSettings(lr=1e-4), []
-    if fast:
-        optimizer = build_optimizer(model, model.new_parameters(), settings)
-    else:
-        optimizer, plainly = plain.build_optimizer(model, settings), PlainModel(model)
+    optimizer = (build_optimizer if fast else plain.build_optimizer)(model, model.new_parameters(), settings)
+    plainly = PlainModel(model)
     for epoch in range(3):
         scoring, training = pairs.scoring_batches(epoch), pairs.training_batches(epoch)
         if fast:
@@ -137,3 +142,53 @@ def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs)
     assert len({label.tobytes() for label, _ in told}) > 1, "CCD divides anew each epoch"
     start = torch.nn.utils.parameters_to_vector(tiny_model().parameters())
     assert (end - expected_end).norm() < 1e-4 * (expected_end - start).norm()
+
+
+def test_the_flop_counted_are_those_of_arithmetic():
+    with torch.device("meta"):  # shapes alone
+        clip = CLIP(VIT_B_16)
+    images = torch.empty(2, 3, *image_size(VIT_B_16), device="meta")
+    ids = torch.zeros(2, 77, dtype=torch.long, device="meta")
+    # 34.5 and 6.0 GFLOP a pair: 12 layers with 24·width² for the four products and 4·L·width for attention, a token.
+    assert count_flop(lambda: clip.encode_image(images)) == pytest.approx(2 * 34.5e9, rel=0.01)
+    assert count_flop(lambda: clip.encode_text(ids, ids.argmax(dim=1))) == pytest.approx(2 * 6.0e9, rel=0.01)
+
+
+def test_the_command_fills_its_file_section_by_section(tmp_path, capsys):
+    file = tmp_path / "benchmarks.json"
+    quick = ["--quick", "--device", "cpu", "--batch_size", "2", "--repeats", "1", "--out", str(file)]
+    benchmark([*quick, "start", "ranking"])
+    benchmark([*quick, *(name for name in SECTIONS if name != "start")])
+    results = json.loads(file.read_text())
+    assert results.keys() == SECTIONS.keys()
+    for section in results.values():
+        assert section["about"]["machine"]
+        for row in section["rows"]:
+            assert all(value > 0 for key, value in row.items() if not isinstance(value, str)), row
+    kept = {row["way"]: row["kept a pair, MB"] for row in results["memory"]["rows"]}
+    assert kept["--grad_checkpointing, fp32"] < kept["ours, fp32"] < kept["plain, fp32"]
+    printed = capsys.readouterr().out
+    assert all(title in printed for title, _ in SECTIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "no section speed: choose from start, ranking"),
+        (["start", "--precision", "int8"], "choose from fp32, bf16, fp16"),
+        (["start", "--repeats", "0"], "--repeats 0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        benchmark(arguments)
+
+
+def test_a_whole_run_is_measured_and_projected(tmp_path):
+    file = tmp_path / "benchmarks.json"
+    own = ["--folder", str(tmp_path), "--share", "0.001", "--tiny", "--epochs", "1", "--out", str(file)]
+    whole_run.main([*own, "--", "--num_workers", "0", "--batch_size", "16", "--device", "cpu"])
+    rows = {row["what"]: row for row in json.loads(file.read_text())["whole_run"]["rows"]}
+    assert rows["training"]["seconds"] > 0
+    assert rows["training pairs/s"]["value"] > 0
+    assert "60 epochs, projected" in rows

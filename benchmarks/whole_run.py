@@ -1,0 +1,129 @@
+"""A run of CUHK-PEDES's size on made-up JPEGs and random weights: whole epochs, and what sixty of them would take.
+
+    python -m benchmarks.whole_run --folder /fast/disk -- --precision bf16
+
+The folder needs 8 GB; data and decoded images are made there once and used again. Arguments after -- are handed on to
+train.py, beside the paper's configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from benchmarks.__main__ import save, table
+from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
+from benchmarks.measure import machine
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import choose_device, run_program
+from utils.records import read_records
+
+ROOT = Path(__file__).parents[1]
+IMAGES = {"train": 34063, "val": 3078, "test": 3074}  # two captions each: 68,126 training pairs
+JPEG_SIZE = (256, 96)
+EPOCHS = 60
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.whole_run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="for data, weights and runs")
+    parser.add_argument("--epochs", type=int, default=2, help="to run; the last one counts (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="of the data set's size (default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="a tiny CLIP, to see that it runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Make data and weights, train, and report the last epoch."""
+    own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args = parse(build_parser(), own)
+    if not 0 < args["share"] <= 1 or args["epochs"] < 1:
+        raise OptionError("--share must be above 0 and at most 1, --epochs at least 1")
+    sizes = TINY if args["tiny"] else VIT_B_16
+    folder = args["folder"].absolute()
+    data = _made_once(folder, args["share"])
+    weights = _random_weights(folder, tiny=args["tiny"])
+    height, width = image_size(sizes)
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "base.yaml")]
+    command += ["--dataset_name", str(data), "--noisy_rate", "0.2", "--pretrain_choice", str(weights)]
+    command += ["--img_size", str(height), str(width), "--stride_size", str(sizes.stride)]
+    command += ["--num_epoch", str(args["epochs"]), "--warmup_epochs", "0", "--output_dir", str(folder / "logs"), *more]
+    start = time.perf_counter()
+    if subprocess.run(command).returncode:
+        raise OptionError("train.py failed, see above")
+    rows = _report(max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name))
+    rows.append({"what": f"this command: {args['epochs']} epochs, checks, decoding, test", "minutes": _minutes(start)})
+    print(f"\n{table('A run of the size of CUHK-PEDES', rows)}")
+    about = machine(choose_device("auto")) | {"command": "python -m benchmarks.whole_run " + " ".join(argv)}
+    save(args["out"], "whole_run", {"about": about, "rows": rows})
+
+
+def _minutes(start: float) -> float:
+    return (time.perf_counter() - start) / 60
+
+
+def _made_once(folder: Path, share: float) -> Path:
+    """The annotation file; written last, so that half a data set is made anew."""
+    place = folder / f"data_{share:g}"
+    file = place / "made_up.json"
+    if not file.is_file():
+        print(f"writing made-up images into {place} ...", flush=True)
+        counts = {split: max(8, int(share * count)) for split, count in IMAGES.items()}
+        write_dataset(place, counts, JPEG_SIZE, captions_per_image=2, images_per_person=3)
+    return file
+
+
+def _random_weights(folder: Path, *, tiny: bool) -> Path:
+    """A state dict of a CLIP on a square grid, as pretrained ones are."""
+    file = folder / ("tiny.pt" if tiny else "ViT-B-16.pt")
+    if not file.is_file():
+        model = random_model(TINY if tiny else VIT_B_16, torch.device("cpu")).clip
+        state = {name: value.half() for name, value in model.state_dict().items()}
+        positions = state["visual.positional_embedding"]
+        state["visual.positional_embedding"] = positions[:1].expand(14 * 14 + 1, -1).contiguous()
+        torch.save(state, file)
+    return file
+
+
+def _report(run_dir: Path) -> list[dict]:
+    """The last epoch's parts from `metrics.jsonl`; all of it, validation and checkpoints too, by the log's clock."""
+    record = read_records(run_dir / "metrics.jsonl")[-1]
+    log = (run_dir / "train_log.txt").read_text(encoding="utf-8")
+    starts = re.findall(r"^(\S+ \S+) INFO Epoch ", log, re.MULTILINE)
+    last = [
+        datetime.fromisoformat(stamp) for stamp in (starts[-1], re.findall(r"^(\S+ \S+) INFO", log, re.MULTILINE)[-1])
+    ]
+    whole = (last[1] - last[0]).total_seconds()
+    return [
+        {"what": "CCD pass and division", "seconds": record["ccd"]["seconds"]},
+        {"what": "training", "seconds": record["seconds"]},
+        {"what": "epoch with validation and checkpoints", "seconds": whole, "minutes": whole / 60},
+        {"what": f"{EPOCHS} epochs, projected", "minutes": EPOCHS * whole / 60},
+        {"what": "training pairs/s", "value": record["pairs_per_second"]},
+        {"what": "data wait share", "value": record["data_wait_share"]},
+        {"what": "peak memory, GB", "value": record["peak_memory_gb"]},
+        {"what": "run folder", "value": run_dir.name},
+    ]
+
+
+if __name__ == "__main__":
+    run_program(main)
