@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
 
@@ -38,9 +40,9 @@ def _against_plain(setting: Setting, pairs: TrainingPairs) -> dict:
     tokenizer = Tokenizer()
     batches = pairs.training_batches(0)
     ways = {
-        "plain": lambda: list(PlainBatches(pairs, batches, tokenizer)),
-        "ours": lambda: list(batches._loader),
-        "with the device's part": lambda: list(batches),
+        "plain": lambda: deque(PlainBatches(pairs, batches, tokenizer), maxlen=0),
+        "ours": lambda: deque(batches._loader, maxlen=0),
+        "with the device's part": lambda: deque(batches, maxlen=0),
     }
     seconds = interleaved(ways, setting.repeats, torch.device("cpu"))
     each = {name: 1000 * value / len(pairs) for name, value in seconds.items()}
