@@ -129,11 +129,12 @@ def levers(setting: Setting) -> Rows:
     model = ours(setting)
 
     def without(**off: bool) -> PlainModel:
-        return PlainModel(model, **({"maps": False, "padded": False, "loops": False} | off))
+        return PlainModel(model, **(dict.fromkeys(("maps", "whole", "padded", "loops"), False) | off))
 
     models = {
         "all on": without(),
-        "attention maps in every layer, QuickGELU in three steps": without(maps=True),
+        "attention maps in every layer, QuickGELU by its formula": without(maps=True),
+        "all tokens through the last block": without(whole=True),
         "captions padded to 77": without(padded=True),
         "captions pooled one by one": without(loops=True),
     }

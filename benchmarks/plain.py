@@ -33,13 +33,15 @@ class PlainModel:
     """The encoders of `model`, the plain way; each part can be left to the fast way, to measure what it brings.
 
     Attributes:
-        maps: form every layer's attention maps, and QuickGELU by its formula.
+        maps: form every layer's attention maps, and QuickGELU by its formula, for all tokens.
+        whole: finish all tokens in the last block.
         padded: captions of 77 tokens, however short they are.
         loops: pool captions one by one.
     """
 
     model: RDE
     maps: bool = True
+    whole: bool = True
     padded: bool = True
     loops: bool = True
 
@@ -58,35 +60,34 @@ class PlainModel:
 
     def encode_image(self, images: Tensor) -> Embeddings:
         """As `RDE.encode_image`."""
-        if not self.maps:
+        if not (self.maps or self.whole):
             return self.model.encode_image(images)
-        visual, B = self.model.clip.visual, len(images)
         with autocast(images.device, self.model.precision):
-            patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-            cls = visual.class_embedding.to(patches.dtype) + torch.zeros(B, 1, patches.shape[2], device=images.device)
-            x = torch.cat([cls.to(patches.dtype), patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-            x, attention = transform(visual.transformer, visual.ln_pre(x))
-            tokens = visual.ln_post(x) @ visual.proj.to(x.dtype)  # (B, L, D)
-            scores = attention[:, 0].clone()  # (B, L) from [CLS]
+            tokens, scores = self._image_maps(images) if self.maps else self.model.clip.encode_image(images)
             scores[:, 0] = -1
             return Embeddings(tokens[:, 0].float(), self.model.image_tse(tokens, scores, self.model.image_tokens))
+
+    def _image_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) features, and the (B, L) row of [CLS] of the last layer's map."""
+        visual = self.model.clip.visual
+        patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        x = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+        x, attention = transform(visual.transformer, visual.ln_pre(x))
+        return visual.ln_post(x) @ visual.proj.to(x.dtype), attention[:, 0].clone()
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """As `RDE.encode_text`."""
         if self.padded:
             ids = F.pad(ids, (0, TEXT_LENGTH - ids.shape[1]))
-        if not self.maps and not self.loops:
+        if not (self.maps or self.whole or self.loops):
             return self.model.encode_text(ids)
         clip, rows, count = self.model.clip, torch.arange(len(ids), device=ids.device), self.model.text_tokens
         ids = F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
         eos = ids.argmax(dim=1)
         with autocast(ids.device, self.model.precision):
             if self.maps:
-                x = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
-                x, attention = transform(clip.transformer, x.to(clip.text_projection.dtype))
-                tokens = clip.ln_final(x)
-                tokens = tokens @ clip.text_projection.to(tokens.dtype)
-                scores = attention[rows, eos].clone()
+                tokens, scores = self._text_maps(ids, eos)
             else:
                 tokens, scores = clip.encode_text(ids, eos)
             scores[:, 0] = -1
@@ -95,6 +96,14 @@ class PlainModel:
             pooled = torch.tensor([min(max(1, number), count) for number in words], device=ids.device)
             pool = loop_pool if self.loops else TokenSelectionEmbedding.forward
             return Embeddings(tokens[rows, eos].float(), pool(self.model.text_tse, tokens, scores, count, pooled))
+
+    def _text_maps(self, ids: Tensor, eos: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, D) features, and the (B, L) row of EOS of the last layer's map."""
+        clip = self.model.clip
+        x = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
+        x, attention = transform(clip.transformer, x.to(clip.text_projection.dtype))
+        x = clip.ln_final(x)
+        return x @ clip.text_projection.to(x.dtype), attention[torch.arange(len(ids), device=ids.device), eos].clone()
 
 
 def transform(transformer: Transformer, x: Tensor) -> tuple[Tensor, Tensor]:

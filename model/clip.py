@@ -5,12 +5,16 @@ Module names follow OpenAI's state dicts, so that its weights load without a tab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+# (B, L) attention of the last block → (B, k) positions of the tokens whose features will be used, none twice.
+Needed = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,20 @@ class Block(nn.Module):
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
         self.ln_2 = LayerNorm(width)
 
-    def forward(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`."""
+    def forward(
+        self, x: Tensor, query: Tensor | None = None, needed: Needed | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`.
+
+        With `needed` only those tokens go through the perceptron, two thirds of the block's work.
+        """
         mixed, attention = self.attn(self.ln_1(x), query)
         x = x + mixed
-        return x + self.mlp(self.ln_2(x)), attention
+        if needed is None:
+            return x + self.mlp(self.ln_2(x)), attention
+        positions = needed(attention)[:, :, None].expand(-1, -1, x.shape[2])  # (B, k, D)
+        some = x.gather(1, positions)
+        return x.scatter(1, positions, some + self.mlp(self.ln_2(some))), attention
 
 
 class Transformer(nn.Module):
@@ -120,13 +133,16 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width, causal=causal) for _ in range(layers))
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block."""
+    def forward(self, x: Tensor, query: Tensor, needed: Needed | None) -> tuple[Tensor, Tensor]:
+        """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block.
+
+        With `needed` only those tokens are finished by the last block.
+        """
         for block in self.resblocks[:-1]:
             x, _ = self._run(block, x)
-        return self._run(self.resblocks[-1], x, query)
+        return self._run(self.resblocks[-1], x, query, needed)
 
-    def _run(self, block: Block, *args: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _run(self, block: Block, *args: Tensor | Needed | None) -> tuple[Tensor, Tensor | None]:
         if self.grad_checkpointing:
             return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
         return block(*args)
@@ -147,13 +163,16 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS]."""
+    def forward(self, images: Tensor, needed: Needed | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS].
+
+        With `needed` the features of all other tokens are meaningless.
+        """
         B = images.shape[0]
         patches = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, patches, width)
         cls = self.class_embedding.to(patches.dtype).expand(B, 1, -1)
         x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)  # (B, 1 + patches, width)
-        x, attention = self.transformer(self.ln_pre(x), torch.zeros(B, dtype=torch.long, device=x.device))
+        x, attention = self.transformer(self.ln_pre(x), torch.zeros(B, dtype=torch.long, device=x.device), needed)
         return self.ln_post(x) @ self.proj.to(x.dtype), attention
 
 
@@ -176,15 +195,18 @@ class CLIP(nn.Module):
         """Trade time for memory in both towers: the same numbers, about a third more time."""
         self.visual.transformer.grad_checkpointing = self.transformer.grad_checkpointing = enable
 
-    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_image(self, images: Tensor, needed: Needed | None = None) -> tuple[Tensor, Tensor]:
         """See `VisionTransformer.forward`."""
-        return self.visual(images)
+        return self.visual(images, needed)
 
-    def encode_text(self, ids: Tensor, eos: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) ids, L ≤ text_length, and (B,) EOS positions → (B, L, D) features, (B, L) attention from EOS."""
+    def encode_text(self, ids: Tensor, eos: Tensor, needed: Needed | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L) ids, L ≤ text_length, and (B,) EOS positions → (B, L, D) features, (B, L) attention from EOS.
+
+        With `needed` the features of all other tokens are meaningless.
+        """
         L = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:L]  # (B, L, width)
         x = x.to(self.text_projection.dtype)
-        x, attention = self.transformer(x, eos)
+        x, attention = self.transformer(x, eos, needed)
         x = self.ln_final(x)
         return x @ self.text_projection.to(x.dtype), attention

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.clip import CLIP, ClipSizes
+from model.clip import CLIP, ClipSizes, Needed
 from model.names import from_published, load_into, to_published
 from model.precision import autocast, halve_weights
-from model.tse import TokenSelectionEmbedding
+from model.tse import TokenSelectionEmbedding, select_tokens
 
 
 class Embeddings(NamedTuple):
@@ -82,10 +83,11 @@ class RDE(nn.Module):
 
     def encode_image(self, images: Tensor) -> Embeddings:
         """(B, 3, H, W) normalised images → embeddings. BGE is the [CLS] feature."""
+        cls = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
         with autocast(images.device, self.precision):
-            tokens, attention = self.clip.encode_image(images)  # (B, 1 + patches, D), (B, 1 + patches)
-            scores = attention.index_fill(1, torch.zeros(1, dtype=torch.long, device=images.device), -1.0)
-            return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, scores, self.image_tokens))
+            needed = _needed(cls, [cls], self.image_tokens)
+            tokens, attention = self.clip.encode_image(images, needed)  # (B, 1 + patches, D), (B, 1 + patches)
+            return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, _hide(attention, [cls]), self.image_tokens))
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """(B, L) token ids → embeddings. BGE is the EOS feature.
@@ -94,16 +96,30 @@ class RDE(nn.Module):
         token sees a later one, and padding is chosen, earliest first, only where a caption has too few words.
         """
         ids = F.pad(ids, (0, max(0, self.text_tokens + 2 - ids.shape[1])))
-        eos = ids.argmax(dim=1)  # (B,)
+        eos = ids.argmax(dim=1, keepdim=True)  # (B, 1)
         words = (ids != 0).sum(dim=1) - 2  # (B,)
+        hidden = [torch.zeros_like(eos), eos]
+        # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
+        eos_score = torch.where(words > 0, -1.0, 1.0)[:, None]
         with autocast(ids.device, self.precision):
-            tokens, attention = self.clip.encode_text(ids, eos)  # (B, L, D), (B, L)
-            # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
-            scores = attention.scatter(1, eos[:, None], torch.where(words > 0, -1.0, 1.0)[:, None])
-            scores = scores.index_fill(1, torch.zeros(1, dtype=torch.long, device=ids.device), -1.0)
-            bge = tokens[torch.arange(ids.shape[0], device=ids.device), eos].float()
+            needed = _needed(eos, hidden, self.text_tokens)
+            tokens, attention = self.clip.encode_text(ids, eos.squeeze(1), needed)  # (B, L, D), (B, L)
+            scores = _hide(attention, hidden).scatter(1, eos, eos_score)
+            bge = tokens[torch.arange(len(ids), device=ids.device), eos.squeeze(1)].float()
             return Embeddings(bge, self.text_tse(tokens, scores, self.text_tokens, words.clamp(1, self.text_tokens)))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
         """B images and B captions → the embeddings of both."""
         return self.encode_image(images), self.encode_text(ids)
+
+
+def _hide(attention: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+    """(B, L) attention with −1 at the (B, 1) positions that are never chosen."""
+    for position in hidden:
+        attention = attention.scatter(1, position, -1.0)
+    return attention
+
+
+def _needed(sentence: Tensor, hidden: Sequence[Tensor], count: int) -> Needed:
+    """The (B, 1) token of the BGE, and the `count` that TSE selects."""
+    return lambda attention: torch.cat([sentence, select_tokens(_hide(attention, hidden), count)], dim=1)

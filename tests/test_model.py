@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from model import tse
-from model.clip import Block
+from model import rde, tse
+from model.clip import Block, Transformer
 from model.names import from_published, load_into, to_published
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding
@@ -59,7 +59,8 @@ def trl_as_published(s: torch.Tensor, positive: torch.Tensor, settings: LossSett
 def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, tse_bn, loss, monkeypatch):
     # With fewer words than are chosen, padding enters the BatchNorm's statistics, and the published code leaves it to
     # topk which padding. That one arbitrary choice is taken from topk here; ours is the earliest padding.
-    monkeypatch.setattr(tse, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
+    for module in (tse, rde):
+        monkeypatch.setattr(module, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
     # Published TRL takes its hardest negative over s·q, so never below 0.
     monkeypatch.setitem(losses._ONE_DIRECTION, "TRL", trl_as_published)
     model = golden_model(tse_bn).train()
@@ -209,6 +210,21 @@ def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_
     assert kept_again < 0.7 * kept, "two blocks a tower, and the heads are not computed again"
     for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
+def test_leaving_unused_tokens_out_of_the_last_block_changes_nothing(golden, tse_bn, monkeypatch):
+    golden = golden | {"caption_ids": golden["caption_ids"].copy()}
+    golden["caption_ids"][0] = 0
+    golden["caption_ids"][0, :2] = 510, 511  # a caption without a word, whose EOS is both its BGE and its TSE
+    loss, grads, kept = gradients(golden_model(tse_bn).train(), golden)
+    forward = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, x, query, _: forward(self, x, query, None))
+    loss_of_all, grads_of_all, kept_of_all = gradients(golden_model(tse_bn).train(), golden)
+    assert loss == pytest.approx(loss_of_all, rel=1e-6)
+    for grad, grad_of_all in zip(grads, grads_of_all, strict=True):
+        assert (grad - grad_of_all).norm() <= 1e-5 * grad_of_all.norm() + 1e-7
+    assert kept < 0.96 * kept_of_all, "two thirds of the tokens, in one block of two"
 
 
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
