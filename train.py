@@ -74,6 +74,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     seed_everything(options.seed)
     model = build(options).to(device)
     model.clip.set_grad_checkpointing(options.grad_checkpointing)
+    if options.compile:
+        model.clip.compile_blocks()
     data = load_data(options, device)
     if options.test:
         print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))

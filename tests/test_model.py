@@ -212,6 +212,21 @@ def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_compiled_blocks_give_the_same_numbers_under_the_same_names(golden, grad_checkpointing):
+    plain, compiled = golden_model().train(), golden_model().train()
+    names = list(compiled.state_dict())
+    compiled.clip.compile_blocks(backend="aot_eager")  # traced and differentiated, without a C++ compiler
+    compiled.clip.set_grad_checkpointing(grad_checkpointing)
+    assert list(compiled.state_dict()) == names
+    for length in (77, 30):
+        cut = golden | {"caption_ids": golden["caption_ids"][:, :length]}
+        (loss, grads, _), (loss_again, grads_again, _) = gradients(plain, cut), gradients(compiled, cut)
+        assert loss == pytest.approx(loss_again, rel=1e-6)
+        for grad, grad_again in zip(grads, grads_again, strict=True):
+            torch.testing.assert_close(grad, grad_again, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
 def test_leaving_unused_tokens_out_of_the_last_block_changes_nothing(golden, tse_bn, monkeypatch):
     golden = golden | {"caption_ids": golden["caption_ids"].copy()}

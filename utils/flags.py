@@ -95,6 +95,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "grad_checkpointing", False, "compute activations again in the backward pass: less memory, a third slower"
         ),
+        Flag("compile", False, "torch.compile the towers: a minute at the start, then faster (needs a C++ compiler)"),
         Flag("tse_pool", "max", "pooling of the selected tokens (table 7)", ("max", "avg", "topk10")),
     ],
     "loss and division": [
@@ -166,6 +167,7 @@ FREE = {
     "output_dir",
     "root_dir",
     "image_cache",
+    "compile",
     "device",
     "grad_checkpointing",
     "log_period",
