@@ -68,13 +68,14 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     from solver.optimizer import OptimizerSettings, build_optimizer
     from utils.checkpoints import load_checkpoint
     from utils.log import logger, start_logging
-    from utils.program import choose_device, seed_everything
+    from utils.program import check_compiler, choose_device, seed_everything
 
     device = choose_device(options.device)
     seed_everything(options.seed)
     model = build(options).to(device)
     model.clip.set_grad_checkpointing(options.grad_checkpointing)
     if options.compile:
+        check_compiler(device)
         model.clip.compile_blocks()
     data = load_data(options, device)
     if options.test:

@@ -446,6 +446,14 @@ def test_a_broken_image_is_told_before_training(tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
+def test_a_machine_that_cannot_compile_is_told(root_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")  # where inductor looks for a compiler
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing was compiled before
+    done = run("train.py", *arguments(root_dir, tmp_path / "logs", "--compile"), expect=2)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --compile: torch.compile does not work here: ")
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_changed_option_is_refused_on_resume(trained):
     with pytest.raises(UserError, match=r"--tau 0\.5: the run to be continued has 0.015"):
         training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])

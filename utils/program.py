@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from utils.errors import OptionError, UserError
+from utils.errors import OptionError, UserError, brief
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,20 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise OptionError(f"--device {name}: not available here; choose auto, cpu, cuda, cuda:N or mps") from None
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small, so that a machine that can't is noticed before anything long begins.
+
+    Raises:
+        OptionError: what is missing.
+    """
+    import torch
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # the compiler's and the driver's own types, wrapped by torch in others
+        raise OptionError(f"--compile: torch.compile does not work here: {brief(error)}") from None
 
 
 def seed_everything(seed: int) -> None:
