@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.tokenizer import MASK
 
@@ -67,8 +66,9 @@ def apply_image(images: Tensor, draws: Tensor) -> Tensor:
     """
     B, _, H, W = images.shape
     flip, top, left, *rectangle = draws.to(images.device, torch.long).unbind(1)
-    images = torch.where(flip.view(B, 1, 1, 1) == 1, images.flip(3), images)
-    windows = F.pad(images, (_PAD, _PAD, _PAD, _PAD)).unfold(2, H, 1).unfold(3, W, 1)  # (B, 3, 21, 21, H, W), a view
+    padded = images.new_zeros(B, 3, H + 2 * _PAD, W + 2 * _PAD)
+    padded[:, :, _PAD:-_PAD, _PAD:-_PAD] = torch.where(flip.view(B, 1, 1, 1) == 1, images.flip(3), images)
+    windows = padded.unfold(2, H, 1).unfold(3, W, 1)  # (B, 3, 21, 21, H, W), a view
     normalised = normalise(windows[torch.arange(B, device=images.device), :, top, left])  # (B, 3, H, W)
     e_top, e_left, e_height, e_width = rectangle
     row, column = torch.arange(H, device=images.device), torch.arange(W, device=images.device)
