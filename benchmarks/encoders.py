@@ -61,8 +61,11 @@ def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Wa
 
 
 def both(setting: Setting) -> tuple[PlainModel, RDE]:
-    """The plain model, and ours in the setting's precision."""
-    return PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision)), ours(setting)
+    """The plain model, and ours in the setting's precision; they share their weights where they can."""
+    fast = ours(setting)
+    if setting.precision == setting.plain_precision:
+        return PlainModel(fast), fast
+    return PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision)), fast
 
 
 def ours(setting: Setting) -> RDE:
