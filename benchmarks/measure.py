@@ -49,13 +49,15 @@ def count_flop(way: Way) -> int:
     return counter.get_total_flops()
 
 
-def count_kept_bytes(way: Way) -> int:
-    """Bytes of activations that autograd keeps at the end of `way`, a forward pass whose result `way` returns."""
+def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
+    """Bytes that autograd keeps at the end of a forward pass, which `way` returns, besides the model's parameters."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):

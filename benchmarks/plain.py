@@ -150,7 +150,7 @@ def loop_pool(tse: TokenSelectionEmbedding, tokens: Tensor, scores: Tensor, coun
     x = tokens.gather(1, chosen[:, :, None].expand(B, count, D)).float()
     x = (x / (x.norm(dim=-1, keepdim=True) + 1e-8)).to(tse.fc.weight.dtype)
     x = tse.fc(x) + tse.mlp(x.flatten(0, 1)).view(B, count, -1)
-    return torch.stack([row[: int(number)].max(dim=0).values for row, number in zip(x, pooled, strict=True)]).float()
+    return torch.stack([x[row, : int(pooled[row])].max(dim=0).values for row in range(B)]).float()
 
 
 def build_optimizer(model: RDE, new: set[str], settings: OptimizerSettings) -> Optimizer:
