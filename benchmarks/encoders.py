@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from benchmarks import plain
 from benchmarks.made_up import random_batch, random_model
@@ -42,11 +43,10 @@ class MadeUpGallery:
             yield rows.cpu(), ids[rows, : int(ids[rows].argmax(dim=1).max()) + 1]
 
 
-def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, *, fused: bool = True) -> Way:
-    """A call that trains on `setting.steps` batches."""
+def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, optimizer: Optimizer | None = None) -> Way:
+    """A call that trains on `setting.steps` batches, with an optimizer of its own or one that others use too."""
     own = model.model if isinstance(model, PlainModel) else model
-    build = build_optimizer if fused else plain.build_optimizer
-    optimizer = build(own, own.new_parameters(), OptimizerSettings())
+    optimizer = optimizer or build_optimizer(own, own.new_parameters(), OptimizerSettings())
     label, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
     scaler = GradScaler(setting.device.type, enabled=own.precision == "fp16")
     rest = (label, "TAL", LossSettings())
@@ -140,8 +140,10 @@ def levers(setting: Setting) -> Rows:
         "captions padded to 77": without(padded=True),
         "captions pooled one by one": without(loops=True),
     }
-    training = {name: training_step(setting, batch, encoders) for name, encoders in models.items()}
-    training["a group for every parameter, not fused"] = training_step(setting, batch, without(), fused=False)
+    fused = build_optimizer(model, model.new_parameters(), OptimizerSettings())
+    single = plain.build_optimizer(model, model.new_parameters(), OptimizerSettings())
+    training = {name: training_step(setting, batch, encoders, fused) for name, encoders in models.items()}
+    training["a group for every parameter, not fused"] = training_step(setting, batch, without(), single)
     training["--grad_checkpointing"] = _recomputing(model, training["all on"])
     if setting.scale == 1:  # compiling takes a minute
         compiled = ours(setting)
