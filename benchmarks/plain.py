@@ -189,7 +189,7 @@ def score_pairs(model: PlainModel, batches: Iterable[PairBatch], pairs: int) -> 
     for batch in batches:
         image, text = model(batch.images, batch.ids)
         for kept, i, t in zip(scored, image, text, strict=True):
-            losses = per_pair_loss("TAL", cosine_similarity(i, t), batch.pids, LossSettings())
+            losses = per_pair_loss("TAL", cosine_similarity(i, t), batch.pids, LossSettings()).cpu()
             for row, pair in enumerate(batch.pairs):
                 kept[pair] = losses[row]
     return scored[0].numpy(), scored[1].numpy()
