@@ -192,7 +192,7 @@ class CLIP(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Trade time for memory in both towers: the same numbers, about a third more time."""
+        """Trade time for memory in both towers: the same numbers, a third more arithmetic."""
         self.visual.transformer.grad_checkpointing = self.transformer.grad_checkpointing = enable
 
     def compile_blocks(self, backend: str = "inductor") -> None:
