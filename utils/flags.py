@@ -92,9 +92,7 @@ GROUPS: dict[str, list[Flag]] = {
         Flag("select_ratio", 0.3, "share R of tokens that TSE selects", above=0, below=1),
         Flag("tse_bn", "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", ("frozen", "batch")),
         Flag("tse_head", "mlp", "FC + MLP on the selected tokens, or none (table 7's TSE′)", ("mlp", "none")),
-        Flag(
-            "grad_checkpointing", False, "compute activations again in the backward pass: less memory, a third more work"
-        ),
+        Flag("grad_checkpointing", False, "compute activations again in the backward pass: less memory, more time"),
         Flag("compile", False, "torch.compile the towers: a minute at the start; for GPUs (needs a C++ compiler)"),
         Flag("tse_pool", "max", "pooling of the selected tokens (table 7)", ("max", "avg", "topk10")),
     ],
