@@ -11,9 +11,10 @@ from easydict import EasyDict
 
 from utils.errors import OptionError
 from utils.flags import FREE
-from utils.options import build_parser, loss_of, parse, read_yaml, resolve, write_config
+from utils.options import build_parser, loss_of, parse, resolve, run_facts, write_config
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, lock, newest_unfinished_run, short_name
+from utils.ranks import is_main, world_size
+from utils.runs import CHECKPOINTS, checkpoint_to_continue, lock, newest_unfinished_run, short_name
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Resolve the options, new or of a run to be continued, and train."""
     given = parse(build_parser(__doc__), argv)
-    checkpoint = _checkpoint_to_continue(given)
-    if checkpoint is None:
+    if "resume" not in given and not given.get("resume_ckpt_file"):
         train(resolve(given), None)
         return
+    from utils.distributed import decided_once
+
+    checkpoint = decided_once(lambda: _checkpoint_to_continue(given))
     config = checkpoint.parent / "configs.yaml"
     options = resolve({**given, "config": str(config)})
     was = resolve({"config": str(config)})
@@ -41,20 +44,18 @@ def main(argv: Sequence[str]) -> None:
     train(options, checkpoint)
 
 
-def _checkpoint_to_continue(given: dict) -> Path | None:
-    """The last.pth that --resume or --resume_ckpt_file mean; None for a new run."""
-    if "resume" not in given and not given.get("resume_ckpt_file"):
-        return None
+def _checkpoint_to_continue(given: dict) -> Path:
+    """The last.pth that --resume or --resume_ckpt_file mean, written or still to be."""
     if "config" in given:
         raise OptionError("--config: a run is continued with its own configuration, leave it out")
     if given.get("resume") and given.get("resume_ckpt_file"):
         raise OptionError("--resume_ckpt_file: give it, or a folder with --resume, but not both")
-    if given.get("resume_ckpt_file") or given["resume"]:
-        named = Path(given.get("resume_ckpt_file") or Path(given["resume"]) / "last.pth")
-        if not named.is_file():
-            raise OptionError(f"no checkpoint {named} to continue from")
-        return named
-    return newest_unfinished_run(Path(resolve(given).output_dir)) / "last.pth"
+    if given.get("resume_ckpt_file"):
+        if not Path(given["resume_ckpt_file"]).is_file():
+            raise OptionError(f"no checkpoint {given['resume_ckpt_file']} to continue from")
+        return Path(given["resume_ckpt_file"])
+    run_dir = Path(given["resume"]) if given["resume"] else newest_unfinished_run(Path(resolve(given).output_dir))
+    return checkpoint_to_continue(run_dir)
 
 
 def train(options: EasyDict, checkpoint: Path | None) -> None:
@@ -67,6 +68,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     from processor.test_split import evaluate_run
     from solver.optimizer import OptimizerSettings, build_optimizer
     from utils.checkpoints import load_checkpoint
+    from utils.distributed import decided_once, wait_for_all
     from utils.log import logger, start_logging
     from utils.program import check_compiler, choose_device, seed_everything
 
@@ -79,22 +81,33 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         model.clip.compile_blocks()
     data = load_data(options, device)
     if options.test:
-        print(table(evaluate(model, data.test)[0], f"{options.pretrain_choice} on {options.dataset_name}, test"))
+        metrics, _ = evaluate(model, data.test)
+        if is_main():
+            print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
     progress = run.Progress()
-    run_dir = checkpoint.parent if checkpoint else _new_run_dir(options, data)
-    locked = lock(run_dir)
+    run_dir = checkpoint.parent if checkpoint else decided_once(lambda: _make_run_dir(options))
+    locked = lock(run_dir) if is_main() else None
     if checkpoint:
-        _check_noise(data.noise, run_dir / "configs.yaml")
-        (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
+        _check_data(data, run_dir / "configs.yaml")
+        if is_main():
+            (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
+    elif is_main():
+        _write_config(options, data, run_dir)
+    if checkpoint and checkpoint.is_file():
         run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
     start_logging(run_dir / "train_log.txt")
-    _log_start(options, data, run_dir, progress.epoch)
+    _log_start(options, data, run_dir, progress.epoch if checkpoint else None)
     test = data.test if options.record_test else None
     settings = _run_settings(options)
-    run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
+    try:
+        run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
+    except KeyboardInterrupt:
+        logger.info("Stopped. What the last whole epoch led to is saved; go on with: train.py --resume %s", run_dir)
+        raise
+    wait_for_all()  # the checkpoints are written now
     start_logging(run_dir / "test_log.txt")
     evaluate_run(
         [run_dir / name for name in CHECKPOINTS],
@@ -104,7 +117,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         run_dir,
     )
     logger.info("Run folder %s", run_dir)
-    locked.close()
+    if locked:
+        locked.close()
 
 
 def build(options: EasyDict) -> RDE:
@@ -134,8 +148,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
     from datasets.annotations import DATASETS, read_splits
     from datasets.check import check_splits
-    from datasets.images import image_cache_dir, open_images
-    from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery
+    from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery, open_training_images
     from datasets.noise import find_noise
     from datasets.tokenizer import Tokenizer
 
@@ -146,7 +159,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     test = open_gallery(options, "test", splits["test"], device)
     validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
-    images = open_images(split.images, options.img_size, image_cache_dir(options))
+    images = open_training_images(options, split)
     ids = Tokenizer()(split.captions, options.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
     if not len(pairs.training_batches(0)):
@@ -157,34 +170,56 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     return Data(pairs, noise, validation, test, [finding.line for finding in check_splits(splits, sizes)])
 
 
-def _check_noise(noise: Noise, config: Path) -> None:
-    """A continued run must meet the captions it began with."""
-    was = read_yaml(config).get("_run_", {}).get("noise_index", {})
-    if was.get("sha256") != noise.about["sha256"]:
-        raise OptionError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
+def _check_data(data: Data, config: Path) -> None:
+    """A continued run must meet the captions and the images it began with."""
+    facts = run_facts(config)
+    was = facts.get("noise_index")
+    if not isinstance(was, dict) or was.get("sha256") != data.noise.about["sha256"]:
+        raise OptionError(f"the noise index is not the run's own: {config} names {was}, found is {data.noise.about}")
+    was, found = facts.get("skipped_pairs", []), _skipped_pairs(data)
+    if was != found:
+        raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {found}")
 
 
-def _new_run_dir(options: EasyDict, data: Data) -> Path:
+def _skipped_pairs(data: Data) -> list[int]:
+    return (~data.pairs.usable).nonzero()[0].tolist()
+
+
+def _make_run_dir(options: EasyDict) -> Path:
+    from utils.runs import make_run_dir
+
+    return make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
+
+
+def _write_config(options: EasyDict, data: Data, run_dir: Path) -> None:
+    """Write the run's configuration, with which it can be continued, and noise that has no file of its own."""
     import numpy as np
     import torch
 
     from datasets.noise import DRAWN
-    from utils.runs import git_revision, make_run_dir
+    from utils.runs import git_revision
 
-    run_dir = make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
-    write_config(run_dir / "configs.yaml", options, about)
     if data.noise.origin == DRAWN:
         np.save(run_dir / "noise_index.npy", data.noise.permutation)
-    return run_dir
+    about |= {"skipped_images": list(data.pairs.skipped()), "skipped_pairs": _skipped_pairs(data)}
+    about |= {"processes": world_size()}
+    write_config(run_dir / "configs.yaml", options, about)
 
 
-def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -> None:
+def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int | None) -> None:
+    """Tell what is trained on what; `epochs_done` is None for a new run."""
     from utils.log import logger
 
-    logger.info("%s %s", f"Continuing after epoch {epochs_done}:" if epochs_done else "Run folder", run_dir)
+    logger.info("%s %s", "Run folder" if epochs_done is None else f"Continuing after epoch {epochs_done}:", run_dir)
+    if world_size() > 1:
+        logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     logger.info("  noise: %s", data.noise.told)
+    for why, pairs in data.pairs.skipped().items():
+        logger.warning("  left out: %s; pairs %s", why, ", ".join(map(str, pairs)))
+    if left_out := len(_skipped_pairs(data)):
+        logger.warning("  %d of %d training pairs are left out", left_out, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
     if data.validation is data.test:
@@ -208,7 +243,7 @@ def _run_settings(options: EasyDict) -> RunSettings:
         mixture=mixture_settings(options.mixture, options.noisy_rate, options.dataset_name),
         schedule=ScheduleSettings(**_of(ScheduleSettings, options)),
         kept={**options},
-        **{name: options[name] for name in ("trained", "division", "seed", "eval_period", "log_period")},
+        **{name: options[name] for name in ("trained", "division", "seed", "eval_period", "log_period", "grad_accum")},
     )
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.synthpedes import ensure_synthpedes
+from utils.distributed import one_first
 from utils.errors import DataError, OptionError
 
 
@@ -193,7 +194,8 @@ def _line_of_json(line: str, number: int) -> object:
 def _write_synthpedes(root_dir: Path) -> None:
     """Render the built-in data set where it is not there yet."""
     try:
-        ensure_synthpedes(root_dir)
+        with one_first():
+            ensure_synthpedes(root_dir)
     except OSError as error:
         raise DataError(f"SynthPEDES can't be written: {error}") from None
 

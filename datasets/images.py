@@ -8,6 +8,7 @@ a killed build leaves nothing that could be mistaken for it, and processes share
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,10 @@ from uuid import uuid4
 
 import numpy as np
 from PIL import Image, ImageFile
-from tqdm import tqdm
 
+from utils.distributed import one_first
 from utils.errors import DataError, brief
+from utils.log import progress
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -53,11 +55,25 @@ def image_cache_dir(options: Mapping[str, Any]) -> Path:
     return Path.home() / ".cache" / "rde" / "images"
 
 
+class BrokenImagesError(DataError):
+    """Images can't be read; `broken` says by their position why."""
+
+    def __init__(self, broken: Mapping[int, str], total: int) -> None:
+        others = f" ({len(broken)} of {total:,} images can't be read)" if len(broken) > 1 else ""
+        super().__init__(f"{broken[min(broken)]}{others}")
+        self.broken = broken
+
+
 class CachedImages:
-    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file anew."""
+    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file anew.
+
+    Attributes:
+        broken: why, by position, images could not be read; they are black.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.broken = _read_broken(file)
         try:
             self._images = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
@@ -74,16 +90,41 @@ class CachedImages:
         return CachedImages, (self.file,)
 
 
-def open_images(paths: Sequence[Path], size: tuple[int, int], cache_dir: Path) -> CachedImages:
+def open_images(
+    paths: Sequence[Path], size: tuple[int, int], cache_dir: Path, *, skip_broken: bool = False
+) -> CachedImages:
     """All images at one size; decoded, with a progress bar, where the cache does not hold them yet.
 
+    Args:
+        skip_broken: images that can't be read are no error but listed in the result's `broken`.
+
     Raises:
-        DataError: an image can't be read, or the cache can't be written.
+        BrokenImagesError: an image can't be read.
+        DataError: the cache can't be written, or is damaged.
     """
     file = cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
-    if not file.is_file():
-        _build(paths, size, file)
-    return CachedImages(file)
+    with one_first():
+        if not file.is_file():
+            _build(paths, size, file, skip_broken)
+    images = CachedImages(file)
+    if images.broken and not skip_broken:
+        raise BrokenImagesError(images.broken, len(paths))
+    return images
+
+
+def _broken_file(file: Path) -> Path:
+    """Where it stands which images of a cache are broken; missing when none is."""
+    return file.with_suffix(".broken.json")
+
+
+def _read_broken(file: Path) -> dict[int, str]:
+    listed = _broken_file(file)
+    if not listed.is_file():
+        return {}
+    try:
+        return {int(number): str(why) for number, why in json.loads(listed.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"the image cache {file} is damaged, delete it and {listed}: {brief(error)}") from None
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
@@ -94,13 +135,16 @@ def _fingerprint(paths: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
+def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(file.parent)
         partial = file.with_name(f"{uuid4().hex}.partial")
         try:
-            _write(paths, size, partial)
+            if broken := _write(paths, size, partial):
+                if not skip_broken:
+                    raise BrokenImagesError(broken, len(paths))
+                _broken_file(file).write_text(json.dumps(broken), encoding="utf-8")
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
@@ -108,34 +152,36 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
 
 
-def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    """An .npy file, image by image: unlike a new memory map, a file that is written says so when the disk is full."""
+def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:
+    """An .npy file, image by image: unlike a new memory map, a file that is written says so when the disk is full.
+
+    Returns:
+        By position, why images can't be read; they are written black.
+    """
+    broken = {}
     with file.open("wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, *size)}
         np.lib.format.write_array_header_1_0(stream, header)
-        for image in _decode(paths, size):
+        for number, image in enumerate(_decode(paths, size)):
+            if isinstance(image, DataError):
+                broken[number] = str(image)
+                image = np.zeros((3, *size), np.uint8)
             stream.write(image.tobytes())
+    return broken
 
 
-def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The images in order; after the last one an error that counts those that can't be read."""
-    broken = []
+def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray | DataError]:
+    """The images in order; in place of one that can't be read, the error."""
 
-    def read(path: Path) -> np.ndarray | None:
+    def read(path: Path) -> np.ndarray | DataError:
         try:
             return read_image(path, size)
         except DataError as error:
-            broken.append(error)
-            return None
+            return error
 
     # Pillow decodes and resizes outside the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for image in tqdm(pool.map(read, paths), "decoding images", len(paths), disable=None, leave=False):
-            if image is not None:
-                yield image
-    if broken:
-        others = f" ({len(broken)} of {len(paths):,} images can't be read)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0]}{others}")
+        yield from progress(pool.map(read, paths), "decoding images", len(paths))
 
 
 def _remove_abandoned(folder: Path) -> None:

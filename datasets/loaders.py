@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
-from datasets.images import CachedImages, image_cache_dir, open_images
+from datasets.images import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
+from utils.errors import DataError
+from utils.ranks import share
 
 # Purposes that draw from generators of their own in one epoch.
 SCORING, TRAINING, _ORDER = 0, 1, 2
@@ -23,11 +25,11 @@ SCORING, TRAINING, _ORDER = 0, 1, 2
 
 @dataclass(frozen=True)
 class Batch:
-    """B training pairs, on the device.
+    """B training pairs, on the device; of a training batch each process holds the images and captions of its share.
 
     Attributes:
-        images: (B, 3, H, W) augmented and normalised.
-        ids: (B, L) token ids, L that of the longest caption in the batch.
+        images: (B or a share of it, 3, H, W) augmented and normalised.
+        ids: (likewise, L) token ids, L that of the longest caption here.
         pids: (B,) identities of the images.
         pairs: (B,) positions in the training split.
     """
@@ -40,7 +42,7 @@ class Batch:
 
 def trim(ids: np.ndarray) -> np.ndarray:
     """(B, L) ids without the columns behind the last EOS; id 0 pads, but it is also that of a "!" within a word."""
-    return ids[:, : int(ids.argmax(axis=1).max()) + 1]
+    return ids[:, : int(ids.argmax(axis=1).max(initial=0)) + 1]
 
 
 @dataclass(frozen=True)
@@ -64,25 +66,31 @@ class LoadingSettings:
 
 
 class _PairBatches(Dataset):
-    """Whole batches, so that one item is a few large arrays and not B small ones."""
+    """Whole batches, so that one item is a few large arrays and not B small ones.
+
+    Of several processes each gives its share of every training batch, and of scoring batches a share of whole ones.
+    """
 
     def __init__(self, data: TrainingPairs, order: np.ndarray, epoch: int, purpose: int) -> None:
         self.data, self.order, self.epoch, self.purpose = data, order, epoch, purpose
-        self.batch_size = data.settings.batch_size
+        self.starts = range(0, len(order), data.settings.batch_size)
+        if purpose == SCORING:
+            self.starts = self.starts[share(len(self.starts))]
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.starts)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
-        data = self.data
-        pairs = self.order[number * self.batch_size : (number + 1) * self.batch_size]
-        ids, draws = data.ids[pairs], np.empty((len(pairs), 7), np.int32)
-        for row, pair in enumerate(pairs):
+        data, start = self.data, self.starts[number]
+        pairs = self.order[start : start + data.settings.batch_size]
+        own = pairs[share(len(pairs))] if self.purpose == TRAINING else pairs
+        ids, draws = data.ids[own], np.empty((len(own), 7), np.int32)
+        for row, pair in enumerate(own):
             rng = np.random.default_rng((data.settings.seed, self.epoch, self.purpose, int(pair)))
             draws[row] = draw_image(rng, data.images.shape[2:], data.settings.img_aug)
             if data.settings.txt_aug:
                 ids[row] = augment_text(ids[row], rng)
-        images = data.images[data.image_of_pair[pairs]]
+        images = data.images[data.image_of_pair[own]]
         return images, draws, trim(ids), data.pids[pairs], pairs
 
 
@@ -94,6 +102,9 @@ class TrainingPairs:
         images: the split's images.
         ids: (C, L) token ids of the split's captions.
         permutation: π (C,): pair i's caption is caption π(i).
+
+    Attributes:
+        usable: (C,) bool, which pairs have an image that can be read; the others are in no batch.
     """
 
     def __init__(
@@ -110,23 +121,29 @@ class TrainingPairs:
         self.image_of_pair = split.caption_images
         self.pids = split.caption_pids
         self.truly_clean = permutation == np.arange(len(permutation))
+        self.usable = ~np.isin(split.caption_images, list(images.broken))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def scoring_batches(self, epoch: int) -> Batches:
         """Every pair once in random order, augmented as in training: the CCD pass, whatever the sampler."""
-        order = random_order(len(self), self._order_rng(epoch, SCORING))
+        usable = np.flatnonzero(self.usable)
+        order = usable[random_order(len(usable), self._order_rng(epoch, SCORING))]
         return Batches(_PairBatches(self, order, epoch, SCORING))
 
     def training_batches(self, epoch: int) -> Batches:
         """The batches of a training epoch, in the sampler's order."""
-        rng, settings = self._order_rng(epoch, TRAINING), self.settings
+        rng, settings, usable = self._order_rng(epoch, TRAINING), self.settings, np.flatnonzero(self.usable)
         if settings.sampler == "identity":
-            order = identity_order(self.pids, settings.batch_size, settings.num_instance, rng)
+            order = identity_order(self.pids[usable], settings.batch_size, settings.num_instance, rng)
         else:
-            order = random_order(len(self), rng)
-        return Batches(_PairBatches(self, order, epoch, TRAINING))
+            order = random_order(len(usable), rng)
+        return Batches(_PairBatches(self, usable[order], epoch, TRAINING))
+
+    def skipped(self) -> dict[str, list[int]]:
+        """The pairs of every image that can't be read, by what is told of it."""
+        return {why: _pairs_of(self.split, number) for number, why in self.images.broken.items()}
 
     def _order_rng(self, epoch: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng((self.settings.seed, epoch, _ORDER, purpose))
@@ -149,20 +166,20 @@ class Batches:
 
 
 class _Slices(Dataset):
-    """Images in order, a batch at a time."""
+    """This process's share of the images in order, a batch at a time."""
 
     def __init__(self, rows: CachedImages, batch_size: int) -> None:
-        self.rows, self.batch_size = rows, batch_size
+        self.rows, self.batches = rows, _batches_of_share(len(rows), batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return len(self.batches)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        return self.rows[number * self.batch_size : (number + 1) * self.batch_size]
+        return self.rows[self.batches[number]]
 
 
 class Gallery:
-    """An evaluation split: each image and each caption once.
+    """An evaluation split: each image and each caption once, of several processes each its share.
 
     Args:
         name: of the split, for tables.
@@ -193,9 +210,35 @@ class Gallery:
     def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
         order = np.argsort(self.ids.argmax(axis=1), kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for batch in _batches_of_share(len(order), self.batch_size):
+            rows = order[batch]
             yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.device).long()
+
+
+def open_training_images(options: Mapping[str, Any], split: Split) -> CachedImages:
+    """The training split's images.
+
+    Args:
+        options: of the run; read are `dataset_name`, `root_dir`, `img_size`, `image_cache` and `on_bad_image`.
+
+    Raises:
+        DataError: as `open_images`; a broken image is told with its pairs unless `on_bad_image` is "skip", and where
+            none can be read.
+    """
+    skip = options["on_bad_image"] == "skip"
+    try:
+        images = open_images(split.images, options["img_size"], image_cache_dir(options), skip_broken=skip)
+    except BrokenImagesError as error:
+        pairs = ", ".join(map(str, _pairs_of(split, min(error.broken))))
+        raise DataError(f"{error}; training pairs {pairs} (--on_bad_image skip leaves them out)") from None
+    if len(images.broken) == len(images):
+        raise DataError(f"none of the training images can be read: {images.broken[0]}")
+    return images
+
+
+def _pairs_of(split: Split, image: int) -> list[int]:
+    """The positions of an image's pairs."""
+    return np.flatnonzero(split.caption_images == image).tolist()
 
 
 def open_gallery(options: Mapping[str, Any], name: str, split: Split, device: torch.device) -> Gallery:
@@ -212,6 +255,13 @@ def open_gallery(options: Mapping[str, Any], name: str, split: Split, device: to
     ids = Tokenizer()(split.captions, options["text_length"])
     workers = options["num_workers"]
     return Gallery(name, split, images, ids, batch_size=options["test_batch_size"], num_workers=workers, device=device)
+
+
+def _batches_of_share(count: int, batch_size: int) -> list[slice]:
+    """This process's share of `count` rows in batches; at least one, which may be empty."""
+    rows = range(count)[share(count)]
+    starts = range(rows.start, rows.stop, batch_size) or [rows.start]
+    return [slice(start, min(start + batch_size, rows.stop)) for start in starts]
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -77,7 +77,8 @@ class Attention(nn.Module):
         B, L, D = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3D)
         q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        # The fused kernels of GPUs refuse the empty batch of a process without a share.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal) if B else v
         mixed = mixed.transpose(1, 2).reshape(B, L, D)
         return self.out_proj(mixed), None if query is None else self._attention_from(query, q, k)
 

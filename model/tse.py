@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import GlobalBatchNorm1d
+
 EMBEDDING_WIDTH = 1024
 HIDDEN_WIDTH = 512
 TOP = 10
@@ -35,7 +37,7 @@ class TokenSelectionEmbedding(nn.Module):
             self.fc = nn.Linear(width, EMBEDDING_WIDTH)
             self.mlp = nn.Sequential(
                 nn.Linear(width, HIDDEN_WIDTH),
-                nn.BatchNorm1d(HIDDEN_WIDTH),
+                GlobalBatchNorm1d(HIDDEN_WIDTH),
                 nn.ReLU(),
                 nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
             )
@@ -59,7 +61,7 @@ class TokenSelectionEmbedding(nn.Module):
         x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)
         if self.fc is not None:
             x = x.to(self.fc.weight.dtype)
-            x = self.fc(x) + self.mlp(x.flatten(0, 1)).view(B, count, -1)  # (B, k, 1024)
+            x = self.fc(x) + self.mlp(x.flatten(0, 1)).unflatten(0, (B, count))  # (B, k, 1024)
         if pooled is None:
             pooled = torch.full((B,), count, device=x.device)
         return self._pool(x.float(), pooled)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
-from tqdm import tqdm
 
+from processor.step import backward
 from processor.types import DualEncoder, PairBatch
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from solver.losses import LossSettings
+from utils.distributed import sum_gradients
 from utils.errors import UserError
-from utils.log import logger
+from utils.log import logger, progress
 from utils.program import peak_memory_gb
+
+
+class NotFiniteError(UserError):
+    """A loss or a gradient is no longer a finite number; the message names the step and its pairs."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class EpochResult:
 
     Attributes:
         loss: the sum of those that are trained.
+        skipped_steps: those that the loss scaler left out because gradients overflowed.
         data_wait_share: of the seconds, those in which the loop stood still for the next batch. A GPU may have been
             busy meanwhile, so it is the most that a faster loader could save.
         peak_memory_gb: as `utils.program.peak_memory_gb`.
@@ -33,6 +42,7 @@ class EpochResult:
     loss: float
     bge_loss: float
     tse_loss: float
+    skipped_steps: int
     seconds: float
     pairs_per_second: float
     data_wait_share: float
@@ -69,6 +79,7 @@ def train_epoch(
     *,
     trained: str,
     log_period: int,
+    grad_accum: int = 1,
 ) -> EpochResult:
     """Train on every batch once.
 
@@ -77,35 +88,60 @@ def train_epoch(
         label: (N,) l̂ in {0, 1}: which pairs count.
         trained: "BGE+TSE", or "BGE" for the loss on BGE alone.
         log_period: steps between two lines of the log; only then the device is waited for.
+        grad_accum: parts in which a batch is encoded, to save memory; its loss is that of the whole batch all the same.
 
     Raises:
-        UserError: the loss is no longer a finite number.
+        NotFiniteError: a loss, or without a scaler a gradient, is not finite; seen when the next line is logged.
     """
     model.train()
     label = torch.from_numpy(label)
-    start, pairs = time.perf_counter(), 0
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    start, pairs, skipped = time.perf_counter(), 0, 0
     sums, parts_trained = torch.zeros(2), len(trained.split("+"))
     timed = _Timed(batches)
-    for step, batch in enumerate(tqdm(timed, "training", leave=False, disable=None), start=1):
+    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and gradients' norm
+    for step, batch in enumerate(progress(timed, "training"), start=1):
         device = batch.images.device
         label, sums = label.to(device), sums.to(device)  # in the first step
         weight = label[batch.pairs.to(device, non_blocking=True)]
-        image, text = model(batch.images, batch.ids)
-        parts = [
-            reduce_loss(loss_name, per_pair_loss(loss_name, cosine_similarity(i, t), batch.pids, settings), weight)
-            for i, t in zip(image, text, strict=True)
-        ]
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(sum(parts[:parts_trained])).backward()
+        losses = backward(model, scaler, batch, weight, loss_name, settings, parts_trained, grad_accum)
+        sum_gradients(parameters)
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         scaler.step(optimizer)
         scaler.update()
-        sums += torch.stack(parts).detach()
+        sums += losses
         pairs += len(batch.pairs)
+        unseen.append((batch.pairs, losses[:parts_trained].sum(), norm))
         if step % log_period == 0 or step == len(batches):
+            skipped += _check(unseen, step, scaled=scaler.is_enabled())
+            unseen.clear()
             mean = (sums / step).tolist()
             loss = sum(mean[:parts_trained])
-            if not np.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {step}; try a smaller --lr")
             logger.info("  step %d/%d: loss %.3f (BGE %.3f, TSE %.3f)", step, len(batches), loss, *mean)
+            if skipped:
+                logger.info("  %d steps left out by the loss scaler, its scale is %g", skipped, scaler.get_scale())
     seconds = time.perf_counter() - start
-    return EpochResult(loss, *mean, seconds, pairs / seconds, timed.waited / seconds, peak_memory_gb(sums.device))
+    waited = timed.waited / seconds
+    return EpochResult(loss, *mean, skipped, seconds, pairs / seconds, waited, peak_memory_gb(sums.device))
+
+
+def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
+    """How many of the steps up to `step` overflowed and were left out by the scaler.
+
+    Raises:
+        NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is not finite.
+    """
+    losses = torch.stack([loss for _, loss, _ in unseen]).tolist()
+    norms = torch.stack([norm for _, _, norm in unseen]).tolist()
+    for number, (pairs, loss, norm) in enumerate(
+        zip((pairs for pairs, _, _ in unseen), losses, norms), start=step - len(unseen) + 1
+    ):
+        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+            what = "a gradient" if math.isfinite(loss) else "the loss"
+            raise NotFiniteError(f"step {number}: {what} is not a finite number, with pairs {_listed(pairs)}")
+    return sum(not math.isfinite(norm) for norm in norms)
+
+
+def _listed(pairs: Tensor) -> str:
+    return ", ".join(map(str, pairs.tolist()))

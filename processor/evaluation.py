@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +10,12 @@ import torch
 from prettytable import PrettyTable
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from processor.metrics import RetrievalMetrics, queries_at_a_time
 from processor.types import DualEncoder, EvaluationData
+from utils.distributed import decided_once, gather
 from utils.errors import UserError
+from utils.log import progress
 
 Metrics = dict[str, dict[str, float]]
 SIMILARITIES = ("BGE", "TSE", "BGE+TSE")
@@ -38,27 +39,26 @@ def _similarity(query: Sequence[Tensor], gallery: Sequence[Tensor]) -> dict[str,
 
 @torch.no_grad()
 def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
-    """Encode every image and caption once.
+    """Encode every image and caption once; of several processes each encodes a share and gets all.
 
     Raises:
         UserError: an embedding is not finite.
     """
     model.eval()
-    images = [model.encode_image(batch) for batch in _bar(data.image_batches(), "images")]
+    images = [model.encode_image(batch) for batch in progress(data.image_batches(), "images")]
     texts, positions = [], []
-    for position, ids in _bar(data.text_batches(), "captions"):
+    for position, ids in progress(data.text_batches(), "captions"):
         texts.append(model.encode_text(ids))
         positions.append(position)
-    order = torch.cat(positions).argsort().to(images[0][0].device)
-    image = tuple(F.normalize(torch.cat(part), dim=1) for part in zip(*images, strict=True))
-    text = tuple(F.normalize(torch.cat(part)[order], dim=1) for part in zip(*texts, strict=True))
+    count = len(data.caption_pids)
+    order = gather(torch.cat(positions), count).argsort().to(images[0][0].device)
+    image = tuple(
+        F.normalize(gather(torch.cat(part), len(data.image_pids)), dim=1) for part in zip(*images, strict=True)
+    )
+    text = tuple(F.normalize(gather(torch.cat(part), count)[order], dim=1) for part in zip(*texts, strict=True))
     if not all(torch.isfinite(part).all() for part in (*image, *text)):
         raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
     return Encoded(image, text)
-
-
-def _bar(batches: Iterable, what: str) -> Iterable:
-    return tqdm(batches, what, leave=False, disable=None, unit="batch")
 
 
 def evaluate(model: DualEncoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Encoded]:
@@ -70,7 +70,8 @@ def evaluate(model: DualEncoder, data: EvaluationData, *, image_to_text: bool = 
         image_to_text: rank captions for every image in place of images for every caption.
     """
     encoded = encode(model, data)
-    return rank(encoded, data.caption_pids, data.image_pids, image_to_text=image_to_text), encoded
+    pids = data.caption_pids, data.image_pids
+    return decided_once(lambda: rank(encoded, *pids, image_to_text=image_to_text)), encoded
 
 
 def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, image_to_text: bool = False) -> Metrics:

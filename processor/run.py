@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from processor.epoch import train_epoch
+from processor.epoch import EpochResult, NotFiniteError, train_epoch
 from processor.evaluation import evaluate, table
 from processor.scoring import score_pairs
 from processor.types import DualEncoder, EvaluationData, TrainingData
@@ -21,8 +21,10 @@ from solver.losses import LossSettings
 from solver.schedule import ScheduleSettings, set_learning_rates
 from utils import figures
 from utils.checkpoints import save_checkpoint
+from utils.distributed import decided_once
 from utils.errors import WeightsError, brief
 from utils.log import logger
+from utils.ranks import is_main
 from utils.recorder import Recorder
 
 CHECKPOINT_FORMAT = 1
@@ -47,6 +49,7 @@ class RunSettings:
     seed: int
     eval_period: int
     log_period: int
+    grad_accum: int
     kept: dict[str, Any]
 
 
@@ -73,46 +76,70 @@ def train(
 
     With `test` that split is evaluated beside the validation split, for the record only.
 
-    Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
+    The main process writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
+
+    Raises:
+        NotFiniteError: a loss or gradient is not finite.
     """
-    recorder = Recorder(run_dir, progress.epoch)
+    recorder = Recorder(run_dir, progress.epoch) if is_main() else None
     epochs = settings.schedule.num_epoch
     while progress.epoch < epochs:
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written
         set_learning_rates(optimizer, epoch, settings.schedule)
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, optimizer.param_groups[0]["lr"])
         label, ccd = _divide(model, training, settings, epoch, run_dir)
-        batches = training.training_batches(epoch)
-        result = train_epoch(
-            model,
-            optimizer,
-            scaler,
-            batches,
-            label,
-            settings.loss,
-            settings.loss_settings,
-            trained=settings.trained,
-            log_period=settings.log_period,
-        )
+        result = _train(model, optimizer, scaler, training, label, settings, epoch, run_dir)
         record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
-        logger.info(
-            "  trained in %.1f s (%.0f pairs/s, %.0f%% of it waiting for data), loss %.3f, peak memory %.1f GB",
-            result.seconds,
-            result.pairs_per_second,
-            100 * result.data_wait_share,
-            result.loss,
-            result.peak_memory_gb,
-        )
         progress.epoch += 1
         if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
             record["val"] = _validate(model, validation, settings, run_dir, progress)
             if test is not None:
                 record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
-        recorder.add(record)
-        figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
-        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-        save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
-    recorder.close()
+        if recorder:
+            recorder.add(record)
+            figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
+    if recorder:
+        recorder.close()
+
+
+def _train(
+    model: DualEncoder,
+    optimizer: Optimizer,
+    scaler: GradScaler,
+    training: TrainingData,
+    label: np.ndarray,
+    settings: RunSettings,
+    epoch: int,
+    run_dir: Path,
+) -> EpochResult:
+    """Train an epoch and log how it went."""
+    try:
+        result = train_epoch(
+            model,
+            optimizer,
+            scaler,
+            training.training_batches(epoch),
+            label,
+            settings.loss,
+            settings.loss_settings,
+            trained=settings.trained,
+            log_period=settings.log_period,
+            grad_accum=settings.grad_accum,
+        )
+    except NotFiniteError as error:
+        good = f"the last good checkpoint is {run_dir / 'last.pth'}" if epoch else "no checkpoint was written yet"
+        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {good}; try a smaller --lr") from None
+    logger.info(
+        "  trained in %.1f s (%.0f pairs/s, %.0f%% of it waiting for data), loss %.3f, peak memory %.1f GB",
+        result.seconds,
+        result.pairs_per_second,
+        100 * result.data_wait_share,
+        result.loss,
+        result.peak_memory_gb,
+    )
+    return result
 
 
 def restore(
@@ -136,7 +163,7 @@ def restore(
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content.get("scaler", {}))
         progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever torch raises over states that are not its own
         raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
     fits = all(
         value.shape in (parameter.shape, ())
@@ -155,14 +182,30 @@ def _divide(
 ) -> tuple[np.ndarray, dict[str, Any] | None]:
     """l̂ of every pair, and CCD's report (None where CCD is not used)."""
     if settings.division == "all":
-        return np.ones(len(training), np.float32), None
+        return training.usable.astype(np.float32), None
     if settings.division == "oracle":
-        return training.truly_clean.astype(np.float32), None
+        return (training.truly_clean & training.usable).astype(np.float32), None
     start = time.perf_counter()
     batches = training.scoring_batches(epoch)
-    losses = score_pairs(model, batches, len(training), settings.loss, settings.loss_settings)
-    division: Division = divide(*losses, settings.mixture, (settings.seed, epoch))
-    report = division.report(training.truly_clean) | {"seconds": time.perf_counter() - start}
+    losses = score_pairs(
+        model, batches, len(training), settings.loss, settings.loss_settings, grad_accum=settings.grad_accum
+    )
+    return decided_once(lambda: _decide(losses, training, settings, epoch, run_dir, start))
+
+
+def _decide(
+    losses: tuple[np.ndarray, np.ndarray],
+    training: TrainingData,
+    settings: RunSettings,
+    epoch: int,
+    run_dir: Path,
+    start: float,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """CCD's l̂ and report, logged and drawn; `start` is when the pass that gave the losses began."""
+    usable = training.usable
+    truly_clean = training.truly_clean[usable]
+    division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
+    report = division.report(truly_clean) | {"seconds": time.perf_counter() - start}
     logger.info(
         "  CCD: %d clean, %d noisy, %d uncertain; clean set: precision %.1f%%, recall %.1f%%; %.1f s",
         *(report[name] for name in ("clean", "noisy", "uncertain")),
@@ -171,8 +214,10 @@ def _divide(
         report["seconds"],
     )
     votes = {"BGE": division.bge, "TSE": division.tse}
-    figures.loss_histogram(votes, training.truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
-    return division.label, report
+    figures.loss_histogram(votes, truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
+    label = np.zeros(len(training), np.float32)
+    label[usable] = division.label
+    return label, report
 
 
 def _validate(
@@ -184,7 +229,8 @@ def _validate(
     r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
         progress.best = r1
-        save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
+        if is_main():
+            save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
         logger.info("  the best so far: R1 %.2f", r1)
     return metrics
 

@@ -13,6 +13,7 @@ from processor.types import DualEncoder, EvaluationData
 from utils import figures
 from utils.errors import DataError
 from utils.log import logger
+from utils.ranks import is_main
 
 _DRAWN = 8  # captions whose best images are drawn, spread evenly over the split
 
@@ -42,7 +43,8 @@ def evaluate_run(
         if number == 0:
             captions = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
             drawn = encoded.similarity(captions)["BGE+TSE"].cpu().numpy()
-    _write_metrics(results, run_dir / f"test_metrics{suffix}.json")
+    if not is_main():
+        return
     if not image_to_text:
         figures.retrieval_sheet(
             drawn,
@@ -52,6 +54,7 @@ def evaluate_run(
             data.split.images,
             run_dir / "figures" / f"retrieval{suffix}.png",
         )
+    _write_metrics(results, run_dir / f"test_metrics{suffix}.json")  # last: with it a run is finished
 
 
 def _write_metrics(results: dict[str, Metrics], file: Path) -> None:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class PairBatch(Protocol):
-    """B pairs on the device: (B, 3, H, W) images, (B, L) ids, (B,) pids, (B,) positions in the training split (CPU)."""
+    """B pairs on the device: (B, 3, H, W) images, (B, L) ids, (B,) pids, (B,) positions in the training split (CPU).
+
+    Of a training batch, several processes hold the images and ids of a share each.
+    """
 
     images: Tensor
     ids: Tensor
@@ -19,9 +22,10 @@ class PairBatch(Protocol):
 
 
 class TrainingData(Protocol):
-    """The training split."""
+    """The training split: N pairs, which of them are truly clean, and which are usable; the others are in no batch."""
 
     truly_clean: np.ndarray
+    usable: np.ndarray
 
     def __len__(self) -> int: ...
     def scoring_batches(self, epoch: int) -> Collection[PairBatch]: ...

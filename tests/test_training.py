@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import test as evaluation_root
 import train as training_root
+from benchmarks.kill_resume import without_clock as records
 from datasets.annotations import read_splits
 from datasets.augmentation import normalise
 from datasets.images import read_image
@@ -64,16 +65,6 @@ def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
     wanted = ["--dataset_name", "RSTPReid", "--root_dir", root_dir, "--output_dir", output_dir, "--noisy_rate", "0.5"]
     wanted += ["--noisy_file", index]
     return [*map(str, wanted), "--img_aug", "--txt_aug", *SMALL, *more]
-
-
-def records(run_dir: Path) -> list[dict]:
-    """A run's metrics without what depends on the clock."""
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    for record in found:
-        for part in (record, record["ccd"] or {}):
-            for name in ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb"):
-                part.pop(name, None)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +317,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--lr", "inf"], "--lr inf: must be a finite number"),
         (["--batch_size", "1"], "--batch_size 1: must be at least 2"),
         (["--output_dir", ""], "--output_dir: must not be empty"),
+        (["--grad_accum", "2", "--tse_bn", "batch"], "--grad_accum 2: with --tse_bn batch the whole batch must be"),
         (["--milestones", "50", "20"], "--milestones 50 20: must increase"),
         (["--seed", "99999999999999999999"], "--seed 99999999999999999999: must be"),
         (["--resume", "--config", "x.yaml"], "--config: a run is continued with its own configuration"),
@@ -442,7 +434,7 @@ def test_a_broken_image_is_told_before_training(tmp_path):
     broken.write_bytes(broken.read_bytes()[:300])
     done = run("train.py", *arguments(tmp_path, tmp_path / "logs"), expect=2)
     assert done.stderr.strip().startswith(f"error: image {broken} can't be read")
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(done.stderr.strip().splitlines()) == 1, "nothing but the error"
     assert not (tmp_path / "logs").exists()
 
 
@@ -486,12 +478,31 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
 
 
-def test_a_run_stopped_in_its_first_epoch_is_told(trained, tmp_path):
-    run_dir = tmp_path / "RSTPReid/20260101_000000_short"
-    run_dir.mkdir(parents=True)
-    shutil.copy(trained[0] / "configs.yaml", run_dir)
-    with pytest.raises(UserError, match="was stopped within its first epoch"):
-        training_root.main(["--resume", "--output_dir", str(tmp_path)])
+def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, root_dir, tmp_path):
+    program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--log_period", "1")]
+    child = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "step 1/" in line:
+            break
+    child.send_signal(signal.SIGTERM)
+    printed, complaint = child.communicate(timeout=60)
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    assert child.returncode == 128 + signal.SIGTERM
+    assert complaint == "interrupted\n"
+    assert f"go on with: train.py --resume {run_dir}" in printed
+    assert not (run_dir / "last.pth").exists()
+    training_root.main(["--resume", str(run_dir)])
+    assert records(run_dir) == records(trained[0])
+    assert "Continuing after epoch 0" in (run_dir / "train_log.txt").read_text()
+
+
+def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[0], run_dir)
+    (run_dir / "last.pth").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint .*last.pth to continue from"):
+        training_root.main(["--resume", str(run_dir)])
+    assert records(run_dir) == records(trained[0])
 
 
 @pytest.mark.parametrize(
@@ -499,6 +510,7 @@ def test_a_run_stopped_in_its_first_epoch_is_told(trained, tmp_path):
     [
         lambda content: content.pop("epoch"),
         lambda content: content.update(epoch=99),
+        lambda content: content.update(epoch=float("inf")),
         lambda content: content.update(optimizer=3),
         lambda content: content["optimizer"]["param_groups"].pop(),
         lambda content: [s.update(exp_avg=torch.zeros(2)) for s in content["optimizer"]["state"].values()],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from utils.errors import WeightsError, brief
 
@@ -45,6 +46,11 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    if not isinstance(content, dict) or not is_state(content.get("model")):
         raise WeightsError(f"checkpoint {file} holds no model")
     return content
+
+
+def is_state(content: object) -> bool:
+    """Whether something that was read is tensors by name."""
+    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())

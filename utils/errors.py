@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text with what can't be written in the encoding, or would steer a terminal, spelt out."""
+    spelt = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return spelt.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class UserError(Exception):
     """Something the user gave can't be used: one line that says which thing, why, and what is allowed."""
 

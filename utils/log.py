@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
+
+from utils.errors import printable
+from utils.ranks import is_main
 
 logger = logging.getLogger("rde")
 
@@ -17,20 +21,28 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record))
+            tqdm.write(printable(self.format(record), sys.stdout.encoding or "utf-8"))
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read along has left; the run goes on into its file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_logging(file: Path) -> None:
-    """Send the tree's lines to the console and append them to `file`, there with the time."""
+    """Send the tree's lines to the console and append them to `file`, there with the time; the main process alone."""
+    logger.disabled = not is_main()
+    if logger.disabled:
+        return
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
         handler.close()
     logger.addHandler(_Console())
-    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(to_file)
+
+
+def progress(work: Iterable, what: str, total: int | None = None) -> tqdm:
+    """A bar over long work, on a terminal; the main process alone shows it."""
+    return tqdm(work, what, total, leave=False, disable=None if is_main() else True)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+import reprlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -94,7 +96,7 @@ def resolve(given: dict[str, Any]) -> EasyDict:
         if name in FLAGS:
             options[name] = _checked(name, value, f"--{name}")
     for name in PATHS:  # a run may be looked at from another folder
-        if options[name] and (name not in NAMES_TOO or Path(options[name]).is_file()):
+        if options[name] and (name not in NAMES_TOO or _is_file(options[name])):
             options[name] = str(Path(options[name]).absolute())
     _check_together(options)
     return options
@@ -155,12 +157,14 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     content.pop("_run_", None)
     options = {}
     if (base := content.pop("_base_", None)) is not None:
-        if not isinstance(base, str):
-            raise OptionError(f"configuration {file}: _base_ must name a file, found {base!r}")
+        if not isinstance(base, str) or "\0" in base:
+            raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
         options = _read_config(file.parent / base, (*above, file.resolve()))
     for key, value in content.items():
         if key not in FLAGS:
-            raise OptionError(f"configuration {file}: '{key}' is no flag; python train.py --help lists them")
+            raise OptionError(
+                f"configuration {file}: {reprlib.repr(key)} is no flag; python train.py --help lists them"
+            )
         options[key] = _checked(key, value, f"configuration {file}: {key}")
     return options
 
@@ -170,19 +174,20 @@ def _checked(name: str, value: Any, where: str) -> Any:
     flag = FLAGS[name]
     if isinstance(flag.default, tuple):
         if not isinstance(value, list | tuple) or (flag.length and len(value) != flag.length):
-            raise OptionError(f"{where}: expected {flag.length or 'some'} numbers, found {value!r}")
+            raise OptionError(f"{where}: expected {flag.length or 'some'} numbers, found {reprlib.repr(value)}")
         return tuple(_scalar(flag, item, flag.default[0], where) for item in value)
     return _scalar(flag, value, flag.default, where)
 
 
 def _scalar(flag: Flag, value: Any, like: Any, where: str) -> Any:
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     if isinstance(like, float) and isinstance(value, str):  # YAML reads 1e-5 as a text
         with suppress(ValueError):
             value = float(value)
     if type(value) is not type(like):
-        raise OptionError(f"{where}: expected {type(like).__name__}, found {value!r}")
+        raise OptionError(f"{where}: expected {type(like).__name__}, found {reprlib.repr(value)}")
     if flag.choices and value not in flag.choices:
         raise OptionError(f"{where} {value}: choose from {', '.join(flag.choices)}")
     if not isinstance(value, str | bool):
@@ -219,18 +224,36 @@ def _check_together(options: EasyDict) -> None:
         raise OptionError(
             f"--num_instance {options.num_instance}: must divide --batch_size {options.batch_size} (sampler identity)"
         )
+    if options.grad_accum > 1 and options.tse_bn == "batch":
+        raise OptionError(
+            f"--grad_accum {options.grad_accum}: with --tse_bn batch the whole batch must be encoded at once "
+            "(torchrun spreads it over several GPUs)"
+        )
     if not _NAME.fullmatch(options.name):
         raise OptionError(f"--name {options.name!r:.120}: must be 1 to 100 letters, digits, '_', '.', '+' or '-'")
     for name in ("root_dir", "output_dir"):
         if not options[name]:
             raise OptionError(f"--{name}: must not be empty")
-    if options.dataset_name not in DATASETS and not Path(options.dataset_name).is_file():
+    if options.dataset_name not in DATASETS and not _is_file(options.dataset_name):
         raise OptionError(
             f"--dataset_name {options.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
         )
 
 
+def _is_file(name: str) -> bool:
+    """Whether there is such a file; whatever the name is, this is no error."""
+    return os.path.isfile(name)  # noqa: PTH113
+
+
+def run_facts(config: Path) -> dict[str, Any]:
+    """What a run's `configs.yaml` says of the run beside its flags."""
+    facts = read_yaml(config).get("_run_")
+    return facts if isinstance(facts, dict) else {}
+
+
 def write_config(file: Path, options: dict[str, Any], run: dict[str, Any]) -> None:
-    """Write every resolved flag, and under `_run_` what else the run was."""
+    """Write every resolved flag, and under `_run_` what else the run was, in one step."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    file.write_text(yaml.safe_dump({**plain, "_run_": run}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(yaml.safe_dump({**plain, "_run_": run}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(file)

@@ -2,37 +2,101 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import os
 import resource
+import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from utils.errors import OptionError, UserError, brief
+from utils.errors import OptionError, UserError, brief, printable
+from utils.ranks import is_main, launched, local_rank
 
 if TYPE_CHECKING:
     import torch
 
+# Seconds that an error is held back where another process may be the one to tell it: the launcher ends all others as
+# soon as one has ended.
+_OTHERS_FIRST = 5
+
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: a user's mistake is one line and exit status 2, an interrupt is 130."""
+    """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143.
+
+    Of several processes that a launcher started, the first to fail tells why.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error.line}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):  # not a file of the user's
+        if launched():
+            _run_launched(main)
+        else:
+            main(sys.argv[1:])
+    except KeyboardInterrupt as interrupt:
+        if is_main():
+            print("interrupted", file=sys.stderr)
+        _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except Exception as error:
+        line = _line(error)
+        if not line and not launched():
             raise
-        print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        if launched():
+            _let_others_tell(0 if line else 1)
+        print(f"error: {printable(line)}" if line else traceback.format_exc().rstrip(), file=sys.stderr)
+        _exit(2 if line else 1)
+
+
+def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
+    """Run as one of several processes, which meet before and part afterwards."""
+    from utils.distributed import connect, disconnect
+
+    if sys.platform == "linux":  # have SIGTERM sent when the launcher is killed, so that no process is left behind
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    connect()
+    main(sys.argv[1:])
+    disconnect()
+    _exit(0)
+
+
+def _line(error: Exception) -> str:
+    """What to tell of a mistake of the user's; "" for one of ours, which is told in full."""
+    if isinstance(error, UserError):
+        return error.line
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return f"{error.filename or 'writing failed'}: {error.strerror}"
+    return ""
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    """Leave in good order, once; the next signal ends the process at once."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_DFL)
+    raise KeyboardInterrupt(number)
+
+
+def _let_others_tell(later: int) -> None:
+    """Wait until the launcher would have ended this process for the failure of another that has the same to tell, or of
+    which our error is but a consequence: main processes go before others, mistakes before failures (`later` 1)."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_OTHERS_FIRST * (later + (not is_main())))
+
+
+def _exit(status: int) -> None:
+    """End; one of several processes at once, as the threads of its connections can hang or abort while they end."""
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`; auto takes CUDA, else MPS, else the CPU.
+    """The device of `--device`; auto takes CUDA, else MPS, else the CPU. Under a launcher each process has a GPU.
 
     Raises:
         OptionError: no such device here.
@@ -41,13 +105,21 @@ def choose_device(name: str) -> torch.device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if launched():
+        if name not in ("cpu", "cuda"):
+            raise OptionError(f"--device {name}: several processes train on cpu or cuda (one GPU each)")
+        if name == "cuda":
+            name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
         torch.zeros(1, device=device)
+        if device.type == "cuda" and launched():
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError):
-        raise OptionError(f"--device {name}: not available here; choose auto, cpu, cuda, cuda:N or mps") from None
+        hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
+        raise OptionError(f"--device {name}: not available here; {hint}") from None
     return device
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, none if it is missing; a last line cut off by a kill is passed over."""
+    """The records of a metrics.jsonl, none if it is missing; up to the first line that a kill cut off."""
     records = []
     if not file.is_file():
         return records
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+            break
+        records.append(record)
     return records

@@ -59,16 +59,26 @@ def newest_unfinished_run(output_dir: Path) -> Path:
     """The youngest run whose epochs and test are not all done and which no process is training.
 
     Raises:
-        OptionError: there is none, or it was stopped before there was anything to continue from.
+        OptionError: there is none.
     """
     runs = [path.parent for path in output_dir.glob("*/*/configs.yaml")]
     runs = [run for run in runs if not is_finished(run) and not is_locked(run)]
     if not runs:
         raise OptionError(f"no unfinished run in {output_dir}/")
-    run = max(runs, key=lambda run: run.name)
-    if not (run / "last.pth").is_file():
-        raise OptionError(f"{run} was stopped within its first epoch: start it again, or name another run folder")
-    return run
+    return max(runs, key=lambda run: run.name)
+
+
+def checkpoint_to_continue(run: Path) -> Path:
+    """A run's last.pth, which is not there yet when the run was stopped within its first epoch.
+
+    Raises:
+        OptionError: no run, or one that has lost its checkpoint.
+    """
+    checkpoint = run / "last.pth"
+    started = (run / "configs.yaml").is_file() and len(read_records(run / "metrics.jsonl")) < 2
+    if not checkpoint.is_file() and not started:
+        raise OptionError(f"no checkpoint {checkpoint} to continue from")
+    return checkpoint
 
 
 def is_finished(run: Path) -> bool:

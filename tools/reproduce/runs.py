@@ -67,7 +67,7 @@ class Run:
         for config in self.folder.glob("*/*/configs.yaml"):
             _check_same(config, self.arguments)
         if self.run_dir() is None:
-            unfinished = [config.parent for config in sorted(self.folder.glob("*/*/last.pth"))]
+            unfinished = [config.parent for config in sorted(self.folder.glob("*/*/configs.yaml"))]
             continued = (
                 ["--resume", str(unfinished[-1]), "--root_dir", self.root_dir, *self.more] if unfinished else None
             )

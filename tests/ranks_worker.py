@@ -1,0 +1,112 @@
+"""What the processes that tests/test_distributed.py launches run: `ranks_worker.py WHAT FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
+from utils.errors import UserError
+from utils.program import run_program
+from utils.ranks import is_main, rank, share, world_size
+
+COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
+
+
+def batch_norm() -> tuple[nn.BatchNorm1d, list[torch.Tensor]]:
+    """A layer with weights of its own and batches of rows, the same in every process."""
+    generator = torch.manual_seed(0)
+    layer = GlobalBatchNorm1d(3)
+    nn.init.normal_(layer.weight, generator=generator)
+    return layer, [5 + 2 * torch.randn(count * 4, 3, generator=generator) for count in COUNTS]
+
+
+def loss_of(rows: torch.Tensor) -> torch.Tensor:
+    """A loss in which every row meets every other."""
+    return (rows @ rows.T).softmax(dim=1).square().sum() + rows.pow(3).sum()
+
+
+def primitives(folder: Path) -> None:
+    """Rows through batch normalisation, gathered; the gradients, for the test to compare with one process's."""
+    layer, batches = batch_norm()
+    found = []
+    for rows in batches:
+        count = len(rows) // 4
+        own = rows.view(count, 4, 3)[share(count)].flatten(0, 1).requires_grad_()
+        layer.zero_grad()
+        loss = loss_of(gather(layer(own).unflatten(0, (-1, 4)), count).flatten(0, 1))
+        loss.backward()
+        sum_gradients(layer.parameters())
+        found.append(
+            (loss.detach(), gather(own.grad.unflatten(0, (-1, 4)), count), *(p.grad for p in layer.parameters()))
+        )
+    decision = decided_once(lambda: f"by {rank()}")
+    with one_first():
+        if not (folder / "built").exists():
+            (folder / "built").write_text(str(rank()))
+    torch.save([found, layer.state_dict(), decision], folder / f"rank{rank()}.pth")
+
+
+def training(folder: Path) -> None:
+    """The real training, once for every line of FOLDER/commands; each step's losses and each epoch's division kept.
+
+    In float64: in float32 a rounding sooner or later tips a maximum or a hinge, and what follows is another training.
+    """
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    import train
+    from processor import epoch, run
+    from utils import figures
+
+    for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
+        setattr(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
+    backward, divide = epoch.backward, run.divide
+    kept = {}
+
+    def recorded_backward(*arguments: object) -> torch.Tensor:
+        losses = backward(*arguments)
+        kept["losses"].append(losses.clone())
+        return losses
+
+    def recorded_divide(*arguments: object) -> object:
+        division = divide(*arguments)
+        kept["labels"].append(torch.from_numpy(division.label))
+        return division
+
+    epoch.backward, run.divide = recorded_backward, recorded_divide
+    for number, command in enumerate((folder / "commands").read_text().splitlines()):
+        kept = {"losses": [], "labels": []}
+        train.main([*command.split(), "--output_dir", str(folder / f"world{world_size()}" / str(number))])
+        if is_main():
+            torch.save(kept, folder / f"world{world_size()}" / str(number) / "kept.pth")
+
+
+def failing(folder: Path) -> None:
+    """Fail in the way that FOLDER/how says."""
+    how = (folder / "how").read_text()
+    (folder / f"pid{rank()}").write_text(str(os.getpid()))
+    distributed.all_reduce(torch.zeros(1))
+    if how == "mistake of all":
+        raise UserError("everybody's mistake")
+    if rank() == 1:
+        if how == "mistake of one":
+            raise UserError("a mistake of rank 1 alone")
+        if how == "failure":
+            raise RuntimeError("rank 1 broke")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+    while how != "hangs":
+        distributed.all_reduce(torch.zeros(1))
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    run_program(lambda argv: {f.__name__: f for f in (primitives, training, failing)}[argv[0]](Path(argv[1])))

@@ -1,0 +1,191 @@
+"""Training when something goes wrong on the way: numbers that are none, images that are none, interrupts."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch.amp import GradScaler
+
+import train as training_root
+from processor import epoch
+from processor.step import backward
+from solver.losses import LOSSES, LossSettings
+from tests import datasets_on_disk
+from tests.test_model import golden_model
+from tests.test_training import ROOT, SMALL, records
+from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root_dir(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    datasets_on_disk.write(root, "RSTPReid")
+    return root
+
+
+def train(root_dir: Path, output_dir: Path, *more: str) -> Path:
+    """Two short epochs of 24 pairs in batches of 8; returns the run's folder."""
+    wanted = ["--dataset_name", "RSTPReid", "--root_dir", str(root_dir), "--output_dir", str(output_dir)]
+    wanted += [*SMALL, "--noisy_rate", "0", "--img_size", "48", "16", "--num_epoch", "2", *more]
+    training_root.main(wanted)
+    (run_dir,) = (output_dir / "RSTPReid").iterdir()
+    return run_dir
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("parts", [3, 5, 9])
+def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
+    model = golden_model().train()
+    generator = torch.manual_seed(0)
+    ids = torch.cat([torch.full((5, 1), 510), torch.randint(1, 500, (5, 9), generator=generator)], dim=1)
+    ids[:, -1] = 511
+    batch = SimpleNamespace(
+        images=torch.randn(5, 3, 96, 32, generator=generator),
+        ids=ids,
+        pids=torch.tensor([0, 0, 1, 2, 3]),
+        pairs=torch.arange(5),
+    )
+    weight = torch.tensor([1.0, 1, 0, 1, 1])
+    found = []
+    for count in (1, parts):
+        for trained in (2, 1):
+            model.zero_grad(set_to_none=True)
+            losses = backward(model, GradScaler(enabled=False), batch, weight, loss, LossSettings(), trained, count)
+            found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[2:], found[:2], rtol=1e-3, atol=1e-4)
+    assert len(found[1][1]) < len(found[0][1]), "TSE has no gradient where BGE alone is trained"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
+    with pytest.raises(UserError) as caught:
+        train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
+    assert str(caught.value).startswith("epoch 1, step 2: the loss is not a finite number, with pairs ")
+    assert "no checkpoint was written yet" in str(caught.value)
+    listed = str(caught.value).split("with pairs ")[1].split(";")[0].split(", ")
+    assert len(set(map(int, listed))) == 8
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
+    steps = []
+
+    def spoil(parameters: list[torch.nn.Parameter]) -> None:
+        steps.append(1)
+        if len(steps) == 5:  # the second step of the second epoch
+            parameters[7].grad.view(-1)[3] = float("inf")
+
+    monkeypatch.setattr(epoch, "sum_gradients", spoil)
+    with pytest.raises(UserError, match=r"^epoch 2, step 2: a gradient is not a finite number, with pairs ") as caught:
+        train(root_dir, tmp_path)
+    (good,) = tmp_path.glob("*/*/last.pth")
+    assert f"the last good checkpoint is {good}" in str(caught.value)
+    content = load_checkpoint(good)
+    assert content["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
+    file = tmp_path / "last.pth"
+    save_checkpoint({"model": {"weight": torch.ones(1000)}}, file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # no file may grow further
+    try:
+        with pytest.raises(UserError, match=r"last.pth can't be written, is the disk full\?"):
+            save_checkpoint({"model": {"weight": torch.zeros(1000)}}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(load_checkpoint(file)["model"]["weight"], torch.ones(1000))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, monkeypatch):
+    scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
+    run_dir = train(root_dir, tmp_path, "--precision", "bf16", "--num_epoch", "1", "--warmup_epochs", "0")
+    (record,) = records(run_dir)
+    assert record["skipped_steps"] == 3
+    assert "3 steps left out by the loss scaler, its scale is 2.12676e+37" in (run_dir / "train_log.txt").read_text()
+
+
+def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(UserError) as caught:
+        train(tmp_path, tmp_path / "logs")
+    assert str(caught.value).startswith(f"image {broken} can't be read")
+    assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
+    run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+    log = (run_dir / "train_log.txt").read_text()
+    assert f"left out: image {broken} can't be read" in log
+    assert "2 of 24 training pairs are left out" in log
+    facts = yaml.safe_load((run_dir / "configs.yaml").read_text())["_run_"]
+    assert facts["skipped_pairs"] == [10, 11]
+    assert str(broken) in facts["skipped_images"][0]
+    for record in records(run_dir):
+        assert record["ccd"]["clean"] + record["ccd"]["noisy"] + record["ccd"]["uncertain"] == 22
+    with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
+        train(tmp_path, tmp_path / "logs")
+    (run_dir / "test_metrics.json").unlink()
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    with pytest.raises(UserError, match=r"other images can't be read than .*: of pairs \[10, 11\], now of \[\]"):
+        training_root.main(["--resume", str(run_dir)])
+
+
+@pytest.mark.parametrize("division", ["all", "oracle"])
+def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    (tmp_path / "RSTPReid/imgs/cam_train/0000_0.jpg").write_bytes(b"")
+    seen, whole = [], epoch.backward
+
+    def watched(model, scaler, batch, weight, *more):
+        seen.extend(zip(batch.pairs.tolist(), weight.tolist()))
+        return whole(model, scaler, batch, weight, *more)
+
+    monkeypatch.setattr(epoch, "backward", watched)
+    more = ["--on_bad_image", "skip", "--num_epoch", "1", "--warmup_epochs", "0", "--division", division]
+    train(tmp_path, tmp_path / "logs", *more)
+    assert sorted(seen) == [(pair, 1.0) for pair in range(2, 24)]
+
+
+def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
+    listed = datasets_on_disk.entries("RSTPReid")
+    datasets_on_disk.write(tmp_path, "RSTPReid", listed)
+    for file in (tmp_path / "RSTPReid/imgs/cam_train").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="none of the training images can be read"):
+        train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+
+
+def test_a_second_interrupt_leaves_at_once():
+    program = f"""import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils.program import run_program
+
+def main(argv):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("leaving", flush=True)
+        time.sleep(60)
+
+run_program(main)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == "leaving\n"
+    start = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    assert child.wait() == -signal.SIGINT
+    assert time.monotonic() - start < 10
