@@ -38,7 +38,7 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
         permutation = np.load(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"noise index {file} can't be read: {error.strerror or 'it is no .npy file'}") from None
-    except (ValueError, EOFError):
+    except Exception:  # numpy parses the header as Python, and allocates what it promises
         raise DataError(f"noise index {file} can't be read: it is no .npy file of numbers") from None
     if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
         raise DataError(f"noise index {file}: expected one row of integers")

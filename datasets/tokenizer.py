@@ -18,6 +18,7 @@ import numpy as np
 import regex
 
 MASK, SOS, EOS = 49405, 49406, 49407
+_LONGEST = 1000  # characters of a word that are encoded: the time it takes grows with their square
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
@@ -68,7 +69,7 @@ class Tokenizer:
         """The ids of a caption's words, without SOS and EOS, uncut."""
         text = html.unescape(html.unescape(ftfy.fix_text(caption)))
         text = " ".join(text.split()).lower()
-        return [number for word in _WORDS.findall(text) for number in self._encode_word(word)]
+        return [number for word in _WORDS.findall(text) for number in self._encode_word(word[:_LONGEST])]
 
     def __call__(self, captions: Iterable[str], text_length: int = 77) -> np.ndarray:
         """(N, text_length) int32: SOS, words, EOS, then zeros. A longer caption is cut with EOS last."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.huggingface import is_huggingface, to_openai
+from utils.checkpoints import is_state
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
@@ -46,7 +47,9 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
-        elif _is_torchscript(path):
+        elif code := _torchscript(path):
+            if any(b"__setstate__" in text for text in code):  # all that would run while it is loaded
+                raise ValueError("the archive brings code of its own, which CLIP's do not")
             with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
                 warnings.simplefilter("ignore")
                 state = torch.jit.load(path, map_location="cpu").state_dict()
@@ -54,7 +57,7 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not is_state(state):
         raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
     if is_huggingface(state):
         state = to_openai(state)
@@ -77,12 +80,12 @@ def _find(pretrain_choice: str) -> Path:
     return Path(pretrain_choice)
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether the file is an archive with compiled code in it, as OpenAI's are."""
+def _torchscript(path: Path) -> list[bytes]:
+    """The files of code in a TorchScript archive, as OpenAI's are; [] for another file."""
     if not zipfile.is_zipfile(path):
-        return False
+        return []
     with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return [archive.read(name) for name in archive.namelist() if "/code/" in name]
 
 
 def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:

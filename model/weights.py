@@ -26,12 +26,17 @@ def read_sizes(state: Mapping[str, Tensor], source: str, *, stride: int | None =
     patch size.
 
     Raises:
-        WeightsError: a tensor that fixes a size is missing.
+        WeightsError: a tensor that fixes a size is missing, or has dimensions that no CLIP's has.
     """
     try:
         image_width, _, patch, _ = state["visual.conv1.weight"].shape
-        side = round((state["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        positions, _ = state["visual.positional_embedding"].shape
         text_length, text_width = state["positional_embedding"].shape
+        vocab_size, _ = state["token_embedding.weight"].shape
+        _, shared_width = state["text_projection"].shape
+        if min(image_width, patch, positions - 1, text_length, text_width, vocab_size, shared_width) < 1:
+            raise ValueError
+        side = round((positions - 1) ** 0.5)
         return ClipSizes(
             image_width=image_width,
             image_layers=_count_layers(state, "visual.transformer.resblocks."),
@@ -41,13 +46,13 @@ def read_sizes(state: Mapping[str, Tensor], source: str, *, stride: int | None =
             text_width=text_width,
             text_layers=_count_layers(state, "transformer.resblocks."),
             text_length=text_length,
-            vocab_size=state["token_embedding.weight"].shape[0],
-            shared_width=state["text_projection"].shape[1],
+            vocab_size=vocab_size,
+            shared_width=shared_width,
         )
     except KeyError as missing:
         raise WeightsError(f"{source} is no CLIP vision transformer: {missing} is missing") from None
-    except (ValueError, IndexError):
-        raise WeightsError(f"{source} is no CLIP vision transformer: a tensor has too few dimensions") from None
+    except ValueError:
+        raise WeightsError(f"{source} is no CLIP vision transformer: its tensors have other dimensions") from None
 
 
 def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
@@ -96,6 +101,8 @@ def build_model(
         raise WeightsError(f"--img_size {image_size[0]} {image_size[1]}: smaller than a patch of {sizes.patch} pixels")
     grid = grid_of(image_size, sizes.patch, stride)
     positions = state["visual.positional_embedding"]
+    if sizes.grid[0] * sizes.grid[1] != len(positions) - 1:
+        raise WeightsError(f"{pretrain_choice} has {len(positions) - 1} patches, which are no square grid")
     state["visual.positional_embedding"] = resize_positions(positions, sizes.grid, grid)
     kind = {"tse_bn": tse_bn, "tse_head": tse_head, "tse_pool": tse_pool, "precision": precision}
     model = RDE(replace(sizes, grid=grid), select_ratio=select_ratio, **kind)
