@@ -1,0 +1,17 @@
+"""docs/promises.md names tests that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_test_that_a_promise_names_exists():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs/promises.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for file, name in named:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
