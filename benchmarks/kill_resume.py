@@ -1,6 +1,6 @@
 """Kill short runs at random moments, continue them, and compare the end with that of a run that was left alone.
 
-python -m benchmarks.kill_resume              # 30 kills, ten minutes on two CPU cores
+python -m benchmarks.kill_resume              # 30 kills; half an hour on two busy CPU cores
 
 Every third kill waits for a checkpoint to be written and strikes while it is. Status 1 when an end differs.
 """
