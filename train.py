@@ -17,6 +17,7 @@ from utils.runs import CHECKPOINTS, lock, newest_unfinished_run, short_name
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from datasets.loaders import Gallery, TrainingPairs
@@ -84,7 +85,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     run_dir = checkpoint.parent if checkpoint else _new_run_dir(options, data)
     locked = lock(run_dir)
     if checkpoint:
-        _check_noise(data.noise, run_dir / "configs.yaml")
+        _check_pairs(data, run_dir / "configs.yaml")
         (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
         run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
     start_logging(run_dir / "train_log.txt")
@@ -131,6 +132,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
     from datasets.annotations import DATASETS, read_splits
     from datasets.check import check_splits
+    from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
     from datasets.images import image_cache_dir, open_images
     from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery
     from datasets.noise import find_noise
@@ -140,12 +142,13 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     splits = read_splits(options.dataset_name, Path(options.root_dir), names)
     split = splits["train"]
     noise = find_noise(short_name(options.dataset_name), len(split.captions), options.noisy_rate, options.noisy_file)
+    excluded = read_excluded(Path(options.exclude), split, noise.permutation) if options.exclude else NOTHING_EXCLUDED
     test = open_gallery(options, "test", splits["test"], device)
     validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
     images = open_images(split.images, options.img_size, image_cache_dir(options))
     ids = Tokenizer()(split.captions, options.text_length)
-    pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
+    pairs = TrainingPairs(split, images, ids, noise.permutation, settings, excluded)
     if not len(pairs.training_batches(0)):
         wanted = options.batch_size // options.num_instance
         raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
@@ -154,11 +157,24 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     return Data(pairs, noise, validation, test, [finding.line for finding in check_splits(splits, sizes)])
 
 
-def _check_noise(noise: Noise, config: Path) -> None:
-    """A continued run must meet the captions it began with."""
-    was = read_yaml(config).get("_run_", {}).get("noise_index", {})
-    if was.get("sha256") != noise.about["sha256"]:
-        raise OptionError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
+def _check_pairs(data: Data, config: Path) -> None:
+    """A continued run must meet the captions and the pairs it began with."""
+    from datasets.exclusion import NOTHING_EXCLUDED
+
+    run = {"excluded": _about_excluded(NOTHING_EXCLUDED), **read_yaml(config).get("_run_", {})}
+    for name, what, now in (
+        ("noise_index", "noise index is", data.noise.about),
+        ("excluded", "excluded pairs are", _about_excluded(data.pairs.excluded)),
+    ):
+        was = run.get(name, {})
+        if was.get("sha256") != now["sha256"]:
+            raise OptionError(f"the {what} not the run's own: {config} names {was}, found is {now}")
+
+
+def _about_excluded(excluded: np.ndarray) -> dict[str, int | str]:
+    from datasets.noise import digest
+
+    return {"pairs": len(excluded), "sha256": digest(excluded)}
 
 
 def _new_run_dir(options: EasyDict, data: Data) -> Path:
@@ -169,7 +185,12 @@ def _new_run_dir(options: EasyDict, data: Data) -> Path:
     from utils.runs import git_revision, make_run_dir
 
     run_dir = make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
-    about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
+    about = {
+        "git_revision": git_revision(),
+        "torch": str(torch.__version__),
+        "noise_index": data.noise.about,
+        "excluded": _about_excluded(data.pairs.excluded),
+    }
     write_config(run_dir / "configs.yaml", options, about)
     if data.noise.origin == DRAWN:
         np.save(run_dir / "noise_index.npy", data.noise.permutation)
@@ -182,6 +203,8 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int) -
     logger.info("%s %s", f"Continuing after epoch {epochs_done}:" if epochs_done else "Run folder", run_dir)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     logger.info("  noise: %s", data.noise.told)
+    if options.exclude:
+        logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
     if data.validation is data.test:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
+from datasets.exclusion import NOTHING_EXCLUDED
 from datasets.images import CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
@@ -94,6 +95,7 @@ class TrainingPairs:
         images: the split's images.
         ids: (C, L) token ids of the split's captions.
         permutation: π (C,): pair i's caption is caption π(i).
+        excluded: positions of pairs to leave out; the N others are counted anew from 0.
     """
 
     def __init__(
@@ -103,13 +105,15 @@ class TrainingPairs:
         ids: np.ndarray,
         permutation: np.ndarray,
         settings: LoadingSettings,
+        excluded: np.ndarray = NOTHING_EXCLUDED,
     ) -> None:
         self.split, self.images, self.settings = split, images, settings
-        self.permutation = permutation
-        self.ids = ids[permutation]
-        self.image_of_pair = split.caption_images
-        self.pids = split.caption_pids
-        self.truly_clean = permutation == np.arange(len(permutation))
+        self.permutation, self.excluded = permutation, excluded
+        kept = np.setdiff1d(np.arange(len(permutation)), excluded)
+        self.ids = ids[permutation[kept]]
+        self.image_of_pair = split.caption_images[kept]
+        self.pids = split.caption_pids[kept]
+        self.truly_clean = permutation[kept] == kept
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from processor.epoch import train_epoch
 from processor.evaluation import evaluate, table
+from processor.history import division_arrays, similarity_histograms, write_epoch
 from processor.scoring import score_pairs
 from processor.types import DualEncoder, EvaluationData, TrainingData
 from solver.ccd import Division, MixtureSettings, divide
@@ -73,7 +74,7 @@ def train(
 
     With `test` that split is evaluated beside the validation split, for the record only.
 
-    Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
+    Writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events, `epochs/` and `figures/` into `run_dir`.
     """
     recorder = Recorder(run_dir, progress.epoch)
     epochs = settings.schedule.num_epoch
@@ -81,7 +82,7 @@ def train(
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written
         set_learning_rates(optimizer, epoch, settings.schedule)
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, optimizer.param_groups[0]["lr"])
-        label, ccd = _divide(model, training, settings, epoch, run_dir)
+        label, ccd, history = _divide(model, training, settings, epoch, run_dir)
         batches = training.training_batches(epoch)
         result = train_epoch(
             model,
@@ -105,11 +106,13 @@ def train(
         )
         progress.epoch += 1
         if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
-            record["val"] = _validate(model, validation, settings, run_dir, progress)
+            record["val"], history["similarity"] = _validate(model, validation, settings, run_dir, progress)
             if test is not None:
                 record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
         recorder.add(record)
+        write_epoch(run_dir, epoch + 1, history)
         figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
+        recorder.add_pictures(run_dir / "figures", epoch + 1)
         state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
         save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
     recorder.close()
@@ -152,12 +155,12 @@ def restore(
 
 def _divide(
     model: DualEncoder, training: TrainingData, settings: RunSettings, epoch: int, run_dir: Path
-) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """l̂ of every pair, and CCD's report (None where CCD is not used)."""
+) -> tuple[np.ndarray, dict[str, Any] | None, dict[str, np.ndarray]]:
+    """l̂ of every pair; CCD's report (None where CCD is not used) and what the run's history keeps of it."""
     if settings.division == "all":
-        return np.ones(len(training), np.float32), None
+        return np.ones(len(training), np.float32), None, {}
     if settings.division == "oracle":
-        return training.truly_clean.astype(np.float32), None
+        return training.truly_clean.astype(np.float32), None, {}
     start = time.perf_counter()
     batches = training.scoring_batches(epoch)
     losses = score_pairs(model, batches, len(training), settings.loss, settings.loss_settings)
@@ -172,21 +175,21 @@ def _divide(
     )
     votes = {"BGE": division.bge, "TSE": division.tse}
     figures.loss_histogram(votes, training.truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
-    return division.label, report
+    return division.label, report, division_arrays(division, losses, training.excluded)
 
 
 def _validate(
     model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
-) -> dict[str, dict[str, float]]:
-    """Validation metrics; a better R1 than ever makes the model the best."""
-    metrics, _ = evaluate(model, validation)
+) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Validation metrics and histograms of similarity; a better R1 than ever makes the model the best."""
+    metrics, fused = evaluate(model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
     r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
         progress.best = r1
         save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
         logger.info("  the best so far: R1 %.2f", r1)
-    return metrics
+    return metrics, similarity_histograms(fused, validation.caption_pids, validation.image_pids)
 
 
 def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:

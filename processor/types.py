@@ -19,9 +19,10 @@ class PairBatch(Protocol):
 
 
 class TrainingData(Protocol):
-    """The training split."""
+    """N pairs of the training split; `excluded` are the positions of those left out."""
 
     truly_clean: np.ndarray
+    excluded: np.ndarray
 
     def __len__(self) -> int: ...
     def scoring_batches(self, epoch: int) -> Collection[PairBatch]: ...

@@ -76,6 +76,10 @@ def records(run_dir: Path) -> list[dict]:
     return found
 
 
+def histories(run_dir: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (run_dir / "epochs").iterdir()}
+
+
 @pytest.fixture(scope="module")
 def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
@@ -90,7 +94,16 @@ def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_what_the_field_knows(trained):
     run_dir, printed = trained
     names = {path.name for path in run_dir.iterdir()}
-    expected = {"configs.yaml", "train_log.txt", "test_log.txt", "best.pth", "last.pth", "metrics.jsonl", "figures"}
+    expected = {
+        "configs.yaml",
+        "train_log.txt",
+        "test_log.txt",
+        "best.pth",
+        "last.pth",
+        "metrics.jsonl",
+        "figures",
+        "epochs",
+    }
     assert expected | {"test_metrics.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {path.name for path in (run_dir / "figures").iterdir()} == {"r1.png", "losses.png", "retrieval.png"}
@@ -158,6 +171,7 @@ def test_tensorboard_holds_losses_rates_division_and_validation(trained):
     expected = {"loss", "bge_loss", "tse_loss", "lr", "ccd/clean", "ccd/noisy", "ccd/uncertain", "ccd/precision"}
     assert expected | {"ccd/recall", "val/BGE/R1", "val/TSE/mAP", "val/BGE+TSE/R1"} <= tags
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert {"figures/r1", "figures/losses"} <= set(events.Tags()["images"])
 
 
 def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
@@ -174,6 +188,7 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
+    assert histories(run_dir) == histories(trained[0])
 
 
 class Killed(BaseException):
@@ -204,6 +219,7 @@ def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir,
     assert records(run_dir) == records(trained[0])
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
+    assert histories(run_dir) == histories(trained[0])
 
 
 def test_only_unfinished_runs_are_continued(trained):

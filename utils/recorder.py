@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.records import read_records
@@ -46,6 +48,13 @@ class Recorder:
         for name, value in flatten(record).items():
             self._tensorboard.add_scalar(name, value, record["epoch"])
         self._tensorboard.flush()
+
+    def add_pictures(self, folder: Path, epoch: int) -> None:
+        """Show the PNG files of a folder in TensorBoard, as "figures/<name>"."""
+        for file in sorted(folder.glob("*.png")):
+            with Image.open(file) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._tensorboard.add_image(f"figures/{file.stem}", pixels, epoch, dataformats="HWC")
 
     def close(self) -> None:
         """Close TensorBoard's file."""

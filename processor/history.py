@@ -1,0 +1,129 @@
+"""What a run keeps of every epoch for later eyes: both votes on every pair, and how similar right and wrong pairs were.
+
+One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run alone: a run that was stopped and
+continued leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solver.ccd import Division
+from utils.errors import DataError, brief
+
+FOLDER = "epochs"
+BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
+
+
+@dataclass(frozen=True)
+class PairHistory:
+    """CCD's verdicts on the N pairs of the training split in one epoch; row 0 is BGE's, row 1 TSE's.
+
+    Attributes:
+        loss: (2, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
+        clean_probability: (2, N) P(clean).
+        clean: (2, N) bool, the votes; False for excluded pairs.
+        components: (2, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
+            one first; NaN where none were fitted.
+        excluded: positions of the pairs that were left out of division and training.
+    """
+
+    loss: np.ndarray
+    clean_probability: np.ndarray
+    clean: np.ndarray
+    components: np.ndarray
+    excluded: np.ndarray
+
+
+@dataclass(frozen=True)
+class EpochHistory:
+    """One epoch, counted from 1.
+
+    Attributes:
+        pairs: None where CCD did not divide (`--division all` or `oracle`).
+        similarity: (2, 200) how many validation similarities (BGE+TSE) of a caption to images of its person (row 0) and
+            of others (row 1) fell between `BIN_EDGES`; None in an epoch without validation.
+    """
+
+    epoch: int
+    pairs: PairHistory | None
+    similarity: np.ndarray | None
+
+
+def similarity_histograms(similarity: Tensor, query_pids: np.ndarray, gallery_pids: np.ndarray) -> np.ndarray:
+    """`EpochHistory.similarity` of a (Q, G) matrix and the identities of its rows and columns."""
+    bins = len(BIN_EDGES) - 1
+    column = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)  # (Q, G)
+    pids = [torch.from_numpy(pids).to(similarity.device) for pids in (query_pids, gallery_pids)]
+    negative = pids[0][:, None] != pids[1][None, :]
+    return torch.bincount((column + bins * negative).flatten(), minlength=2 * bins).view(2, bins).cpu().numpy()
+
+
+def division_arrays(division: Division, losses: tuple[np.ndarray, np.ndarray], excluded: np.ndarray) -> dict:
+    """The compact form of one epoch's division: float16 numbers, votes as bits; excluded pairs are left out."""
+    votes = (division.bge, division.tse)
+    none = np.full((2, 3), np.nan)
+    return {
+        "loss": np.stack(losses).astype(np.float16),
+        "clean_probability": np.stack([vote.clean_probability for vote in votes]).astype(np.float16),
+        "clean": np.packbits(np.stack([vote.clean for vote in votes]), axis=1),
+        "components": np.stack([none if vote.components is None else vote.components for vote in votes]),
+        "excluded": excluded.astype(np.int64),
+    }
+
+
+def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+    """Write an epoch's file in one step.
+
+    Args:
+        epoch: counted from 1.
+        arrays: of `division_arrays`, if any, and "similarity", if any.
+    """
+    file = run_dir / FOLDER / f"{epoch:04d}.npz"
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    partial.replace(file)
+
+
+def read_history(run_dir: Path) -> list[EpochHistory]:
+    """Every epoch that the run has kept, in order; none for runs of other code.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    return [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
+
+
+def _read(file: Path) -> EpochHistory:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        pairs = _expand(arrays) if "loss" in arrays else None
+        return EpochHistory(int(file.stem), pairs, arrays.get("similarity"))
+    except Exception as error:  # numpy, zipfile and zlib each raise their own types
+        raise DataError(f"{file} is damaged: {brief(error)}") from None
+
+
+def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
+    excluded, divided = arrays["excluded"], arrays["loss"].shape[1]
+    kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
+
+    def spread(values: np.ndarray, filling: float) -> np.ndarray:
+        full = np.full((2, divided + len(excluded)), filling, values.dtype)
+        full[:, kept] = values
+        return full
+
+    return PairHistory(
+        loss=spread(arrays["loss"].astype(np.float32), np.nan),
+        clean_probability=spread(arrays["clean_probability"].astype(np.float32), np.nan),
+        clean=spread(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),
+        components=arrays["components"],
+        excluded=excluded,
+    )
