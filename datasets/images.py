@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
 from utils.errors import DataError, brief
@@ -25,8 +25,22 @@ from utils.errors import DataError, brief
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:
+    """Decode an image as RGB; a JPEG of many times the pixels that (height, width) needs is decoded smaller.
+
+    Args:
+        upright: turn it as its camera says (EXIF), as viewers do.
+    """
+    with Image.open(path) as image:
+        image.draft(None, (4 * size[1], 4 * size[0]))
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+
+def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> np.ndarray:
     """Decode an image and resize it bilinearly, antialiased, to (height, width).
+
+    Args:
+        upright: as for `open_rgb`; data sets are read as they are stored.
 
     Returns:
         (3, height, width) uint8 RGB.
@@ -35,8 +49,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
         DataError: the file is missing, broken or truncated.
     """
     try:
-        with Image.open(path) as image:
-            resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        resized = open_rgb(path, size, upright=upright).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)

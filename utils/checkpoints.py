@@ -1,4 +1,7 @@
-"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only."""
+"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only.
+
+Weights alone, as `python -m tools.export` writes them, are read as a checkpoint that holds nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from utils.errors import WeightsError, brief
 
@@ -40,10 +44,12 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise WeightsError(f"no checkpoint {file}")
     try:
+        if file.suffix == ".safetensors":
+            return {"model": load_file(file)}
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
             raise ValueError(f"{damaged} is damaged")
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
+    except Exception as error:  # torch, safetensors, zipfile and pickle each raise their own types
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise WeightsError(f"checkpoint {file} holds no model")

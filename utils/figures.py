@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +29,9 @@ class Vote(Protocol):
 
 def _save(figure: plt.Figure, file: Path) -> None:
     file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=120)
+    with warnings.catch_warnings():  # captions may be in any script; what the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(file, dpi=120)
     plt.close(figure)
 
 
@@ -81,21 +85,46 @@ def retrieval_sheet(
     Args:
         similarity: (captions, images).
     """
-    top = min(top, len(paths))
-    size, widths = (3 + 0.72 * top, 1.75 * len(captions)), [3.6] + [1] * top
-    figure, rows = plt.subplots(len(captions), top + 1, figsize=size, squeeze=False, width_ratios=widths)
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.01, top=0.975, wspace=0.1, hspace=0.18)
-    for row, caption, scores, pid in zip(rows, captions, similarity, query_pids, strict=True):
-        row[0].axis("off")
-        row[0].text(0, 0.5, _wrap(caption), va="center", fontsize=8)
-        for axes, image in zip(row[1:], np.argsort(-scores, kind="stable")[:top], strict=True):
+    rows = []
+    for caption, scores, pid in zip(captions, similarity, query_pids, strict=True):
+        cells = []
+        for image in np.argsort(-scores, kind="stable")[:top]:
             right = gallery_pids[image] == pid
             with Image.open(paths[image]) as picture:
-                axes.imshow(picture.convert("RGB").resize((64, 160)), aspect="auto")
+                shown = picture.convert("RGB").resize((64, 160))
+            title = f"{'✓' if right else '✗'} {scores[image]:.2f}"
+            cells.append(Cell(shown, title, CLEAN if right else NOISY))
+        rows.append((caption, cells))
+    picture_rows(rows, file)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture with a line above it and, where `frame` is a colour, a frame."""
+
+    picture: Image.Image
+    title: str
+    frame: str | None = None
+
+
+def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None:
+    """Rows of a text and pictures."""
+    columns = max(len(cells) for _, cells in rows)
+    size, widths = (3 + 0.72 * columns, 1.75 * len(rows)), [3.6] + [1] * columns
+    figure, grid = plt.subplots(len(rows), columns + 1, figsize=size, squeeze=False, width_ratios=widths)
+    edge = 0.2 / size[1]
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=edge / 3, top=1 - edge * 1.3, wspace=0.1, hspace=0.18)
+    for axes in grid.flat:
+        axes.axis("off")
+    for (text, cells), row in zip(rows, grid, strict=True):
+        row[0].text(0, 0.5, _wrap(text), va="center", fontsize=8)
+        for cell, axes in zip(cells, row[1:], strict=False):
+            axes.axis("on")
+            axes.imshow(cell.picture, aspect="auto")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{'✓' if right else '✗'} {scores[image]:.2f}", fontsize=8, pad=3)
+            axes.set_title(cell.title.replace("$", r"\$"), fontsize=8, pad=3)
             for side in axes.spines.values():
-                side.set(color=CLEAN if right else NOISY, linewidth=3)
+                side.set(color=cell.frame or "#999999", linewidth=3 if cell.frame else 0.5)
     _save(figure, file)
 
 
