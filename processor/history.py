@@ -31,6 +31,8 @@ class PairHistory:
         components: (2, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
             one first; NaN where none were fitted.
         excluded: positions of the pairs that were left out of division and training.
+        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True where the run put
+            no captions out of place, which says nothing of those that came wrong.
     """
 
     loss: np.ndarray
@@ -38,6 +40,13 @@ class PairHistory:
     clean: np.ndarray
     components: np.ndarray
     excluded: np.ndarray
+    truly_clean: np.ndarray
+
+    @property
+    def scaled_loss(self) -> np.ndarray:
+        """(2, N) losses scaled to [0, 1] as the mixtures saw them; NaN where they are all the same."""
+        low, high = np.nanmin(self.loss, axis=1, keepdims=True), np.nanmax(self.loss, axis=1, keepdims=True)
+        return (self.loss - low) / np.where(high > low, high - low, np.nan)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,9 @@ def similarity_histograms(similarity: Tensor, query_pids: np.ndarray, gallery_pi
     return torch.bincount((column + bins * negative).flatten(), minlength=2 * bins).view(2, bins).cpu().numpy()
 
 
-def division_arrays(division: Division, losses: tuple[np.ndarray, np.ndarray], excluded: np.ndarray) -> dict:
+def division_arrays(
+    division: Division, losses: tuple[np.ndarray, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
+) -> dict[str, np.ndarray]:
     """The compact form of one epoch's division: float16 numbers, votes as bits; excluded pairs are left out."""
     votes = (division.bge, division.tse)
     none = np.full((2, 3), np.nan)
@@ -72,6 +83,7 @@ def division_arrays(division: Division, losses: tuple[np.ndarray, np.ndarray], e
         "loss": np.stack(losses).astype(np.float16),
         "clean_probability": np.stack([vote.clean_probability for vote in votes]).astype(np.float16),
         "clean": np.packbits(np.stack([vote.clean for vote in votes]), axis=1),
+        "truly_clean": np.packbits(truly_clean),
         "components": np.stack([none if vote.components is None else vote.components for vote in votes]),
         "excluded": excluded.astype(np.int64),
     }
@@ -116,8 +128,8 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
     kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
 
     def spread(values: np.ndarray, filling: float) -> np.ndarray:
-        full = np.full((2, divided + len(excluded)), filling, values.dtype)
-        full[:, kept] = values
+        full = np.full((*values.shape[:-1], divided + len(excluded)), filling, values.dtype)
+        full[..., kept] = values
         return full
 
     return PairHistory(
@@ -126,4 +138,5 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
         clean=spread(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),
         components=arrays["components"],
         excluded=excluded,
+        truly_clean=spread(np.unpackbits(arrays["truly_clean"], count=divided).astype(bool), True),
     )

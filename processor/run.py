@@ -175,7 +175,7 @@ def _divide(
     )
     votes = {"BGE": division.bge, "TSE": division.tse}
     figures.loss_histogram(votes, training.truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
-    return division.label, report, division_arrays(division, losses, training.excluded)
+    return division.label, report, division_arrays(division, losses, training.truly_clean, training.excluded)
 
 
 def _validate(

@@ -15,8 +15,8 @@ def test_a_division_is_read_back_as_it_was_but_for_float16(tmp_path):
     rng = np.random.default_rng(0)
     losses = tuple(np.concatenate([rng.normal(0.2, 0.05, 70), rng.normal(0.8, 0.1, 31)]) for _ in range(2))
     division = divide(*losses, COARSE, (1, 0))
-    excluded = np.array([0, 50, 103])
-    write_epoch(tmp_path, 3, division_arrays(division, losses, excluded))
+    excluded, truth = np.array([0, 50, 103]), np.arange(101) < 70
+    write_epoch(tmp_path, 3, division_arrays(division, losses, truth, excluded))
     (epoch,) = read_history(tmp_path)
     assert epoch.epoch == 3
     assert epoch.similarity is None
@@ -26,16 +26,20 @@ def test_a_division_is_read_back_as_it_was_but_for_float16(tmp_path):
         assert epoch.pairs.clean_probability[row, kept] == pytest.approx(vote.clean_probability, abs=1e-3)
         assert epoch.pairs.loss[row, kept] == pytest.approx(losses[row], abs=1e-3)
         assert np.array_equal(epoch.pairs.components[row], vote.components)
+        assert epoch.pairs.scaled_loss[row, kept] == pytest.approx(vote.loss, abs=2e-3)
+    assert np.array_equal(epoch.pairs.truly_clean[kept], truth)
     assert np.isnan(epoch.pairs.loss[:, excluded]).all()
     assert not epoch.pairs.clean[:, excluded].any()
 
 
 def test_constant_losses_have_no_components(tmp_path):
     losses = (np.ones(5, np.float32), np.ones(5, np.float32))
-    write_epoch(tmp_path, 1, division_arrays(divide(*losses, COARSE, (1, 0)), losses, np.empty(0, np.int64)))
+    division, none = divide(*losses, COARSE, (1, 0)), np.empty(0, np.int64)
+    write_epoch(tmp_path, 1, division_arrays(division, losses, np.ones(5, bool), none))
     (epoch,) = read_history(tmp_path)
     assert np.isnan(epoch.pairs.components).all()
     assert epoch.pairs.clean.all()
+    assert np.isnan(epoch.pairs.scaled_loss).all()
 
 
 def test_histograms_count_right_and_wrong_pairs_as_numpy_does():

@@ -75,5 +75,5 @@ def _fingerprint(run: LoadedRun) -> str:
     digest = hashlib.sha256(repr([(name, run.options[name]) for name in names]).encode())
     for name, value in sorted(run.model.published_state().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
