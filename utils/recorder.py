@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def show_pictures(writer: SummaryWriter, files: Iterable[Path], epoch: int) -> None:
+    """Add pictures to TensorBoard, as "figures/<name>"."""
+    for file in files:
+        with Image.open(file) as picture:
+            writer.add_image(f"figures/{file.stem}", np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
 
 
 class Recorder:
@@ -50,11 +58,8 @@ class Recorder:
         self._tensorboard.flush()
 
     def add_pictures(self, folder: Path, epoch: int) -> None:
-        """Show the PNG files of a folder in TensorBoard, as "figures/<name>"."""
-        for file in sorted(folder.glob("*.png")):
-            with Image.open(file) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            self._tensorboard.add_image(f"figures/{file.stem}", pixels, epoch, dataformats="HWC")
+        """Show the PNG files of a folder in TensorBoard."""
+        show_pictures(self._tensorboard, sorted(folder.glob("*.png")), epoch)
 
     def close(self) -> None:
         """Close TensorBoard's file."""
