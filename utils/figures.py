@@ -132,7 +132,7 @@ def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None
     for axes in grid.flat:
         axes.axis("off")
     for (text, cells), row in zip(rows, grid, strict=True):
-        row[0].text(0, 0.5, _wrap(text), va="center", fontsize=8)
+        row[0].text(0, 0.5, wrap(text), va="center", fontsize=8)
         for cell, axes in zip(cells, row[1:], strict=False):
             axes.axis("on")
             axes.imshow(cell.picture, aspect="auto")
@@ -143,7 +143,7 @@ def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None
     save(figure, file)
 
 
-def _wrap(caption: str, width: int = 34, lines: int = 9) -> str:
-    """A caption that fits its cell; matplotlib would take a pair of dollar signs for a formula."""
+def wrap(caption: str, width: int = 34, lines: int = 9) -> str:
+    """A caption cut to fit its cell; matplotlib would take a pair of dollar signs for a formula."""
     caption = caption.encode("utf-8", "replace").decode()  # half a surrogate pair can't be drawn
     return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …")).replace("$", r"\$")
