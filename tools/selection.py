@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.augmentation import normalise
+from datasets.images import open_rgb, read_image
 from datasets.tokenizer import Tokenizer
+from model.clip import ClipSizes
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding, select_tokens
 
@@ -69,23 +72,29 @@ def chosen_words(model: RDE, tokenizer: Tokenizer, caption: str) -> list[tuple[s
     return [(word, weight / highest) for word, weight in words]
 
 
-def overlay(picture: Image.Image, chosen: np.ndarray, patch: int, stride: int, size: tuple[int, int]) -> Image.Image:
-    """A picture in which the patches that were not chosen are faded.
+def overlaid(
+    model: RDE, size: tuple[int, int], path: Path, *, upright: bool = False
+) -> tuple[Image.Image, Image.Image]:
+    """An image as the model sees it, and the same with the patches that it did not choose faded.
 
     Args:
-        picture: RGB, of any size; it is stretched as the model sees it.
-        chosen: (rows, columns) bool.
-        patch, stride: side of a patch and distance between two, in pixels of the model's image.
-        size: (height, width) of the model's image.
+        size: (height, width) of the images that the model takes; the pictures are some whole times as large.
+        upright: as for `datasets.images.read_image`.
 
-    Returns:
-        The picture, a multiple of `size` large.
+    Raises:
+        DataError: the image can't be read.
     """
+    chosen = chosen_patches(model, read_image(path, size, upright=upright))
     scale = max(1, round(384 / size[0]))
-    picture = picture.resize((size[1] * scale, size[0] * scale), Image.Resampling.BICUBIC)
-    shown = np.zeros((size[0], size[1]), bool)
-    for row, column in zip(*np.nonzero(chosen), strict=True):
-        shown[row * stride : row * stride + patch, column * stride : column * stride + patch] = True
-    shown = shown.repeat(scale, axis=0).repeat(scale, axis=1)
+    picture = open_rgb(path, size, upright=upright).resize((size[1] * scale, size[0] * scale), Image.Resampling.BICUBIC)
+    shown = _pixels(chosen, model.clip.sizes, size).repeat(scale, axis=0).repeat(scale, axis=1)
     faded = 0.25 * np.asarray(picture.convert("L"), np.float32)[:, :, None] + 0.75 * 235
-    return Image.fromarray(np.where(shown[:, :, None], np.asarray(picture), faded).astype(np.uint8))
+    return picture, Image.fromarray(np.where(shown[:, :, None], np.asarray(picture), faded).astype(np.uint8))
+
+
+def _pixels(chosen: np.ndarray, sizes: ClipSizes, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool: the pixels of the chosen of (rows, columns) patches, which may overlap."""
+    shown = np.zeros(size, bool)
+    for row, column in np.argwhere(chosen) * sizes.stride:
+        shown[row : row + sizes.patch, column : column + sizes.patch] = True
+    return shown

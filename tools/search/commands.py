@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.images import read_image
-from tools.loading import load_run
+from tools.loading import load_run, require
 from tools.search.encode import Encoder
-from tools.search.engines import best_first
+from tools.search.engines import REQUIREMENTS, best_first
 from tools.search.index import update_index
 from tools.search.results import printable, table, write
-from tools.search.search import Searcher, build_faiss
+from tools.search.search import Searcher
 from tools.search.store import open_store
 from tools.search.texts import read_sentences, warn_long
 from utils.errors import OptionError
@@ -41,9 +42,8 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
 def index(args: dict[str, Any]) -> None:
     """Bring an index up to date."""
     encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
-    store = update_index(args["index"], args["gallery"], encoder, args["batch_size"], args["num_workers"])
-    if args["faiss"]:
-        print(f"wrote {build_faiss(store)}")
+    amounts = (args["batch_size"], args["num_workers"])
+    update_index(args["index"], args["gallery"], encoder, *amounts, faiss=args["faiss"])
 
 
 def query(args: dict[str, Any]) -> None:
@@ -86,6 +86,9 @@ def export(args: dict[str, Any]) -> None:
 
 def serve(args: dict[str, Any]) -> None:
     """Open the page until interrupted."""
+    # Before the import, which reads them: the page's framework is to send nothing about itself.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    require("gradio", REQUIREMENTS)
     from tools.search.page import serve_page
 
     serve_page(open_searcher(args), args["port"])

@@ -21,10 +21,9 @@ def export_vectors(store: Store, out: Path) -> None:
     Raises:
         OptionError: the index holds no vector.
     """
-    ids, paths = store.images()
+    ids, paths, vectors = store.everything()
     if not paths:
         raise OptionError(f"{store.folder} holds no image that could be read")
-    vectors = store.vectors(ids)
     about = {name: store.about[name] for name in ("fingerprint", "gallery", "width", "bge_width")}
     about |= {"metric": "inner product", "layout": "[bge, tse] / sqrt(2)"}
     gallery = Path(store.about["gallery"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tools.search.encode import Encoder
+from tools.search.engines import Faiss
 from tools.search.gallery import list_files, read_batches, stamp
 from tools.search.store import FILE, Store, create_store, open_store, writing
 from utils.errors import OptionError
@@ -16,15 +17,15 @@ PASSED_OVER = "passed_over.txt"
 _SHOWN = 20
 
 
-def update_index(folder: Path, gallery: Path, encoder: Encoder, batch_size: int, workers: int) -> Store:
+def update_index(
+    folder: Path, gallery: Path, encoder: Encoder, batch_size: int, workers: int, *, faiss: bool = False
+) -> None:
     """Index a gallery, from where the last time ended.
 
     Args:
         folder: of the index.
         batch_size: images embedded, and kept, at a time.
-
-    Returns:
-        The index, open.
+        faiss: build FAISS's index too.
 
     Raises:
         OptionError: no pictures; an index of another gallery or model; another process is at it.
@@ -45,7 +46,9 @@ def update_index(folder: Path, gallery: Path, encoder: Encoder, batch_size: int,
         total = len(store.images()[0])
         print(f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed")
         _report(store, others)
-    return store
+        if faiss:
+            print(f"wrote {build_faiss(store)}")
+        store.close()
 
 
 def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
@@ -88,3 +91,20 @@ def _report(store: Store, others: Sequence[Path]) -> None:
         print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
     if len(lines) > _SHOWN:
         print(f"  … all of them in {store.folder / PASSED_OVER}")
+
+
+def faiss_file(store: Store) -> Path:
+    """Where FAISS's index of the present vectors is kept."""
+    return store.folder / f"vectors_{store.version}.faiss"
+
+
+def build_faiss(store: Store) -> Path:
+    """Build FAISS's index of the present vectors, in place of older ones."""
+    file = faiss_file(store)
+    if not file.is_file():
+        ids, _, vectors = store.everything()
+        Faiss.build(vectors, ids).write(file)
+    for other in store.folder.glob("vectors_*.faiss"):
+        if other != file:
+            other.unlink()
+    return file

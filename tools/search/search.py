@@ -11,7 +11,7 @@ import numpy as np
 from processor.evaluation import SIMILARITIES
 from tools.search.encode import Encoder
 from tools.search.engines import Engine, Exact, Faiss, best_first
-from tools.search.index import check_model
+from tools.search.index import check_model, faiss_file
 from tools.search.store import Store
 from utils.errors import OptionError
 
@@ -45,10 +45,15 @@ class Searcher:
         check_model(store, encoder)
         self.store, self.encoder = store, encoder
         self.gallery = Path(store.about["gallery"])
-        self.ids, self.paths = store.images()
+        self.engine: Engine
+        if approximate:
+            self.ids, self.paths = store.images()
+            self.engine = Faiss.read(faiss_file(store))
+        else:
+            self.ids, self.paths, vectors = store.everything()
+            self.engine = Exact(vectors)
         if not self.paths:
             raise OptionError(f"{store.folder} holds no image that could be read")
-        self.engine: Engine = Faiss.read(faiss_file(store)) if approximate else Exact(store.vectors(self.ids))
 
     def search(self, texts: Sequence[str], top: int, similarity: str = SIMILARITIES[2]) -> list[list[Hit]]:
         """The `top` images for each sentence, by one of `SIMILARITIES`."""
@@ -70,20 +75,3 @@ class Searcher:
             Hit(rank, float(by[n]), float(scores[n, 0]), float(scores[n, 1]), self.gallery / self.paths[rows[n]])
             for rank, n in enumerate(best_first(by, top), 1)
         ]
-
-
-def faiss_file(store: Store) -> Path:
-    """Where FAISS's index of the present vectors is kept."""
-    return store.folder / f"vectors_{store.version}.faiss"
-
-
-def build_faiss(store: Store) -> Path:
-    """Build FAISS's index of the present vectors, in place of older ones."""
-    ids, _ = store.images()
-    file = faiss_file(store)
-    if not file.is_file():
-        Faiss.build(store.vectors(ids), ids).write(file)
-    for other in store.folder.glob("vectors_*.faiss"):
-        if other != file:
-            other.unlink()
-    return file

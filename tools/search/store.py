@@ -132,6 +132,26 @@ class Store:
                 row[:] = np.frombuffer(found[0], "<f4")
         return result
 
+    def everything(self) -> tuple[np.ndarray, list[Path], np.ndarray]:
+        """Ids, paths and (N, D) vectors, all of one moment.
+
+        Raises:
+            DataError: the index is damaged.
+        """
+        with self._told():
+            self._connection.execute("BEGIN")
+            try:
+                ids, paths = self.images()
+                vectors = np.empty((len(ids), int(self.about["width"])), np.float32)
+                found = self._connection.execute("SELECT vector FROM image WHERE vector IS NOT NULL ORDER BY id")
+                for row, (vector,) in zip(vectors, found, strict=True):
+                    row[:] = np.frombuffer(vector, "<f4")
+            except ValueError as error:
+                raise DataError(f"{self.folder / FILE} is damaged, delete it and index again: {error}") from None
+            finally:
+                self._connection.rollback()
+        return ids, paths, vectors
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()

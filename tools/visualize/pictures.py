@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import RendererAgg
-from PIL import Image
 
 from datasets.annotations import Split, read_splits
-from datasets.images import open_rgb, read_image
 from datasets.loaders import open_gallery
 from datasets.tokenizer import Tokenizer
 from processor.evaluation import evaluate
 from tools.loading import LoadedRun
-from tools.selection import chosen_patches, chosen_words, overlay
+from tools.selection import chosen_words, overlaid
 from utils.figures import retrieval_sheet, save
 
 _PAIRS = 6
@@ -46,19 +44,11 @@ def selection_sheet(run: LoadedRun, split: Split, file: Path) -> None:
     for axes in grid.flat:
         axes.axis("off")
     for axes, caption in zip(grid.reshape(-1, 3), captions, strict=False):
-        original, faded = selected_picture(run, split.images[split.caption_images[caption]])
-        axes[0].imshow(original, aspect="auto")
-        axes[1].imshow(faded, aspect="auto")
+        pictures = overlaid(run.model, run.options.img_size, split.images[split.caption_images[caption]])
+        for place, picture in zip(axes, pictures, strict=False):
+            place.imshow(picture, aspect="auto")
         _draw_words(axes[2], chosen_words(run.model, tokenizer, split.captions[caption]))
     save(figure, file)
-
-
-def selected_picture(run: LoadedRun, path: Path, *, upright: bool = False) -> tuple[Image.Image, Image.Image]:
-    """An image as the model sees it, and with the patches that it did not choose faded."""
-    size, sizes = run.options.img_size, run.model.clip.sizes
-    chosen = chosen_patches(run.model, read_image(path, size, upright=upright))
-    picture = open_rgb(path, size, upright=upright)
-    return tuple(overlay(picture, shown, sizes.patch, sizes.stride, size) for shown in (np.ones_like(chosen), chosen))
 
 
 def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:
