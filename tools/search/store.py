@@ -145,6 +145,8 @@ class Store:
                 vectors = np.empty((len(ids), int(self.about["width"])), np.float32)
                 found = self._connection.execute("SELECT vector FROM image WHERE vector IS NOT NULL ORDER BY id")
                 for row, (vector,) in zip(vectors, found, strict=True):
+                    if len(vector) != row.nbytes:
+                        raise ValueError("a vector of another width")
                     row[:] = np.frombuffer(vector, "<f4")
             except ValueError as error:
                 raise DataError(f"{self.folder / FILE} is damaged, delete it and index again: {error}") from None
