@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from processor.evaluation import SIMILARITIES, Encoded
+from processor.metrics import queries_at_a_time
 from solver.ccd import Division
 from utils.errors import DataError, brief
 
@@ -64,13 +65,18 @@ class EpochHistory:
     similarity: np.ndarray | None
 
 
-def similarity_histograms(similarity: Tensor, query_pids: np.ndarray, gallery_pids: np.ndarray) -> np.ndarray:
-    """`EpochHistory.similarity` of a (Q, G) matrix and the identities of its rows and columns."""
-    bins = len(BIN_EDGES) - 1
-    column = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)  # (Q, G)
-    pids = [torch.from_numpy(pids).to(similarity.device) for pids in (query_pids, gallery_pids)]
-    negative = pids[0][:, None] != pids[1][None, :]
-    return torch.bincount((column + bins * negative).flatten(), minlength=2 * bins).view(2, bins).cpu().numpy()
+def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray) -> np.ndarray:
+    """`EpochHistory.similarity` of a split's embeddings and identities, some captions at a time."""
+    bins, device = len(BIN_EDGES) - 1, encoded.text[0].device
+    caption_pids, image_pids = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
+    counts, chunk = torch.zeros(2 * bins, dtype=torch.long, device=device), queries_at_a_time(len(image_pids))
+    for start in range(0, len(caption_pids), chunk):
+        rows = slice(start, start + chunk)
+        similarity = encoded.similarity(rows)[SIMILARITIES[2]]  # (c, images)
+        place = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)
+        place += bins * (caption_pids[rows, None] != image_pids)
+        counts += torch.bincount(place.flatten(), minlength=2 * bins)
+    return counts.view(2, bins).cpu().numpy()
 
 
 def division_arrays(

@@ -182,14 +182,14 @@ def _validate(
     model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """Validation metrics and histograms of similarity; a better R1 than ever makes the model the best."""
-    metrics, fused = evaluate(model, validation)
+    metrics, encoded = evaluate(model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
     r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
         progress.best = r1
         save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
         logger.info("  the best so far: R1 %.2f", r1)
-    return metrics, similarity_histograms(fused, validation.caption_pids, validation.image_pids)
+    return metrics, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)
 
 
 def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from processor import history
+from processor.evaluation import Encoded
 from processor.history import BIN_EDGES, division_arrays, read_history, similarity_histograms, write_epoch
 from solver.ccd import COARSE, divide
 from utils.errors import DataError
@@ -42,13 +44,17 @@ def test_constant_losses_have_no_components(tmp_path):
     assert np.isnan(epoch.pairs.scaled_loss).all()
 
 
-def test_histograms_count_right_and_wrong_pairs_as_numpy_does():
+def test_histograms_count_right_and_wrong_pairs_as_numpy_does(monkeypatch):
     rng = np.random.default_rng(0)
-    similarity = rng.uniform(-1, 1, (30, 20)).astype(np.float32)
-    similarity[0, :3] = [1.0, -1.0, 1.0000001]
-    queries, gallery = rng.integers(0, 4, 30), rng.integers(0, 4, 20)
-    found = similarity_histograms(torch.from_numpy(similarity), queries, gallery)
-    right = queries[:, None] == gallery[None, :]
+    draw = [torch.from_numpy(rng.standard_normal((n, 3), np.float32)) for n in (30, 30, 20, 20)]
+    unit = [part / part.norm(dim=1, keepdim=True) for part in draw]
+    unit[2][0], unit[3][0] = unit[0][0], unit[1][0]  # a similarity of 1
+    encoded = Encoded(image=(unit[2], unit[3]), text=(unit[0], unit[1]))
+    captions, images = rng.integers(0, 4, 30), rng.integers(0, 4, 20)
+    monkeypatch.setattr(history, "queries_at_a_time", lambda _: 7)
+    found = similarity_histograms(encoded, captions, images)
+    similarity = ((unit[0] @ unit[2].T + unit[1] @ unit[3].T) / 2).numpy()
+    right = captions[:, None] == images[None, :]
     for row, part in enumerate((right, ~right)):
         expected, _ = np.histogram(similarity[part].clip(-1, 1), BIN_EDGES)
         assert np.abs(found[row].cumsum() - expected.cumsum()).max() <= 1, "but for rounding at an edge"

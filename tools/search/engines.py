@@ -16,7 +16,7 @@ _QUERIES_AT_A_TIME = 64
 # again by the exact vectors.
 _SEARCHED = 1 / 16
 _CANDIDATES = 10
-_TRAINING_PER_LIST = 64
+_TRAINING_PER_LIST = 40
 
 
 class Engine(Protocol):
@@ -60,10 +60,10 @@ class Faiss:
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: np.ndarray, seed: int = 0) -> Faiss:
-        """Cluster (N, D) vectors into about 4·√N lists, and fill them under their (N,) ids."""
+        """Cluster (N, D) vectors into about 2·√N lists, and fill them under their (N,) ids."""
         faiss = require("faiss", REQUIREMENTS)
         n, width = vectors.shape
-        lists = max(1, min(int(4 * n**0.5), n // 39))  # 39 is the fewest that FAISS wants for a centre
+        lists = max(1, min(int(2 * n**0.5), n // 39))  # 39 is the fewest that FAISS wants for a centre
         index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         sample = np.random.default_rng(seed).choice(n, min(n, _TRAINING_PER_LIST * lists), replace=False)
         index.train(vectors[np.sort(sample)])

@@ -158,4 +158,5 @@ def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str
         for word, weight in chosen_words(run.model, searcher.encoder.tokenizer, text)
     )
     scores = f"BGE {hit.bge:.3f}, TSE {hit.tse:.3f}"
-    return both, f"<p>{marked}</p><p><small>{html.escape(printable(hit.file))}<br>{scores}</small></p>"
+    name = html.escape(printable(hit.file.relative_to(searcher.gallery)))
+    return both, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"

@@ -12,10 +12,11 @@ from matplotlib.backends.backend_agg import RendererAgg
 from datasets.annotations import Split, read_splits
 from datasets.loaders import open_gallery
 from datasets.tokenizer import Tokenizer
-from processor.evaluation import evaluate
+from processor.evaluation import encode
+from processor.test_split import draw_retrieval
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
-from utils.figures import retrieval_sheet, save
+from utils.figures import save
 
 _PAIRS = 6
 _INK = (0.0, 0.447, 0.698)  # of chosen words; the stronger, the more the sentence attends to them
@@ -26,10 +27,8 @@ def draw_pictures(run: LoadedRun, folder: Path) -> list[Path]:
     split = read_splits(run.options.dataset_name, Path(run.options.root_dir), ["test"])["test"]
     device = next(run.model.parameters()).device
     gallery = open_gallery(run.options, "test", split, device)
-    _, fused = evaluate(run.model, gallery)
     retrieval, selection = folder / "retrieval", folder / "selection"
-    pids = (gallery.caption_pids, gallery.image_pids)
-    retrieval_sheet(fused.cpu().numpy(), *pids, split.captions, split.images, retrieval)
+    draw_retrieval(encode(run.model, gallery), gallery, retrieval)
     selection_sheet(run, split, selection)
     return [retrieval, selection]
 
