@@ -71,7 +71,8 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> bool:
         r1 = [record["val"]["BGE+TSE"]["R1"] for record in validated]
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in validated]
-        axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=label)
+        again = {"markerfacecolor": "white"} if number // len(_LINES) % 2 else {}
+        axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=label, **again)
     over_epochs(axes, "R1 on validation (%)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)) if len(runs) > 5 else axes.legend(fontsize=8)
     save(figure, file)
@@ -87,16 +88,14 @@ def sweeps(runs: Sequence[Run], folder: Path) -> list[Path]:
     tested = [run for run in runs if run.r1() is not None]
     for name, symbol in SWEPT.items():
         groups = defaultdict(list)
+        others = [other for other in differing(tested) if other not in (name, "seed")]
         for run in tested:
-            groups[
-                str({k: v for k, v in run.flags.items() if k in differing(tested) and k not in (name, "seed")})
-            ].append(run)
+            groups[str([run.flags.get(other) for other in others])].append(run)
         group = max(groups.values(), key=lambda group: len({run.flags[name] for run in group}), default=[])
         values = sorted({run.flags[name] for run in group})
         if len(values) > 1:
-            file = folder / f"sweep_{name}"
-            _sweep(group, name, symbol, values, file)
-            drawn.append(file)
+            drawn.append(folder / f"sweep_{name}")
+            _sweep(group, name, symbol, values, drawn[-1])
     return drawn
 
 

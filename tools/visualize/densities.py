@@ -13,6 +13,7 @@ from tools.visualize.runs import Run, labels
 from utils.figures import CLEAN, NOISY, draw_losses, save
 
 _LOSS_EPOCHS, _SIMILARITY_EPOCHS = 5, 8
+_COLUMNS = 4
 _OVERLAP = 1.6  # height of a ridge in distances between two
 _SMOOTH = np.exp(-0.5 * (np.arange(-4, 5) / 1.5) ** 2)
 
@@ -48,7 +49,7 @@ def losses_over_epochs(run: Run, file: Path) -> bool:
 
 
 def similarities_over_epochs(runs: Sequence[Run], file: Path) -> bool:
-    """The density of positive and negative similarities over training, a column a run (paper, figure 3).
+    """The density of positive and negative similarities over training, a field a run (paper, figure 3).
 
     False where no run has kept any.
     """
@@ -56,15 +57,21 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> bool:
     if not shown:
         return False
     titles = labels(shown) if len(shown) > 1 else ["validation, BGE+TSE"]
-    figure, (row,) = plt.subplots(
-        1, len(shown), figsize=(3.6 * len(shown) + 1, 4.2), layout="constrained", squeeze=False, sharex=True
-    )
-    for axes, run, title in zip(row, shown, titles, strict=True):
+    columns, rows = min(_COLUMNS, len(shown)), -(-len(shown) // _COLUMNS)
+    size = (3.6 * columns + 1, 4 * rows + 0.2)
+    figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat[len(shown) :]:
+        axes.axis("off")
+    for axes, run, title in zip(grid.flat, shown, titles, strict=False):
         epochs = [epoch for epoch in run.history if epoch.similarity is not None]
         _ridges(axes, [epochs[n] for n in _spread(len(epochs), _SIMILARITY_EPOCHS)])
         axes.set_title(title, fontsize=9)
-    row[0].set_ylabel("epoch")
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    limits = [axes.get_xlim() for axes in grid.flat[: len(shown)]]
+    for axes in grid.flat[: len(shown)]:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    for row in grid:
+        row[0].set_ylabel("epoch")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     save(figure, file)
     return True
 

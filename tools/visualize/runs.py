@@ -65,7 +65,7 @@ def read_run(folder: Path) -> Run:
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The flags in which runs differ, but for incidental ones."""
-    names = [name for name in runs[0].flags if name not in _INCIDENTAL]
+    names = [name for name in (runs[0].flags if runs else ()) if name not in _INCIDENTAL]
     return [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
 
 
