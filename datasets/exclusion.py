@@ -34,12 +34,9 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
         DataError: names the file and line: no such table, no mark, an unknown mark or pair, or a pair of other data.
     """
     excluded = set()
-    for line, row in _rows(file):
-        mark = (row["exclude"] or "").strip().lower()
-        if mark not in _MARKED | _NOT_MARKED:
-            raise DataError(f"{file}, line {line}: exclude must be x or empty, found {mark!r:.40}")
-        if mark in _MARKED:
-            excluded.add(_checked(row, split, permutation, f"{file}, line {line}"))
+    for line, row in read_rows(file):
+        if is_marked(row, f"{file}, line {line}"):
+            excluded.add(check_pair(row, split, permutation, f"{file}, line {line}"))
     if not excluded:
         raise DataError(f"{file} marks no pair: write an x into the column exclude")
     if len(excluded) == len(permutation):
@@ -47,8 +44,24 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
     return np.array(sorted(excluded))
 
 
-def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows."""
+def is_marked(row: Mapping[str, str], where: str) -> bool:
+    """Whether the row is marked; `where` is named in the message.
+
+    Raises:
+        DataError: neither marked nor not.
+    """
+    mark = (row["exclude"] or "").strip().lower()
+    if mark not in _MARKED | _NOT_MARKED:
+        raise DataError(f"{where}: exclude must be x or empty, found {mark!r:.40}")
+    return mark in _MARKED
+
+
+def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and rows.
+
+    Raises:
+        DataError: a file that can't be read, is no CSV, or lacks a column.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             header = stream.readline()
@@ -57,17 +70,21 @@ def _rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(stream, delimiter=delimiter)
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
-        raise DataError(f"--exclude {file} can't be read: {error.strerror}") from None
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"--exclude {file} is no CSV file in UTF-8: {error}") from None
+        raise DataError(f"{file} is no CSV file in UTF-8: {error}") from None
     for name in ("pair", "exclude"):
         if name not in (reader.fieldnames or ()):
-            raise DataError(f"--exclude {file} has no column '{name}': python -m tools.audit writes such a file")
+            raise DataError(f"{file} has no column '{name}': python -m tools.audit writes such a file")
     return rows
 
 
-def _checked(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, if it is the one the row describes."""
+def check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
+    """The row's pair, if it is the one the row describes; `where` is named in the message.
+
+    Raises:
+        DataError: no such pair, or one of other data.
+    """
     text = (row["pair"] or "").strip()
     if not text.isascii() or not text.isdigit() or int(text) >= len(permutation):
         raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")

@@ -228,6 +228,14 @@ def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
     audit.main([str(without), "--out", str(tmp_path / "again")])
     with (tmp_path / "again/pairs.csv").open(encoding="utf-8", newline="") as stream:
         assert not {int(row["pair"]) for row in csv.DictReader(stream)} & set(excluded)
+    shutil.copy(tmp_path / "mine.csv", tmp_path / "pairs.csv")
+    audit.main([str(run_dir), "--out", str(tmp_path)])
+    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+        assert list(csv.DictReader(stream)) == rows, "a second audit keeps the marks"
+    (tmp_path / "pairs.csv").write_text("pair,exclude\n99,x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"pairs.csv, line 2: pair '99' is none of"):
+        audit.main([str(run_dir), "--out", str(tmp_path)])
+    assert "99,x" in (tmp_path / "pairs.csv").read_text(), "a table that can't be read is left as it is"
     with pytest.raises(UserError, match="a list of other data or noise"):
         train(
             root, tmp_path / "other", "--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""

@@ -4,8 +4,8 @@
 
 It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over both votes and all epochs);
 `pairs.html`, the first of them with thumbnails; figures; and where the run put captions out of place itself
-`audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of a copy of
-`pairs.csv`, and give it to `train.py --exclude`.
+`audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of `pairs.csv`
+(a later audit keeps it), and give the file to `train.py --exclude`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prettytable import PrettyTable
 
 from utils.errors import OptionError
 from utils.options import parse, read_yaml
 from utils.program import run_program
+
+# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    from tools.audit.findings import Findings
+    from tools.audit.pairs import Pairs
 
 _EXAMPLES = 8
 
@@ -60,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     write_audit(findings, pairs, Path(args["out"] or run_dir / "audit"), args["top"], run_dir.resolve().name)
 
 
-def write_audit(findings, pairs, out: Path, top: int, name: str) -> None:
+def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str) -> None:
     """Write everything into `out` and print what it says."""
     from tools.audit.figures import most_suspicious, precision_recall
     from tools.audit.page import write_page
@@ -76,14 +82,8 @@ def write_audit(findings, pairs, out: Path, top: int, name: str) -> None:
     print(about)
     write_table(findings, pairs, suspects, out / "pairs.csv")
     shown = suspects[:top]
-    write_page(
-        findings,
-        pairs,
-        shown,
-        f"Suspicious pairs of {name}",
-        f"{about} Here are the first {len(shown):,}.",
-        out / "pairs.html",
-    )
+    title, about = f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}."
+    write_page(findings, pairs, shown, title, about, out / "pairs.html")
     if len(suspects):
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():
@@ -93,7 +93,7 @@ def write_audit(findings, pairs, out: Path, top: int, name: str) -> None:
     print(f"wrote {out}: pairs.csv, pairs.html and figures")
 
 
-def judgement_table(judgement: dict) -> str:
+def judgement_table(judgement: dict[str, Any]) -> str:
     """How right the votes were, to print."""
     shown = PrettyTable(
         ["last epoch", "noisy: held noisy", "held clean", "clean: held noisy", "held clean ", "precision", "recall"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from datasets.images import open_rgb
+from datasets.images import read_image
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.figures import CLEAN, NOISY, STYLES, save, wrap
@@ -39,8 +39,7 @@ def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], f
     for axes in grid.flat[len(suspects) :]:
         axes.axis("off")
     for axes, pair in zip(grid.flat, suspects, strict=False):
-        picture = open_rgb(pairs.file(pair), _CELL).resize((_CELL[1], _CELL[0]))
-        axes.imshow(picture, aspect="auto")
+        axes.imshow(read_image(pairs.file(pair), _CELL).transpose(1, 2, 0), aspect="auto")
         axes.set(xticks=[], yticks=[])
         bge, tse = findings.last.clean_probability[:, pair]
         axes.set_title(f"P(clean) {bge:.2f}, {tse:.2f}", fontsize=8, pad=3)

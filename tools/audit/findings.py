@@ -29,7 +29,7 @@ class Findings:
         """The last epoch's verdicts."""
         return self.epochs[-1]
 
-    @property
+    @cached_property
     def truth(self) -> np.ndarray | None:
         """(N,) bool, which captions were put out of place; None where none were, so that nothing is known."""
         noisy = ~self.last.truly_clean
@@ -45,7 +45,7 @@ class Findings:
         """(2, N) 1 − P(clean) of both votes, averaged over the epochs, in [0, 1]; NaN for excluded pairs."""
         return 1 - np.mean([epoch.clean_probability for epoch in self.epochs], axis=0)
 
-    @property
+    @cached_property
     def suspicion(self) -> np.ndarray:
         """(N,) the mean of both votes' doubts: by it pairs are sorted."""
         return self.doubts.mean(axis=0)

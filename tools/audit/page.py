@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.images import open_rgb
+from datasets.images import read_image
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 
@@ -64,6 +64,5 @@ def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
 def _thumbnail(path: Path) -> str:
     """The image as a data address."""
     stream = io.BytesIO()
-    picture = open_rgb(path, _SIZE).resize((_SIZE[1], _SIZE[0]), Image.Resampling.BILINEAR)
-    picture.save(stream, "JPEG", quality=80)
+    Image.fromarray(read_image(path, _SIZE).transpose(1, 2, 0)).save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -14,10 +14,10 @@ from tools.loading import load_run, require
 from tools.search.encode import Encoder
 from tools.search.engines import REQUIREMENTS, best_first
 from tools.search.index import update_index
-from tools.search.results import printable, table, write
+from tools.search.results import table, write
 from tools.search.search import Searcher
 from tools.search.store import open_store
-from tools.search.texts import read_sentences, warn_long
+from tools.search.texts import printable, read_sentences, warn_long
 from utils.errors import OptionError
 from utils.program import choose_device
 

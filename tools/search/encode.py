@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from datasets.augmentation import normalise
 from datasets.loaders import trim
@@ -48,7 +49,8 @@ class Encoder:
     def texts(self, captions: Sequence[str]) -> np.ndarray:
         """(B, D) float32 unit vectors [bge, tse]/√2 of sentences."""
         parts = []
-        for start in range(0, len(captions), _TEXTS_AT_A_TIME):
+        starts = range(0, len(captions), _TEXTS_AT_A_TIME)
+        for start in tqdm(starts, "sentences", unit="batch", leave=False, disable=len(starts) < 2 or None):
             ids = self.tokenizer(captions[start : start + _TEXTS_AT_A_TIME], self.words + 2)
             parts.append(_vectors(self.model.encode_text(torch.from_numpy(trim(ids)).long().to(self.device))))
         return np.concatenate(parts)

@@ -11,6 +11,7 @@ from tools.search.encode import Encoder
 from tools.search.engines import Faiss
 from tools.search.gallery import list_files, read_batches, stamp
 from tools.search.store import FILE, Store, create_store, open_store, writing
+from tools.search.texts import printable
 from utils.errors import OptionError
 
 PASSED_OVER = "passed_over.txt"
@@ -42,7 +43,7 @@ def update_index(
                 vectors = iter(encoder.images(pixels) if len(pixels) else [])
                 store.put([row if row.error else row._replace(vector=next(vectors)) for row in rows])
                 bar.update(len(rows))
-        new = len(wanted) - sum(path in set(wanted) for path, _ in store.broken())
+        new = len(set(wanted) - {path for path, _ in store.broken()})
         total = len(store.images()[0])
         print(f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed")
         _report(store, others)
@@ -85,7 +86,7 @@ def _report(store: Store, others: Sequence[Path]) -> None:
     """Tell what was passed over, and write it down."""
     lines = [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not a picture by its name" for path in others]
-    lines = [line.encode("utf-8", "replace").decode() for line in lines]
+    lines = [printable(line) for line in lines]
     (store.folder / PASSED_OVER).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if lines:
         print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from processor.evaluation import SIMILARITIES
-from tools.search.results import printable, thumbnail
+from tools.search.results import thumbnail
 from tools.search.search import Hit, Searcher
-from tools.search.texts import check_sentence, too_long
+from tools.search.texts import check_sentence, printable, too_long
 from tools.selection import chosen_words, overlaid
 from utils.errors import OptionError, UserError
 
@@ -52,6 +53,7 @@ def serve_page(searcher: Searcher, port: int) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="rde_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the folder goes too
         page = build_page(searcher)
         try:
             page.launch(

@@ -11,16 +11,11 @@ from prettytable import PrettyTable
 
 from datasets.images import open_rgb
 from tools.search.search import Hit
+from tools.search.texts import printable
 from utils.figures import Cell, picture_rows
 
 CELL = (160, 64)  # height, width
 _SHEET_QUERIES, _SHEET_HITS = 20, 10
-
-
-def printable(text: object) -> str:
-    """A text for a terminal: no control characters, no halves of surrogate pairs."""
-    plain = str(text).encode("utf-8", "replace").decode()
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in plain)
 
 
 def table(title: str, hits: Sequence[Hit]) -> str:

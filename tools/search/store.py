@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.errors import DataError, OptionError, brief
 from utils.runs import hold
@@ -20,6 +21,7 @@ from utils.runs import hold
 FILE = "index.sqlite"
 FORMAT = "1"
 _BUSY = 60  # seconds to wait for another process's batch
+_MANY = 50_000  # vectors that take a while to read
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE image (
@@ -144,6 +146,7 @@ class Store:
                 ids, paths = self.images()
                 vectors = np.empty((len(ids), int(self.about["width"])), np.float32)
                 found = self._connection.execute("SELECT vector FROM image WHERE vector IS NOT NULL ORDER BY id")
+                found = tqdm(found, "vectors", len(ids), leave=False, disable=len(ids) < _MANY or None)
                 for row, (vector,) in zip(vectors, found, strict=True):
                     if len(vector) != row.nbytes:
                         raise ValueError("a vector of another width")

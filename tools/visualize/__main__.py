@@ -13,10 +13,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import OptionError
 from utils.options import parse
 from utils.program import choose_device, run_program
+
+# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    from tools.visualize.runs import Run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
 
-def draw_one(run, out: Path, device, given: dict) -> list[Path]:
+def draw_one(run: Run, out: Path, device: torch.device, given: dict[str, str]) -> list[Path]:
     """Everything about one run."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
@@ -68,7 +75,7 @@ def draw_one(run, out: Path, device, given: dict) -> list[Path]:
     return drawn + pictures.draw_pictures(load_run(run.folder, device, **given), out)
 
 
-def draw_several(runs: Sequence, out: Path) -> list[Path]:
+def draw_several(runs: Sequence[Run], out: Path) -> list[Path]:
     """What compares runs."""
     from tools.visualize import curves, densities
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
-from processor.history import BIN_EDGES
+from processor.history import BIN_EDGES, EpochHistory
 from tools.visualize.runs import Run, labels
 from utils.figures import CLEAN, NOISY, draw_losses, save
 
@@ -76,7 +76,7 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> bool:
     return True
 
 
-def _ridges(axes: plt.Axes, epochs: Sequence) -> None:
+def _ridges(axes: plt.Axes, epochs: Sequence[EpochHistory]) -> None:
     """A line for each epoch, later ones below, each density to the same scale."""
     middles = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
     densities = np.array([[_density(counts) for counts in epoch.similarity] for epoch in epochs])  # (E, 2, bins)
