@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
+PATIENCE = 180  # seconds that a busy machine may take
 HOSTILE = "<img src=x onerror=document.title=1>.jpg"
 
 
@@ -80,7 +81,7 @@ def address(indexed) -> Iterator[str]:
     assert f"http://127.0.0.1:{port}" in told[-1], "".join(told)
     yield f"http://127.0.0.1:{port}"
     server.send_signal(signal.SIGINT)
-    assert server.wait(timeout=60) == 0
+    assert server.wait(timeout=PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def browser() -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=QUIET)
+        opened = playwright.chromium.launch(executable_path=path, args=QUIET, timeout=1000 * PATIENCE)
         yield opened
         opened.close()
 
@@ -107,6 +108,7 @@ def first_files(indexed, text: str, top: int, out: Path) -> list[str]:
 
 def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, browser, tmp_path):
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
+    page.set_default_timeout(1000 * PATIENCE)
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -145,6 +147,7 @@ def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, b
 
 def test_mistakes_are_told_on_the_page(address, browser):
     page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(address)
     page.locator("#search").click()
     page.get_by_text("the query is empty").wait_for()
@@ -157,7 +160,7 @@ def test_mistakes_are_told_on_the_page(address, browser):
 
 def status(address: str, path: str, **headers: str) -> int:
     try:
-        with urlopen(Request(f"{address}/{path}", headers=headers), timeout=30) as answer:
+        with urlopen(Request(f"{address}/{path}", headers=headers), timeout=PATIENCE) as answer:
             return answer.status
     except HTTPError as error:
         return error.code
