@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -80,7 +79,7 @@ def address(indexed) -> Iterator[str]:
     assert told, "the server said nothing"
     assert f"http://127.0.0.1:{port}" in told[-1], "".join(told)
     yield f"http://127.0.0.1:{port}"
-    server.send_signal(signal.SIGINT)
+    server.terminate()
     assert server.wait(timeout=PATIENCE) == 0
 
 
