@@ -17,9 +17,10 @@ from tools.search.index import update_index
 from tools.search.results import table, write
 from tools.search.search import Searcher
 from tools.search.store import open_store
-from tools.search.texts import printable, read_sentences, warn_long
+from tools.search.texts import read_sentences, warn_long
 from utils.errors import OptionError
 from utils.program import choose_device
+from utils.text import printable
 
 
 def open_encoder(run: Path, checkpoint: Path | None, device: str) -> Encoder:

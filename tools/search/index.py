@@ -11,8 +11,8 @@ from tools.search.encode import Encoder
 from tools.search.engines import Faiss
 from tools.search.gallery import list_files, read_batches, stamp
 from tools.search.store import FILE, Store, create_store, open_store, writing
-from tools.search.texts import printable
 from utils.errors import OptionError
+from utils.text import printable
 
 PASSED_OVER = "passed_over.txt"
 _SHOWN = 20

@@ -20,9 +20,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from processor.evaluation import SIMILARITIES
 from tools.search.results import thumbnail
 from tools.search.search import Hit, Searcher
-from tools.search.texts import check_sentence, printable, too_long
+from tools.search.texts import check_sentence, too_long
 from tools.selection import chosen_words, overlaid
 from utils.errors import OptionError, UserError
+from utils.text import printable
 
 HOST = "127.0.0.1"
 _NAMES = [HOST, "localhost"]  # requests under any other are not answered
@@ -160,5 +161,5 @@ def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str
         for word, weight in chosen_words(run.model, searcher.encoder.tokenizer, text)
     )
     scores = f"BGE {hit.bge:.3f}, TSE {hit.tse:.3f}"
-    name = html.escape(printable(hit.file.relative_to(searcher.gallery)))
+    name = html.escape(printable(str(hit.file.relative_to(searcher.gallery))))
     return both, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"

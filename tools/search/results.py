@@ -11,8 +11,8 @@ from prettytable import PrettyTable
 
 from datasets.images import open_rgb
 from tools.search.search import Hit
-from tools.search.texts import printable
 from utils.figures import Cell, picture_rows
+from utils.text import printable
 
 CELL = (160, 64)  # height, width
 _SHEET_QUERIES, _SHEET_HITS = 20, 10
@@ -24,7 +24,7 @@ def table(title: str, hits: Sequence[Hit]) -> str:
     shown.align["file"] = "l"
     for hit in hits:
         scores = [f"{value:.3f}" for value in (hit.score, hit.bge, hit.tse)]
-        shown.add_row([hit.rank, *scores, printable(hit.file)])
+        shown.add_row([hit.rank, *scores, printable(str(hit.file))])
     return f"{printable(title)}\n{shown.get_string()}"
 
 

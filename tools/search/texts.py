@@ -57,9 +57,3 @@ def warn_long(texts: Sequence[str], encoder: Encoder) -> None:
     for text in texts:
         if warning := too_long(text, encoder):
             print(f"warning: {warning}: {text[:50].strip()} …", file=sys.stderr)
-
-
-def printable(text: object) -> str:
-    """A text for a terminal: no control characters, no halves of surrogate pairs."""
-    plain = str(text).encode("utf-8", "replace").decode()
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in plain)
