@@ -12,7 +12,7 @@ from utils.errors import OptionError
 from utils.flags import FLAGS
 from utils.options import parse, resolve_run
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, newest_run, short_name
+from utils.runs import CHECKPOINTS, EXPORTED, newest_run, short_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def find_checkpoints(args: dict) -> tuple[Path, list[Path]]:
         run_dir = Path(args["run_dir"])
     else:
         run_dir = newest_run(Path(args["output_dir"]), "best.pth")
-    files = [run_dir / name for name in CHECKPOINTS if (run_dir / name).is_file()]
+    files = [run_dir / name for name in (*CHECKPOINTS, EXPORTED) if (run_dir / name).is_file()]
     if not files:
         raise OptionError(f"{run_dir} holds no {' or '.join(CHECKPOINTS)}: is it a run folder?")
     return run_dir, files

@@ -18,6 +18,7 @@ from utils.runs import CHECKPOINTS, checkpoint_to_continue, lock, newest_unfinis
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from datasets.loaders import Gallery, TrainingPairs
@@ -148,6 +149,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
     from datasets.annotations import DATASETS, read_splits
     from datasets.check import check_splits
+    from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
     from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery, open_training_images
     from datasets.noise import find_noise
     from datasets.tokenizer import Tokenizer
@@ -156,12 +158,13 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     splits = read_splits(options.dataset_name, Path(options.root_dir), names)
     split = splits["train"]
     noise = find_noise(short_name(options.dataset_name), len(split.captions), options.noisy_rate, options.noisy_file)
+    excluded = read_excluded(Path(options.exclude), split, noise.permutation) if options.exclude else NOTHING_EXCLUDED
     test = open_gallery(options, "test", splits["test"], device)
     validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
     images = open_training_images(options, split)
     ids = Tokenizer()(split.captions, options.text_length)
-    pairs = TrainingPairs(split, images, ids, noise.permutation, settings)
+    pairs = TrainingPairs(split, images, ids, noise.permutation, settings, excluded)
     if not len(pairs.training_batches(0)):
         wanted = options.batch_size // options.num_instance
         raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
@@ -171,18 +174,30 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
 
 
 def _check_data(data: Data, config: Path) -> None:
-    """A continued run must meet the captions and the images it began with."""
-    facts = run_facts(config)
-    was = facts.get("noise_index")
-    if not isinstance(was, dict) or was.get("sha256") != data.noise.about["sha256"]:
-        raise OptionError(f"the noise index is not the run's own: {config} names {was}, found is {data.noise.about}")
+    """A continued run must meet the captions, the pairs and the images it began with."""
+    from datasets.exclusion import NOTHING_EXCLUDED
+
+    facts = {"excluded": _about_excluded(NOTHING_EXCLUDED), **run_facts(config)}
+    for name, what, now in (
+        ("noise_index", "noise index is", data.noise.about),
+        ("excluded", "excluded pairs are", _about_excluded(data.pairs.excluded)),
+    ):
+        was = facts.get(name)
+        if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
+            raise OptionError(f"the {what} not the run's own: {config} names {was}, found is {now}")
     was, found = facts.get("skipped_pairs", []), _skipped_pairs(data)
     if was != found:
         raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {found}")
 
 
+def _about_excluded(excluded: np.ndarray) -> dict[str, int | str]:
+    from datasets.noise import digest
+
+    return {"pairs": len(excluded), "sha256": digest(excluded)}
+
+
 def _skipped_pairs(data: Data) -> list[int]:
-    return (~data.pairs.usable).nonzero()[0].tolist()
+    return sorted(pair for pairs in data.pairs.skipped().values() for pair in pairs)
 
 
 def _make_run_dir(options: EasyDict) -> Path:
@@ -199,7 +214,12 @@ def _write_config(options: EasyDict, data: Data, run_dir: Path) -> None:
     from datasets.noise import DRAWN
     from utils.runs import git_revision
 
-    about = {"git_revision": git_revision(), "torch": str(torch.__version__), "noise_index": data.noise.about}
+    about = {
+        "git_revision": git_revision(),
+        "torch": str(torch.__version__),
+        "noise_index": data.noise.about,
+        "excluded": _about_excluded(data.pairs.excluded),
+    }
     if data.noise.origin == DRAWN:
         np.save(run_dir / "noise_index.npy", data.noise.permutation)
     about |= {"skipped_images": list(data.pairs.skipped()), "skipped_pairs": _skipped_pairs(data)}
@@ -216,10 +236,12 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int | 
         logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     logger.info("  noise: %s", data.noise.told)
+    if options.exclude:
+        logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
     for why, pairs in data.pairs.skipped().items():
         logger.warning("  left out: %s; pairs %s", why, ", ".join(map(str, pairs)))
     if left_out := len(_skipped_pairs(data)):
-        logger.warning("  %d of %d training pairs are left out", left_out, len(data.pairs))
+        logger.warning("  %d of %d training pairs are left out for it", left_out, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
     if data.validation is data.test:

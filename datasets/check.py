@@ -20,9 +20,8 @@ from tqdm import tqdm
 from datasets.annotations import Entry, Place, Split, build_split, check_entry, check_ids, locate, read_entries
 from datasets.images import read_image
 from datasets.noise import NOISEINDEX, read_permutation
-from utils.errors import DataError, OptionError
+from utils.errors import DataError, OptionError, printable
 from utils.runs import short_name
-from utils.text import printable
 
 SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")

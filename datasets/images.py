@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from utils.distributed import one_first
 from utils.errors import DataError, brief
@@ -27,8 +27,25 @@ from utils.log import progress
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
-def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:
+    """Decode an image as RGB.
+
+    Args:
+        upright: for anybody's pictures: turned as the camera says (EXIF), as viewers do, and a JPEG of many times the
+            pixels that (height, width) needs decoded smaller. Data sets are read as they are.
+    """
+    with Image.open(path) as image:
+        if not upright:
+            return image.convert("RGB")
+        image.draft(None, (4 * size[1], 4 * size[0]))
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> np.ndarray:
     """Decode an image and resize it bilinearly, antialiased, to (height, width).
+
+    Args:
+        upright: as for `open_rgb`.
 
     Returns:
         (3, height, width) uint8 RGB.
@@ -37,8 +54,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
         DataError: the file is missing, broken or truncated.
     """
     try:
-        with Image.open(path) as image:
-            resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        resized = open_rgb(path, size, upright=upright).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
+from datasets.exclusion import NOTHING_EXCLUDED
 from datasets.images import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
@@ -102,9 +103,10 @@ class TrainingPairs:
         images: the split's images.
         ids: (C, L) token ids of the split's captions.
         permutation: π (C,): pair i's caption is caption π(i).
+        excluded: positions of pairs to leave out.
 
     Attributes:
-        usable: (C,) bool, which pairs have an image that can be read; the others are in no batch.
+        usable: (C,) bool; pairs that are excluded or whose image can't be read are not, and are in no batch.
     """
 
     def __init__(
@@ -114,14 +116,16 @@ class TrainingPairs:
         ids: np.ndarray,
         permutation: np.ndarray,
         settings: LoadingSettings,
+        excluded: np.ndarray = NOTHING_EXCLUDED,
     ) -> None:
         self.split, self.images, self.settings = split, images, settings
-        self.permutation = permutation
+        self.permutation, self.excluded = permutation, excluded
         self.ids = ids[permutation]
         self.image_of_pair = split.caption_images
         self.pids = split.caption_pids
         self.truly_clean = permutation == np.arange(len(permutation))
         self.usable = ~np.isin(split.caption_images, list(images.broken))
+        self.usable[excluded] = False
 
     def __len__(self) -> int:
         return len(self.ids)

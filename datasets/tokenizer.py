@@ -65,11 +65,15 @@ class Tokenizer:
             symbols = merged
         return tuple(self._ids[symbol] for symbol in symbols)
 
-    def encode(self, caption: str) -> list[int]:
-        """The ids of a caption's words, without SOS and EOS, uncut."""
+    def split(self, caption: str) -> list[tuple[str, tuple[int, ...]]]:
+        """A caption's words as they are read, cleaned and in lower case, each with its ids."""
         text = html.unescape(html.unescape(ftfy.fix_text(caption)))
         text = " ".join(text.split()).lower()
-        return [number for word in _WORDS.findall(text) for number in self._encode_word(word[:_LONGEST])]
+        return [(word, self._encode_word(word[:_LONGEST])) for word in _WORDS.findall(text)]
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of a caption's words, without SOS and EOS, uncut."""
+        return [number for _, ids in self.split(caption) for number in ids]
 
     def __call__(self, captions: Iterable[str], text_length: int = 77) -> np.ndarray:
         """(N, text_length) int32: SOS, words, EOS, then zeros. A longer caption is cut with EOS last."""

@@ -57,13 +57,17 @@ def to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for theirs, inner in _IN_BLOCK.items():
             ours = ours.replace(f".{theirs}.", f".{inner}.")
         block, attention, part = ours.partition(".self_attn.")
+        which, projection, kind = part.partition("_proj.")
+        if attention and (not projection or which not in ("q", "k", "v")):
+            raise WeightsError(f"not the weights of a CLIPModel: unknown {name}")
         if attention:
-            which, kind = part.split("_proj.")
             parts.setdefault(f"{block}.attn.in_proj_{kind}", {})[which] = value
         else:
             renamed[ours] = value
     for name, qkv in parts.items():
         if qkv.keys() != {"q", "k", "v"}:
             raise WeightsError(f"not the weights of a CLIPModel: {name} has only {', '.join(sorted(qkv))}")
+        if len({tuple(value.shape) for value in qkv.values()}) > 1 or not qkv["q"].dim():
+            raise WeightsError(f"not the weights of a CLIPModel: {name} has q, k and v of different shapes")
         renamed[name] = torch.cat([qkv["q"], qkv["k"], qkv["v"]])
     return renamed

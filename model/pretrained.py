@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.huggingface import is_huggingface, to_openai
-from utils.checkpoints import is_state
+from utils.checkpoints import is_state, load_tensors
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
@@ -54,7 +54,7 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore")
                 state = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_tensors(path)
     except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
     if not is_state(state):
@@ -91,7 +91,9 @@ def _torchscript(path: Path) -> list[bytes]:
 def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
     if _ROWS in state:
-        rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS)
+        rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS, None)
+        if ids is None:
+            raise WeightsError(f"no CLIP state dict: {_ROWS} without {_ROW_IDS}")
         generator = torch.Generator().manual_seed(0)
         embedding = 0.02 * torch.randn(int(ids[-1]) + 1, rows.shape[1], generator=generator)
         embedding[ids] = rows

@@ -91,12 +91,7 @@ def build_model(
     """
     state = read_clip(pretrain_choice)
     sizes = read_sizes(state, pretrain_choice, stride=stride)
-    for flag, wanted, found in (
-        ("text_length", text_length, sizes.text_length),
-        ("vocab_size", vocab_size, sizes.vocab_size),
-    ):
-        if wanted != found:
-            raise WeightsError(f"--{flag} {wanted}: {pretrain_choice} was made for {found}")
+    _check_text(sizes, text_length, vocab_size, pretrain_choice)
     if min(image_size) < sizes.patch:
         raise WeightsError(f"--img_size {image_size[0]} {image_size[1]}: smaller than a patch of {sizes.patch} pixels")
     grid = grid_of(image_size, sizes.patch, stride)
@@ -110,15 +105,25 @@ def build_model(
     return model
 
 
+def _check_text(sizes: ClipSizes, text_length: int, vocab_size: int, source: str) -> None:
+    for flag, wanted, found in (
+        ("text_length", text_length, sizes.text_length),
+        ("vocab_size", vocab_size, sizes.vocab_size),
+    ):
+        if wanted != found:
+            raise WeightsError(f"--{flag} {wanted}: {source} was made for {found}")
+
+
 def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
     """The RDE model a checkpoint holds, ours or the authors'; all sizes but the grid come from its tensors.
 
     Args:
-        options: of the run; read are `img_size`, `stride_size`, `select_ratio`, `tse_head`, `tse_pool` and
-            `precision`.
+        options: of the run; read are `img_size`, `stride_size`, `text_length`, `vocab_size`, `select_ratio`,
+            `tse_head`, `tse_pool` and `precision`.
 
     Raises:
-        WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size.
+        WeightsError: a file that can't be read, names or shapes that are not an RDE model's, or another image size,
+            text length or vocabulary.
     """
     published = load_checkpoint(file)["model"]
     clip = {name.removeprefix("clip."): value for name, value in from_published(published, str(file)).items()}
@@ -131,6 +136,7 @@ def model_from_checkpoint(file: Path, options: Mapping[str, Any]) -> RDE:
             f"{file} has {positions} patches, but img_size {height} {width} at stride_size {sizes.stride} "
             f"gives {grid[0]}×{grid[1]}"
         )
+    _check_text(sizes, options["text_length"], options["vocab_size"], str(file))
     kind = {name: options[name] for name in ("select_ratio", "tse_head", "tse_pool", "precision")}
     model = RDE(replace(sizes, grid=grid), **kind)
     model.load_published(published, str(file))

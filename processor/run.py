@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from processor.epoch import EpochResult, NotFiniteError, train_epoch
 from processor.evaluation import evaluate, table
+from processor.history import division_arrays, similarity_histograms, write_epoch
 from processor.scoring import score_pairs
 from processor.types import DualEncoder, EvaluationData, TrainingData
 from solver.ccd import Division, MixtureSettings, divide
@@ -76,7 +77,8 @@ def train(
 
     With `test` that split is evaluated beside the validation split, for the record only.
 
-    The main process writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events and `figures/` into `run_dir`.
+    The main process writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events, `epochs/` and `figures/` into
+    `run_dir`.
 
     Raises:
         NotFiniteError: a loss or gradient is not finite.
@@ -87,17 +89,19 @@ def train(
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written
         set_learning_rates(optimizer, epoch, settings.schedule)
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, optimizer.param_groups[0]["lr"])
-        label, ccd = _divide(model, training, settings, epoch, run_dir)
+        label, ccd, history = _divide(model, training, settings, epoch, run_dir)
         result = _train(model, optimizer, scaler, training, label, settings, epoch, run_dir)
         record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
         progress.epoch += 1
         if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
-            record["val"] = _validate(model, validation, settings, run_dir, progress)
+            record["val"], history["similarity"] = _validate(model, validation, settings, run_dir, progress)
             if test is not None:
                 record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
         if recorder:
             recorder.add(record)
+            write_epoch(run_dir, epoch + 1, history)
             figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
+            recorder.add_pictures(run_dir / "figures", epoch + 1)
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
             save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
     if recorder:
@@ -179,12 +183,12 @@ def restore(
 
 def _divide(
     model: DualEncoder, training: TrainingData, settings: RunSettings, epoch: int, run_dir: Path
-) -> tuple[np.ndarray, dict[str, Any] | None]:
-    """l̂ of every pair, and CCD's report (None where CCD is not used)."""
+) -> tuple[np.ndarray, dict[str, Any] | None, dict[str, np.ndarray]]:
+    """l̂ of every pair; CCD's report (None where CCD is not used) and what the run's history keeps of it."""
     if settings.division == "all":
-        return training.usable.astype(np.float32), None
+        return training.usable.astype(np.float32), None, {}
     if settings.division == "oracle":
-        return (training.truly_clean & training.usable).astype(np.float32), None
+        return (training.truly_clean & training.usable).astype(np.float32), None, {}
     start = time.perf_counter()
     batches = training.scoring_batches(epoch)
     losses = score_pairs(
@@ -200,8 +204,8 @@ def _decide(
     epoch: int,
     run_dir: Path,
     start: float,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """CCD's l̂ and report, logged and drawn; `start` is when the pass that gave the losses began."""
+) -> tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray]]:
+    """CCD's l̂, report and history, logged and drawn; `start` is when the pass that gave the losses began."""
     usable = training.usable
     truly_clean = training.truly_clean[usable]
     division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
@@ -217,14 +221,15 @@ def _decide(
     figures.loss_histogram(votes, truly_clean, epoch + 1, run_dir / "figures" / "losses.png")
     label = np.zeros(len(training), np.float32)
     label[usable] = division.label
-    return label, report
+    kept = tuple(loss[usable] for loss in losses)
+    return label, report, division_arrays(division, kept, truly_clean, np.flatnonzero(~usable))
 
 
 def _validate(
     model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
-) -> dict[str, dict[str, float]]:
-    """Validation metrics; a better R1 than ever makes the model the best."""
-    metrics, _ = evaluate(model, validation)
+) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Validation metrics and histograms of similarity; a better R1 than ever makes the model the best."""
+    metrics, encoded = evaluate(model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
     r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
@@ -232,7 +237,7 @@ def _validate(
         if is_main():
             save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
         logger.info("  the best so far: R1 %.2f", r1)
-    return metrics
+    return metrics, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)
 
 
 def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:

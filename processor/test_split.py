@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from processor.evaluation import Metrics, evaluate, table
+from processor.evaluation import SIMILARITIES, Encoded, Metrics, evaluate, table
 from processor.types import DualEncoder, EvaluationData
 from utils import figures
 from utils.errors import DataError
@@ -40,21 +40,23 @@ def evaluate_run(
     for number, file in enumerate(files):
         results[file.name], encoded = evaluate(build(file), data, image_to_text=image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {title}"))
-        if number == 0:
-            captions = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
-            drawn = encoded.similarity(captions)["BGE+TSE"].cpu().numpy()
-    if not is_main():
-        return
-    if not image_to_text:
-        figures.retrieval_sheet(
-            drawn,
-            data.caption_pids[captions],
-            data.image_pids,
-            [data.split.captions[caption] for caption in captions],
-            data.split.images,
-            run_dir / "figures" / f"retrieval{suffix}.png",
-        )
-    _write_metrics(results, run_dir / f"test_metrics{suffix}.json")  # last: with it a run is finished
+        if number == 0 and not image_to_text and is_main():
+            draw_retrieval(encoded, data, run_dir / "figures" / f"retrieval{suffix}.png")
+    if is_main():
+        _write_metrics(results, run_dir / f"test_metrics{suffix}.json")  # last: with it a run is finished
+
+
+def draw_retrieval(encoded: Encoded, data: EvaluationData, file: Path) -> None:
+    """Draw the best images of a few captions of a split."""
+    captions = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
+    figures.retrieval_sheet(
+        encoded.similarity(captions)[SIMILARITIES[2]].cpu().numpy(),
+        data.caption_pids[captions],
+        data.image_pids,
+        [data.split.captions[caption] for caption in captions],
+        data.split.images,
+        file,
+    )
 
 
 def _write_metrics(results: dict[str, Metrics], file: Path) -> None:

@@ -208,7 +208,7 @@ def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
 def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
     """One after the other, those tensors that fix the sizes of a model; None leaves it out."""
     options = {"img_size": (96, 32), "stride_size": 8, "select_ratio": 0.3, "tse_head": "mlp", "tse_pool": "max"}
-    options["precision"] = "fp32"
+    options |= {"precision": "fp32", "text_length": 77, "vocab_size": 512}
     weights = published.weights(which)
     prefix = "" if which == "clip" else "base_model."
     for name in ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection"):

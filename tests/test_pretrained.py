@@ -122,6 +122,29 @@ def test_huggingface_files_that_lack_or_add_a_tensor_are_refused(tmp_path):
         read_clip(str(tmp_path / "adds.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("text_model.encoder.layers.1.self_attn.q_proj.weight", torch.zeros(3, 5), "q, k and v of different shapes"),
+        ("text_model.encoder.layers.1.self_attn.q_proj.weight", torch.zeros(4), "q, k and v of different shapes"),
+        ("text_model.encoder.layers.1.self_attn.q_norm.weight", torch.zeros(4), "unknown text_model.*q_norm"),
+        ("text_model.encoder.layers.1.self_attn.foo", torch.zeros(4), "unknown text_model.*foo"),
+    ],
+)
+def test_huggingface_files_with_odd_attention_are_refused(tmp_path, name, value, message):
+    save_file(as_huggingface() | {name: value}, tmp_path / "odd.safetensors")
+    with pytest.raises(WeightsError, match=message):
+        read_clip(str(tmp_path / "odd.safetensors"))
+
+
+def test_rows_of_words_without_their_ids_are_refused(tmp_path):
+    state = published.weights("clip")
+    state["token_embedding.rows"] = state.pop("token_embedding.weight")
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match=r"token_embedding.rows without token_embedding.row_ids"):
+        read_clip(str(tmp_path / "clip.pt"))
+
+
 def test_a_crafted_pickle_runs_nothing(tmp_path):
     class Crafted:
         def __reduce__(self):

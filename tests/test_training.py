@@ -67,6 +67,10 @@ def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
     return [*map(str, wanted), "--img_aug", "--txt_aug", *SMALL, *more]
 
 
+def histories(run_dir: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (run_dir / "epochs").iterdir()}
+
+
 @pytest.fixture(scope="module")
 def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
@@ -81,7 +85,16 @@ def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_what_the_field_knows(trained):
     run_dir, printed = trained
     names = {path.name for path in run_dir.iterdir()}
-    expected = {"configs.yaml", "train_log.txt", "test_log.txt", "best.pth", "last.pth", "metrics.jsonl", "figures"}
+    expected = {
+        "configs.yaml",
+        "train_log.txt",
+        "test_log.txt",
+        "best.pth",
+        "last.pth",
+        "metrics.jsonl",
+        "figures",
+        "epochs",
+    }
     assert expected | {"test_metrics.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {path.name for path in (run_dir / "figures").iterdir()} == {"r1.png", "losses.png", "retrieval.png"}
@@ -149,6 +162,7 @@ def test_tensorboard_holds_losses_rates_division_and_validation(trained):
     expected = {"loss", "bge_loss", "tse_loss", "lr", "ccd/clean", "ccd/noisy", "ccd/uncertain", "ccd/precision"}
     assert expected | {"ccd/recall", "val/BGE/R1", "val/TSE/mAP", "val/BGE+TSE/R1"} <= tags
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert {"figures/r1", "figures/losses"} <= set(events.Tags()["images"])
 
 
 def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
@@ -165,6 +179,7 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
+    assert histories(run_dir) == histories(trained[0])
 
 
 class Killed(BaseException):
@@ -195,6 +210,7 @@ def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir,
     assert records(run_dir) == records(trained[0])
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
+    assert histories(run_dir) == histories(trained[0])
 
 
 def test_only_unfinished_runs_are_continued(trained):
@@ -240,6 +256,9 @@ def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
     torch.save(content, tmp_path / "best.pth")
     text = "img_size: !!python/tuple\n- 96\n- 32\nstride_size: 8\nselect_ratio: 0.3\nlocal_rank: 0\nlr: 1.0e-05\n"
     (tmp_path / "configs.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"--vocab_size 49408: .*best.pth was made for 512"):
+        model_from_checkpoint(tmp_path / "best.pth", training_options.resolve_run(tmp_path / "configs.yaml", {}))
+    (tmp_path / "configs.yaml").write_text(text + "vocab_size: 512\n")
     options = training_options.resolve_run(tmp_path / "configs.yaml", {})
     model = model_from_checkpoint(tmp_path / "best.pth", options).eval()
     golden = published.numbers("model")

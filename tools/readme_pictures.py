@@ -1,40 +1,93 @@
-"""Make the README's pictures: a contact sheet of SynthPEDES, and two figures of a run.
+"""Make the README's pictures: a contact sheet of SynthPEDES, figures and audit of a run, and its search page.
 
-python -m tools.readme_pictures RUN_DIR
+    python -m tools.readme_pictures RUN_DIR
+
+The page needs requirements-dev.txt and an installed Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from datasets.synthpedes import contact_sheet, ensure_synthpedes
+from tools import search
+from tools.audit.__main__ import main as audit
+from tools.search.__main__ import main as search_main
+from tools.visualize.__main__ import main as visualize
 from utils.errors import OptionError
 from utils.options import parse
 from utils.program import run_program
 
 DOCS = Path(__file__).parents[1] / "docs"
-COLOURS, WIDTH = 128, 800  # a palette and a width that keep each picture small
+COLOURS, WIDTH = 256, 800  # a palette and a width that keep each picture small
+PORT = 7869
+QUERY = "a slim man in a white hoodie, grey jeans and a red cap"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write docs/synthpedes.png, docs/losses.png and docs/retrieval.png."""
+    """Write docs/*.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], exit_on_error=False)
-    parser.add_argument("run_dir", help="a finished run")
+    parser.add_argument("run_dir", help="a finished run on SynthPEDES")
     parser.add_argument("--root_dir", default="data", help="the folder that holds SynthPEDES (default: %(default)s)")
     args = parse(parser, argv)
+    run_dir, root_dir = Path(args["run_dir"]), Path(args["root_dir"])
+    if not (run_dir / "figures/retrieval.png").is_file():
+        raise OptionError(f"{run_dir} has no figures/retrieval.png: give the folder of a finished run")
     DOCS.mkdir(exist_ok=True)
-    contact_sheet(ensure_synthpedes(Path(args["root_dir"])), DOCS / "synthpedes.png")
-    for name in ("losses.png", "retrieval.png"):
-        source = Path(args["run_dir"]) / "figures" / name
-        if not source.is_file():
-            raise OptionError(f"{source} is missing: give the folder of a finished run")
-        with Image.open(source) as picture:
-            picture.thumbnail((WIDTH, 10 * WIDTH))
-            picture.convert("RGB").quantize(COLOURS).save(DOCS / name, optimize=True)
+    contact_sheet(ensure_synthpedes(root_dir), DOCS / "synthpedes.png")
+    for name in ("losses", "retrieval"):
+        shrink(run_dir / "figures" / f"{name}.png", DOCS / f"{name}.png")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        visualize([str(run_dir), "--root_dir", str(root_dir), "--out", str(folder)])
+        audit([str(run_dir), "--root_dir", str(root_dir), "--out", str(folder)])
+        for name in ("losses_over_epochs", "similarities", "selection", "precision_recall", "most_suspicious"):
+            shrink(folder / f"{name}.png", DOCS / f"{name}.png")
+        gallery = root_dir / "SynthPEDES/imgs/test"
+        search_main(["index", "--run", str(run_dir), "--gallery", str(gallery), "--index", str(folder / "index")])
+        picture_of_the_page(folder / "index", folder / "page.png")
+        shrink(folder / "page.png", DOCS / "page.png")
+
+
+def shrink(source: Path, out: Path) -> None:
+    """A small palette PNG of a picture."""
+    with Image.open(source) as picture:
+        picture = picture.convert("RGB")
+        picture.thumbnail((WIDTH, 10 * WIDTH))
+        picture.quantize(COLOURS).save(out, optimize=True)
+
+
+def picture_of_the_page(index: Path, out: Path) -> None:
+    """Serve an index, search in a browser, click the first result."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", search.__name__, "serve", "--index", str(index), "--port", str(PORT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            if not any("end with Ctrl-C" in line for line in server.stdout):
+                raise OptionError(f"the page could not be served on port {PORT}")
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+                page = browser.new_page(viewport={"width": 1180, "height": 1480})
+                page.goto(f"http://127.0.0.1:{PORT}")
+                page.locator("#sentence textarea").fill(QUERY)
+                page.locator("#search").click()
+                page.locator("#results button:has(img)").first.click()
+                page.wait_for_selector("#words mark")
+                page.wait_for_selector("#patches img")
+                page.wait_for_timeout(1000)  # the framework fades its parts in
+                page.screenshot(path=out)
+                browser.close()
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

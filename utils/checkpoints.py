@@ -1,13 +1,18 @@
-"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only."""
+"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only.
+
+Weights alone, as `python -m tools.export` writes them, are read as a checkpoint that holds nothing else.
+"""
 
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import WeightsError, brief
@@ -41,14 +46,28 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise WeightsError(f"no checkpoint {file}")
     try:
+        if file.suffix == ".safetensors":
+            return {"model": load_file(file)}
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
             raise ValueError(f"{damaged} is damaged")
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle each raise their own types for a broken file
+        content = load_tensors(file)
+    except Exception as error:  # torch, safetensors, zipfile and pickle each raise their own types
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
     if not isinstance(content, dict) or not is_state(content.get("model")):
         raise WeightsError(f"checkpoint {file} holds no model")
     return content
+
+
+def load_tensors(file: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain values; no code of the file's is run.
+
+    Raises:
+        ValueError: it holds something else. Exception: whatever torch raises for a broken file.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError("it is cut off, or holds other objects than tensors, none of which was built") from None
 
 
 def is_state(content: object) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def printable(text: str, encoding: str = "utf-8") -> str:
-    """The text with what can't be written in the encoding, or would steer a terminal, spelt out."""
-    spelt = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, encoding: str = "utf-8", keep: str = "") -> str:
+    """The text with what can't be written in the encoding, or would steer a terminal, spelt out, but for `keep`."""
+    spelt = "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
     return spelt.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +16,9 @@ matplotlib.use("Agg")  # before pyplot: there may be no display
 from matplotlib import pyplot as plt
 from PIL import Image
 
+matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
 CLEAN, NOISY, BOTH = "#0072B2", "#D55E00", "#000000"
-_STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BOTH, "-")}
+STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BOTH, "-")}
 
 
 class Vote(Protocol):
@@ -25,9 +28,14 @@ class Vote(Protocol):
     components: np.ndarray | None
 
 
-def _save(figure: plt.Figure, file: Path) -> None:
-    file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=120)
+def save(figure: plt.Figure, file: Path) -> None:
+    """Write and close a figure: a name without a suffix becomes a PNG and a PDF."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files = [file] if file.suffix else [file.with_name(f"{file.name}.{kind}") for kind in ("png", "pdf")]
+    with warnings.catch_warnings():  # captions may be in any script; what the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        for file in files:
+            figure.savefig(file, dpi=120 if file.suffix == ".png" else 200)
     plt.close(figure)
 
 
@@ -37,33 +45,44 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     if not records:
         return
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for name, (colour, line) in _STYLES.items():
+    for name, (colour, line) in STYLES.items():
         r1 = [record["val"][name]["R1"] for record in records]
         axes.plot([record["epoch"] for record in records], r1, line, color=colour, marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel="R1 on validation (%)")
+    over_epochs(axes, "R1 on validation (%)")
+    axes.legend()
+    save(figure, file)
+
+
+def over_epochs(axes: plt.Axes, what: str) -> None:
+    """Label axes with epochs below and `what` at the left."""
+    axes.set(xlabel="epoch", ylabel=what)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, file)
 
 
 def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:
     """Per-pair losses by the truth, with the two components that CCD fitted to them."""
     figure, rows = plt.subplots(1, len(votes), figsize=(4.5 * len(votes), 3.2), layout="constrained", squeeze=False)
-    bins = np.linspace(0, 1, 61)
     for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
-        parts = [vote.loss[truly_clean], vote.loss[~truly_clean]]
-        share = [np.full(len(part), 1 / (len(vote.loss) * (bins[1] - bins[0]))) for part in parts]
-        axes.hist(parts, bins, weights=share, stacked=True, color=[CLEAN, NOISY], alpha=0.7, label=["clean", "noisy"])
-        if vote.components is not None:
-            x = np.linspace(0, 1, 400)
-            for (weight, mean, variance), line in zip(vote.components, ("-", "--"), strict=True):
-                density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
-                axes.plot(x, density, line, color=BOTH, linewidth=1.2)
-            axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
+        draw_losses(axes, vote.loss, vote.components, truly_clean)
         axes.set(title=f"{name}, epoch {epoch}", xlabel="per-pair loss, scaled", ylabel="density")
         axes.legend()
-    _save(figure, file)
+    save(figure, file)
+
+
+def draw_losses(axes: plt.Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
+    """The density of (N,) scaled losses by the truth (N,), stacked, and both components (2, 3) over it."""
+    bins = np.linspace(0, 1, 61)
+    parts = [loss[truly_clean], loss[~truly_clean]]
+    share = [np.full(len(part), 1 / (len(loss) * (bins[1] - bins[0]))) for part in parts]
+    axes.hist(parts, bins, weights=share, stacked=True, color=[CLEAN, NOISY], alpha=0.7, label=["clean", "noisy"])
+    if components is None:
+        return
+    x = np.linspace(0, 1, 400)
+    for (weight, mean, variance), line in zip(components, ("-", "--"), strict=True):
+        density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        axes.plot(x, density, line, color=BOTH, linewidth=1.2)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
 
 
 def retrieval_sheet(
@@ -81,25 +100,50 @@ def retrieval_sheet(
     Args:
         similarity: (captions, images).
     """
-    top = min(top, len(paths))
-    size, widths = (3 + 0.72 * top, 1.75 * len(captions)), [3.6] + [1] * top
-    figure, rows = plt.subplots(len(captions), top + 1, figsize=size, squeeze=False, width_ratios=widths)
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.01, top=0.975, wspace=0.1, hspace=0.18)
-    for row, caption, scores, pid in zip(rows, captions, similarity, query_pids, strict=True):
-        row[0].axis("off")
-        row[0].text(0, 0.5, _wrap(caption), va="center", fontsize=8)
-        for axes, image in zip(row[1:], np.argsort(-scores, kind="stable")[:top], strict=True):
+    rows = []
+    for caption, scores, pid in zip(captions, similarity, query_pids, strict=True):
+        cells = []
+        for image in np.argsort(-scores, kind="stable")[:top]:
             right = gallery_pids[image] == pid
             with Image.open(paths[image]) as picture:
-                axes.imshow(picture.convert("RGB").resize((64, 160)), aspect="auto")
+                shown = picture.convert("RGB").resize((64, 160))
+            title = f"{'✓' if right else '✗'} {scores[image]:.2f}"
+            cells.append(Cell(shown, title, CLEAN if right else NOISY))
+        rows.append((caption, cells))
+    picture_rows(rows, file)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture with a line above it and, where `frame` is a colour, a frame."""
+
+    picture: Image.Image
+    title: str
+    frame: str | None = None
+
+
+def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None:
+    """Rows of a text and pictures."""
+    columns = max(len(cells) for _, cells in rows)
+    size, widths = (3 + 0.72 * columns, 1.75 * len(rows)), [3.6] + [1] * columns
+    figure, grid = plt.subplots(len(rows), columns + 1, figsize=size, squeeze=False, width_ratios=widths)
+    edge = 0.2 / size[1]
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=edge / 3, top=1 - edge * 1.3, wspace=0.1, hspace=0.18)
+    for axes in grid.flat:
+        axes.axis("off")
+    for (text, cells), row in zip(rows, grid, strict=True):
+        row[0].text(0, 0.5, wrap(text), va="center", fontsize=8)
+        for cell, axes in zip(cells, row[1:], strict=False):
+            axes.axis("on")
+            axes.imshow(cell.picture, aspect="auto")
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{'✓' if right else '✗'} {scores[image]:.2f}", fontsize=8, pad=3)
+            axes.set_title(cell.title.replace("$", r"\$"), fontsize=8, pad=3)
             for side in axes.spines.values():
-                side.set(color=CLEAN if right else NOISY, linewidth=3)
-    _save(figure, file)
+                side.set(color=cell.frame or "#999999", linewidth=3 if cell.frame else 0.5)
+    save(figure, file)
 
 
-def _wrap(caption: str, width: int = 34, lines: int = 9) -> str:
-    """A caption that fits its cell; matplotlib would take a pair of dollar signs for a formula."""
+def wrap(caption: str, width: int = 34, lines: int = 9) -> str:
+    """A caption cut to fit its cell; matplotlib would take a pair of dollar signs for a formula."""
     caption = caption.encode("utf-8", "replace").decode()  # half a surrogate pair can't be drawn
     return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …")).replace("$", r"\$")

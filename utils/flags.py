@@ -77,6 +77,7 @@ GROUPS: dict[str, list[Flag]] = {
         ),
         Flag("noisy_rate", 0.2, "share of captions that change places", low=0, high=1),
         Flag("noisy_file", "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn"),
+        Flag("exclude", "", "CSV of training pairs to leave out, marked by hand; python -m tools.audit writes one"),
         Flag("batch_size", 128, "pairs in a training batch; several processes share them", low=2),
         Flag(
             "grad_accum",
@@ -154,7 +155,7 @@ GROUPS: dict[str, list[Flag]] = {
 }
 FLAGS: dict[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
 # Files and folders, kept absolute; where NAMES_TOO are no files they are names.
-PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "pretrain_choice", "dataset_name")
+PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "exclude", "pretrain_choice", "dataset_name")
 NAMES_TOO = ("pretrain_choice", "dataset_name")
 # What test.py takes from a run's configuration.
 READ_BY_TEST = {
@@ -164,6 +165,7 @@ READ_BY_TEST = {
     "img_size",
     "stride_size",
     "text_length",
+    "vocab_size",
     "select_ratio",
     "tse_head",
     "tse_pool",

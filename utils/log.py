@@ -21,7 +21,7 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(printable(self.format(record), sys.stdout.encoding or "utf-8"))
+            tqdm.write(printable(self.format(record), sys.stdout.encoding or "utf-8", "\n"))
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read along has left; the run goes on into its file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

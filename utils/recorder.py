@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.records import read_records
@@ -20,6 +23,13 @@ def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def show_pictures(writer: SummaryWriter, files: Iterable[Path], epoch: int) -> None:
+    """Add pictures to TensorBoard, as "figures/<name>"."""
+    for file in files:
+        with Image.open(file) as picture:
+            writer.add_image(f"figures/{file.stem}", np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
 
 
 class Recorder:
@@ -46,6 +56,10 @@ class Recorder:
         for name, value in flatten(record).items():
             self._tensorboard.add_scalar(name, value, record["epoch"])
         self._tensorboard.flush()
+
+    def add_pictures(self, folder: Path, epoch: int) -> None:
+        """Show the PNG files of a folder in TensorBoard."""
+        show_pictures(self._tensorboard, sorted(folder.glob("*.png")), epoch)
 
     def close(self) -> None:
         """Close TensorBoard's file."""

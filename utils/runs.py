@@ -14,6 +14,7 @@ from utils.options import read_yaml
 from utils.records import read_records
 
 CHECKPOINTS = ("best.pth", "last.pth")
+EXPORTED = "model.safetensors"  # what tools.export makes of one of them
 LOCK = ".lock"
 
 

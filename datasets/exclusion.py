@@ -1,0 +1,103 @@
+"""Pairs that a person has marked to be left out of training, in a CSV such as `python -m tools.audit` writes.
+
+Marked is a row with x, yes, true or 1 in its column `exclude`; rows that are not marked, and other columns, are passed
+over. What a row says of its pair is compared with the data, so that no list meets another data set or other noise.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from datasets.annotations import Split
+from utils.errors import DataError
+
+NOTHING_EXCLUDED = np.empty(0, np.int64)
+_MARKED, _NOT_MARKED = {"x", "yes", "true", "1"}, {"", "no", "false", "0"}
+
+
+def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarray:
+    """Read and check the marks.
+
+    Args:
+        file: with a header; `pair` (position in the training split) and `exclude` are needed, `image` and `caption` are
+            compared where they are there. Comma, semicolon or tab, as spreadsheets write them.
+        permutation: π of the run: pair i's caption is caption π(i).
+
+    Returns:
+        Positions of the marked pairs, ascending.
+
+    Raises:
+        DataError: names the file and line: no such table, no mark, an unknown mark or pair, or a pair of other data.
+    """
+    excluded = set()
+    for line, row in read_rows(file):
+        if is_marked(row, f"{file}, line {line}"):
+            excluded.add(check_pair(row, split, permutation, f"{file}, line {line}"))
+    if not excluded:
+        raise DataError(f"{file} marks no pair: write an x into the column exclude")
+    if len(excluded) == len(permutation):
+        raise DataError(f"{file} marks every pair: nothing is left to train on")
+    return np.array(sorted(excluded))
+
+
+def is_marked(row: Mapping[str, str], where: str) -> bool:
+    """Whether the row is marked; `where` is named in the message.
+
+    Raises:
+        DataError: neither marked nor not.
+    """
+    mark = (row["exclude"] or "").strip().lower()
+    if mark not in _MARKED | _NOT_MARKED:
+        raise DataError(f"{where}: exclude must be x or empty, found {mark!r:.40}")
+    return mark in _MARKED
+
+
+def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and rows.
+
+    Raises:
+        DataError: a file that can't be read, is no CSV, or lacks a column.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            header = stream.readline()
+            delimiter = max(",;\t", key=header.count)
+            stream.seek(0)
+            reader = csv.DictReader(stream, delimiter=delimiter)
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} is no CSV file in UTF-8: {error}") from None
+    for name in ("pair", "exclude"):
+        if name not in (reader.fieldnames or ()):
+            raise DataError(f"{file} has no column '{name}': python -m tools.audit writes such a file")
+    return rows
+
+
+def check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
+    """The row's pair, if it is the one the row describes; `where` is named in the message.
+
+    Raises:
+        DataError: no such pair, or one of other data.
+    """
+    text = (row["pair"] or "").strip()
+    if not text.isascii() or not text.isdigit() or int(text) >= len(permutation):
+        raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
+    pair = int(text)
+    image = as_text(split.images[split.caption_images[pair]].as_posix())
+    caption = as_text(split.captions[permutation[pair]])
+    if row.get("image") and not f"/{image}".endswith(f"/{row['image'].strip()}"):
+        raise DataError(f"{where}: pair {pair} has the image {image}, not {row['image']}: a list of other data?")
+    if row.get("caption") and row["caption"].split() != caption.split():
+        raise DataError(f"{where}: pair {pair} has another caption, {caption!r:.60}: a list of other data or noise?")
+    return pair
+
+
+def as_text(text: str) -> str:
+    """The text as a file in UTF-8 can hold it: half a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,148 @@
+"""What a run keeps of every epoch for later eyes: both votes on every pair, and how similar right and wrong pairs were.
+
+One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run alone: a run that was stopped and
+continued leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from processor.evaluation import SIMILARITIES, Encoded
+from processor.metrics import queries_at_a_time
+from solver.ccd import Division
+from utils.errors import DataError, brief
+
+FOLDER = "epochs"
+BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
+
+
+@dataclass(frozen=True)
+class PairHistory:
+    """CCD's verdicts on the N pairs of the training split in one epoch; row 0 is BGE's, row 1 TSE's.
+
+    Attributes:
+        loss: (2, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
+        clean_probability: (2, N) P(clean).
+        clean: (2, N) bool, the votes; False for excluded pairs.
+        components: (2, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
+            one first; NaN where none were fitted.
+        excluded: positions of the pairs that were left out of division and training.
+        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True where the run put
+            no captions out of place, which says nothing of those that came wrong.
+    """
+
+    loss: np.ndarray
+    clean_probability: np.ndarray
+    clean: np.ndarray
+    components: np.ndarray
+    excluded: np.ndarray
+    truly_clean: np.ndarray
+
+    @property
+    def scaled_loss(self) -> np.ndarray:
+        """(2, N) losses scaled to [0, 1] as the mixtures saw them; NaN where they are all the same."""
+        low, high = np.nanmin(self.loss, axis=1, keepdims=True), np.nanmax(self.loss, axis=1, keepdims=True)
+        return (self.loss - low) / np.where(high > low, high - low, np.nan)
+
+
+@dataclass(frozen=True)
+class EpochHistory:
+    """One epoch, counted from 1.
+
+    Attributes:
+        pairs: None where CCD did not divide (`--division all` or `oracle`).
+        similarity: (2, 200) how many validation similarities (BGE+TSE) of a caption to images of its person (row 0) and
+            of others (row 1) fell between `BIN_EDGES`; None in an epoch without validation.
+    """
+
+    epoch: int
+    pairs: PairHistory | None
+    similarity: np.ndarray | None
+
+
+def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray) -> np.ndarray:
+    """`EpochHistory.similarity` of a split's embeddings and identities, some captions at a time."""
+    bins, device = len(BIN_EDGES) - 1, encoded.text[0].device
+    caption_pids, image_pids = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
+    counts, chunk = torch.zeros(2 * bins, dtype=torch.long, device=device), queries_at_a_time(len(image_pids))
+    for start in range(0, len(caption_pids), chunk):
+        rows = slice(start, start + chunk)
+        similarity = encoded.similarity(rows)[SIMILARITIES[2]]  # (c, images)
+        place = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)
+        place += bins * (caption_pids[rows, None] != image_pids)
+        counts += torch.bincount(place.flatten(), minlength=2 * bins)
+    return counts.view(2, bins).cpu().numpy()
+
+
+def division_arrays(
+    division: Division, losses: tuple[np.ndarray, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The compact form of one epoch's division: float16 numbers, votes as bits; excluded pairs are left out."""
+    votes = (division.bge, division.tse)
+    none = np.full((2, 3), np.nan)
+    return {
+        "loss": np.stack(losses).astype(np.float16),
+        "clean_probability": np.stack([vote.clean_probability for vote in votes]).astype(np.float16),
+        "clean": np.packbits(np.stack([vote.clean for vote in votes]), axis=1),
+        "truly_clean": np.packbits(truly_clean),
+        "components": np.stack([none if vote.components is None else vote.components for vote in votes]),
+        "excluded": excluded.astype(np.int64),
+    }
+
+
+def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
+    """Write an epoch's file in one step.
+
+    Args:
+        epoch: counted from 1.
+        arrays: of `division_arrays`, if any, and "similarity", if any.
+    """
+    file = run_dir / FOLDER / f"{epoch:04d}.npz"
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    partial.replace(file)
+
+
+def read_history(run_dir: Path) -> list[EpochHistory]:
+    """Every epoch that the run has kept, in order; none for runs of other code.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    return [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
+
+
+def _read(file: Path) -> EpochHistory:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        pairs = _expand(arrays) if "loss" in arrays else None
+        return EpochHistory(int(file.stem), pairs, arrays.get("similarity"))
+    except Exception as error:  # numpy, zipfile and zlib each raise their own types
+        raise DataError(f"{file} is damaged: {brief(error)}") from None
+
+
+def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
+    excluded, divided = arrays["excluded"], arrays["loss"].shape[1]
+    kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
+
+    def spread(values: np.ndarray, filling: float) -> np.ndarray:
+        full = np.full((*values.shape[:-1], divided + len(excluded)), filling, values.dtype)
+        full[..., kept] = values
+        return full
+
+    return PairHistory(
+        loss=spread(arrays["loss"].astype(np.float32), np.nan),
+        clean_probability=spread(arrays["clean_probability"].astype(np.float32), np.nan),
+        clean=spread(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),
+        components=arrays["components"],
+        excluded=excluded,
+        truly_clean=spread(np.unpackbits(arrays["truly_clean"], count=divided).astype(bool), True),
+    )

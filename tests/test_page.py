@@ -1,0 +1,182 @@
+"""The search page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.galleries import Gallery, write_gallery, write_run
+from tools.search import __main__ as search
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+PATIENCE = 180  # seconds that a busy machine may take
+HOSTILE = "<img src=x onerror=document.title=1>.jpg"
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory) -> tuple[Gallery, Path]:
+    """A gallery, one of whose files has HTML for a name, and its index."""
+    folder = tmp_path_factory.mktemp("page")
+    gallery = write_gallery(folder / "mine", persons=6)
+    (gallery.folder / "camera 0/00.jpg").rename(gallery.folder / HOSTILE)
+    (gallery.folder / "secret.txt").write_text("not indexed")
+    run_dir = write_run(folder / "run")
+    search.main(["index", "--run", str(run_dir), "--gallery", str(gallery.folder), "--index", str(folder / "index")])
+    return gallery, folder / "index"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(indexed) -> Iterator[str]:
+    """The page, served by the real command."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "tools.search",
+        "serve",
+        "--index",
+        indexed[1],
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
+    server = subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0"},
+    )
+    told = []
+    for line in server.stdout:
+        told.append(line)
+        if "end with Ctrl-C" in line:
+            break
+    assert told, "the server said nothing"
+    assert f"http://127.0.0.1:{port}" in told[-1], "".join(told)
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    assert server.wait(timeout=PATIENCE) == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        message = f"the page's test needs a browser: install chromium ({', '.join(BROWSERS)} looked for)"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=QUIET, timeout=1000 * PATIENCE)
+        yield opened
+        opened.close()
+
+
+def first_files(indexed, text: str, top: int, out: Path) -> list[str]:
+    """The files that the command finds."""
+    search.main(
+        ["query", text, "--index", str(indexed[1]), "--top", str(top), "--out", str(out), "--similarity", "BGE"]
+    )
+    return [Path(hit["file"]).name for hit in json.loads(out.with_suffix(".json").read_text())[0]["results"]]
+
+
+def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, browser, tmp_path):
+    page = browser.new_page(viewport={"width": 1200, "height": 1400})
+    page.set_default_timeout(1000 * PATIENCE)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    text = "a man <b>in</b> a <script>document.title=2</script> blue coat"
+    page.get_by_label("BGE", exact=True).check()
+    page.locator("#sentence textarea").fill(text)
+    page.locator("#top input[type=number]").fill("12")
+    page.locator("#search").click()
+    page.wait_for_selector("#results img")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
+    expected = first_files(indexed, text, 12, tmp_path / "q")
+    shown = [label.strip().split(None, 1)[1] for label in page.locator("#results .caption-label").all_inner_texts()]
+    assert shown == expected
+    assert HOSTILE in shown
+
+    position = expected.index(HOSTILE)
+    page.locator("#results button:has(img)").nth(position).click()
+    page.wait_for_selector("#patches img")
+    page.wait_for_selector("#words mark")
+    words = page.locator("#words").inner_text()
+    assert "script" in words
+    assert "coat" in words
+    assert HOSTILE in words
+    assert page.title() == "RDE search", "nothing in a query or a file's name was run"
+    assert page.locator("#words b, #words script, #words img").count() == 0
+    source = page.locator("#patches img").get_attribute("src")
+    with urlopen(source) as answer:
+        shown_pixels = np.asarray(Image.open(answer).convert("L"), np.float32)
+    left, right = np.array_split(shown_pixels[:, 20:-20], 2, axis=1)
+    assert right.mean() > left.mean() + 20, "patches that were not chosen are faded"
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+    assert complaints == []
+    page.close()
+
+
+def test_mistakes_are_told_on_the_page(address, browser):
+    page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    page.locator("#search").click()
+    page.get_by_text("the query is empty").wait_for()
+    page.locator("#sentence textarea").fill("a woman in a red coat " * 834)
+    page.locator("#search").click()
+    page.get_by_text("the model reads only the first 75").wait_for()
+    page.wait_for_selector("#results img")
+    page.close()
+
+
+def status(address: str, path: str, **headers: str) -> int:
+    try:
+        with urlopen(Request(f"{address}/{path}", headers=headers), timeout=PATIENCE) as answer:
+            return answer.status
+    except HTTPError as error:
+        return error.code
+
+
+def test_nothing_but_thumbnails_is_served_and_to_nobody_else(indexed, address):
+    folder = indexed[0].folder
+    assert status(address, "") == 200
+    for path in ("/etc/passwd", folder / "secret.txt", folder / "camera 1/01.jpg", ROOT / "README.md", "README.md"):
+        quoted = str(path).replace(" ", "%20")
+        assert status(address, f"gradio_api/file={quoted}") in (403, 404)
+    assert status(address, "", Host="evil.example") == 400
+    with pytest.raises(ConnectionRefusedError):  # all of 127/8 is this machine: a server on every address would answer
+        socket.create_connection(("127.0.0.2", int(address.rsplit(":", 1)[1])), timeout=5).close()
+
+
+def test_a_port_that_is_taken_is_told(indexed, address):
+    with pytest.raises(UserError, match=r"--port \d+: .*; choose another") as caught:
+        search.main(["serve", "--index", str(indexed[1]), "--port", address.rsplit(":", 1)[1]])
+    assert "\n" not in str(caught.value)

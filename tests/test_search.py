@@ -1,0 +1,422 @@
+"""Search through the real commands: somebody's own folder of pictures, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from safetensors.numpy import load_file
+
+from datasets.augmentation import normalise
+from datasets.images import read_image
+from datasets.tokenizer import Tokenizer
+from solver.losses import cosine_similarity
+from tests.galleries import SIZE, Gallery, write_bomb, write_gallery, write_large, write_run
+from tools.loading import load_run
+from tools.search import __main__ as search
+from tools.search.engines import Exact, Faiss, best_first
+from tools.search.store import open_store, writing
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("logs") / "SynthPEDES/20260101_000000_own")
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory) -> Gallery:
+    return write_gallery(tmp_path_factory.mktemp("pictures") / "mine")
+
+
+@pytest.fixture(scope="module")
+def indexed(run_dir, gallery, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "i"
+    index(run_dir, gallery.folder, folder)
+    return folder
+
+
+def index(run_dir: Path, gallery: Path, folder: Path, *more: str) -> None:
+    command = ["index", "--run", str(run_dir), "--gallery", str(gallery), "--index", str(folder), "--device", "cpu"]
+    search.main([*command, *more])
+
+
+def program(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.search", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def oracle(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Paths, and (captions, images) similarities by the model alone, one image and one caption at a time."""
+    model = load_run(run_dir, torch.device("cpu")).model
+    paths = sorted(gallery.captions)
+    with torch.no_grad():
+        images = [
+            model.encode_image(normalise(torch.from_numpy(read_image(gallery.folder / p, SIZE).copy())[None]))
+            for p in paths
+        ]
+        texts = [model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[p]])).long()) for p in paths]
+    parts = [cosine_similarity(torch.cat(t), torch.cat(i)).numpy() for t, i in zip(zip(*texts), zip(*images))]
+    return paths, {"BGE": parts[0], "TSE": parts[1], "BGE+TSE": (parts[0] + parts[1]) / 2}
+
+
+def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir, gallery, tmp_path):
+    folder, captions = tmp_path / "index", tmp_path / "captions.txt"
+    done = program("index", "--run", run_dir, "--gallery", gallery.folder, "--index", folder)
+    assert "24 images of" in done.stdout
+    assert "24 of them new" in done.stdout
+    paths, expected = oracle(run_dir, gallery)
+    captions.write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
+    done = program("query", "--from", captions, "--index", folder, "--top", 5, "--similarity", "BGE")
+    results = json.loads((folder / "query.json").read_text())
+    assert len(results) == 24
+    for row, result in zip(expected["BGE"], results, strict=True):
+        order = np.argsort(-row, kind="stable")[:5]
+        assert [hit["score"] for hit in result["results"]] == pytest.approx(row[order], abs=1e-5)
+        assert [hit["rank"] for hit in result["results"]] == [1, 2, 3, 4, 5]
+        for hit in result["results"]:
+            position = paths.index(Path(hit["file"]).relative_to(gallery.folder).as_posix())
+            assert hit["bge"] == pytest.approx(row[position], abs=1e-5)
+    best = [Path(result["results"][0]["file"]).stem for result in results]
+    right = sum(int(found) // 2 == int(Path(path).stem) // 2 for found, path in zip(best, paths, strict=True))
+    assert right >= 12, "the built-in CLIP, by chance two of 24"
+    with Image.open(folder / "query.png") as sheet:
+        assert sheet.height > 20 * 100
+    assert "camera 0/00.jpg" in done.stdout
+
+
+@pytest.mark.parametrize("similarity", ["BGE", "TSE", "BGE+TSE"])
+def test_one_inner_product_gives_each_similarity(run_dir, gallery, indexed, similarity, tmp_path):
+    paths, expected = oracle(run_dir, gallery)
+    text = gallery.captions[paths[3]]
+    command = [
+        "query",
+        text,
+        "--index",
+        str(indexed),
+        "--top",
+        "24",
+        "--similarity",
+        similarity,
+        "--out",
+        str(tmp_path / "q"),
+    ]
+    search.main(command)
+    (result,) = json.loads((tmp_path / "q.json").read_text())
+    assert len(result["results"]) == 24
+    for hit in result["results"]:
+        position = paths.index(Path(hit["file"]).relative_to(gallery.folder).as_posix())
+        for name, key in ((similarity, "score"), ("BGE", "bge"), ("TSE", "tse")):
+            assert hit[key] == pytest.approx(expected[name][3, position], abs=1e-5)
+
+
+def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(run_dir, gallery, tmp_path, capsys):
+    folder, pictures = tmp_path / "index", tmp_path / "pictures"
+    shutil.copytree(gallery.folder, pictures)
+    index(run_dir, pictures, folder)
+    index(run_dir, pictures, folder)
+    assert "0 of them new or changed" in capsys.readouterr().out
+    ids, paths = open_store(folder).images()
+    old = dict(zip(paths, ids, strict=True))
+    Image.new("RGB", (40, 80), "red").save(pictures / "camera 0/00.jpg")
+    shutil.copy(pictures / "camera 1/01.jpg", pictures / "new.png.jpg")
+    (pictures / "camera 2/02.jpg").unlink()
+    index(run_dir, pictures, folder)
+    assert "24 images of" in (told := capsys.readouterr().out)
+    assert "2 of them new or changed" in told
+    ids, paths = open_store(folder).images()
+    new = dict(zip(paths, ids, strict=True))
+    changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+    assert changed == {Path("camera 0/00.jpg"), Path("new.png.jpg"), Path("camera 2/02.jpg")}
+
+
+def test_what_is_no_picture_is_listed_and_passed_over(run_dir, gallery, tmp_path, capsys):
+    folder, pictures = tmp_path / "index", tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(gallery.folder / "camera 0/00.jpg", pictures / "<img src=x onerror=alert(1)>.jpg")
+    shutil.copy(gallery.folder / "camera 1/01.jpg", os.fsencode(pictures) + b"/not utf-8 \xff.jpg")
+    (pictures / "notes.txt").write_text("no picture")
+    (pictures / "letter.jpg").write_text("no picture either")
+    (pictures / "cut.jpg").write_bytes((gallery.folder / "camera 0/03.jpg").read_bytes()[:500])
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / ".hidden.jpg").write_bytes(b"")
+    os.mkfifo(pictures / "pipe.jpg")
+    write_bomb(pictures / "bomb.png")
+    write_large(pictures / "large.jpg")
+    index(run_dir, pictures, folder)
+    told = capsys.readouterr().out
+    assert "3 images of" in told
+    passed_over = (folder / "passed_over.txt").read_text().splitlines()
+    assert {line.split(": ")[0] for line in passed_over} == {
+        "letter.jpg", "cut.jpg", "empty.png", "pipe.jpg", "bomb.png", "notes.txt"
+    }  # fmt: skip
+    assert "passed over 6 files" in told
+    assert any(line.startswith("bomb.png: ") and "pixels" in line for line in passed_over)
+    index(run_dir, pictures, folder)
+    assert "0 of them new or changed" in (told := capsys.readouterr().out)
+    assert "passed over 6 files" in told, "they are told again, but not read again"
+    search.main(["query", "<script>alert(1)</script>", "--index", str(folder)])
+    told = capsys.readouterr().out
+    assert "\N{REPLACEMENT CHARACTER}" not in told.split("not utf-8")[0]
+    assert "<img src=x onerror=alert(1)>.jpg" in told
+    shutil.copy(gallery.folder / "camera 0/03.jpg", pictures / "cut.jpg")
+    index(run_dir, pictures, folder)
+    assert "4 images of" in capsys.readouterr().out, "a mended file is read"
+
+
+def test_a_picture_is_read_upright(run_dir, gallery, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    with Image.open(gallery.folder / "camera 0/00.jpg") as picture:
+        picture.save(pictures / "a.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+        picture.transpose(Image.Transpose.ROTATE_90).save(pictures / "b.png", exif=exif)
+    index(run_dir, pictures, tmp_path / "index")
+    _, _, vectors = open_store(tmp_path / "index").everything()
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+
+
+KILLED = """
+import os, signal, sys
+from tools.search import __main__, encode, store
+images, put, calls = encode.Encoder.images, store.Store.put, []
+def dies(*arguments):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {original}(*arguments)
+{target} = dies
+__main__.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("original", "target"),
+    [("images", "encode.Encoder.images"), ("put", "store.Store.put")],
+    ids=["encoding", "keeping"],
+)
+def test_a_killed_index_goes_on_where_it_ended(run_dir, gallery, tmp_path, capsys, original, target):
+    folder = tmp_path / "index"
+    script = KILLED.format(original=original, target=target)
+    command = [sys.executable, "-c", script, "index", "--run", run_dir, "--gallery", gallery.folder, "--index", folder]
+    done = subprocess.run([*map(str, command), "--batch_size", "5"], cwd=ROOT, timeout=300, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(open_store(folder).images()[0]) == 10
+    index(run_dir, gallery.folder, folder)
+    assert "14 of them new or changed" in capsys.readouterr().out
+    index(run_dir, gallery.folder, tmp_path / "whole")
+    found = [
+        dict(zip(paths, vectors))
+        for _, paths, vectors in (open_store(f).everything() for f in (folder, tmp_path / "whole"))
+    ]
+    assert found[0].keys() == found[1].keys()
+    for path, vector in found[0].items():
+        assert vector == pytest.approx(found[1][path], abs=1e-5)
+
+
+def test_of_two_processes_one_indexes(run_dir, gallery, tmp_path):
+    with (
+        writing(tmp_path / "index"),
+        pytest.raises(UserError, match=r"another process is indexing into .*: wait for it"),
+    ):
+        index(run_dir, gallery.folder, tmp_path / "index")
+    index(run_dir, gallery.folder, tmp_path / "index")
+
+
+def test_an_index_is_used_with_the_model_and_the_folder_that_made_it(run_dir, gallery, indexed, tmp_path):
+    other = write_run(tmp_path / "logs/SynthPEDES/20260101_000000_other", seed=2)
+    with pytest.raises(UserError, match="was made by another model"):
+        index(other, gallery.folder, indexed)
+    with pytest.raises(UserError, match="was made by another model"):
+        search.main(["query", "a man", "--index", str(indexed), "--run", str(other)])
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "others/a.png")
+    with pytest.raises(UserError, match=r"is an index of .*: choose another --index"):
+        index(run_dir, tmp_path / "others", indexed)
+
+
+def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gallery, tmp_path):
+    run_dir, folder = write_run(tmp_path / "run"), tmp_path / "index"
+    index(run_dir, gallery.folder, folder)
+    run_dir.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="is not there: say with --run where the run is"):
+        search.main(["query", "a man", "--index", str(folder)])
+    search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])
+    shutil.copy(write_run(tmp_path / "other", seed=3) / "best.pth", tmp_path / "moved/best.pth")
+    with pytest.raises(UserError, match="was made by another model"):
+        search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "  "], "the query is empty"),
+        (["query"], "nothing to search for"),
+        (["query", "a", "--top", "0"], "--top 0: must be at least 1"),
+        (["query", "a", "--similarity", "cosine"], "--similarity cosine: choose from BGE, TSE, BGE"),
+        (["query", "--from", "/nowhere.txt"], "/nowhere.txt can't be read"),
+        (["query", "a", "--faiss"], "index again with --faiss"),
+        (["query", "a", "--index", "/nowhere"], "no index in /nowhere: make one"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["serve", "--port", "99999"], "--port 99999: must be"),
+    ],
+)
+def test_mistakes_are_one_line(indexed, arguments, message):
+    more = [] if "--index" in arguments or arguments[0] == "frobnicate" else ["--index", str(indexed)]
+    with pytest.raises(UserError, match=message) as caught:
+        search.main([*arguments, *more])
+    assert "\n" not in str(caught.value)
+
+
+def test_galleries_without_pictures_are_told_and_lose_nothing(run_dir, indexed, tmp_path):
+    before = (indexed / "index.sqlite").read_bytes()
+    for folder, message in ((tmp_path, "no picture in it"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(UserError, match=message):
+            index(run_dir, folder, indexed)
+        with pytest.raises(UserError, match=message):
+            index(run_dir, folder, tmp_path / "index")
+        assert not (tmp_path / "index").exists()
+    assert (indexed / "index.sqlite").read_bytes() == before
+
+
+def test_an_index_without_a_readable_picture_is_told(run_dir, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.jpg").write_text("none")
+    index(run_dir, tmp_path / "pictures", tmp_path / "index")
+    with pytest.raises(UserError, match="holds no image that could be read"):
+        search.main(["query", "a man", "--index", str(tmp_path / "index")])
+
+
+@pytest.mark.parametrize("damage", [b"", b"no database at all, but long enough to be one" * 40])
+def test_a_damaged_index_is_told(run_dir, gallery, indexed, tmp_path, damage):
+    folder = tmp_path / "index"
+    shutil.copytree(indexed, folder)
+    (folder / "index.sqlite").write_bytes(damage)
+    for use in (
+        lambda: search.main(["query", "a", "--index", str(folder)]),
+        lambda: index(run_dir, gallery.folder, folder),
+    ):
+        with pytest.raises(UserError, match="delete it and index again") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_vector_of_another_width_is_told(indexed, tmp_path):
+    folder = tmp_path / "index"
+    shutil.copytree(indexed, folder)
+    with sqlite3.connect(folder / "index.sqlite") as connection:
+        connection.execute("UPDATE image SET vector = x'00000000' WHERE id = 2")
+    with pytest.raises(UserError, match="is damaged, delete it and index again"):
+        search.main(["query", "a", "--index", str(folder)])
+
+
+def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
+    text = "a woman in a red coat " * 834
+    search.main(["query", text, "--index", str(indexed), "--out", str(tmp_path / "long")])
+    assert "the model reads only the first 75" in capsys.readouterr().err
+    cut = " ".join(text.split()[:75])
+    search.main(["query", cut, "--index", str(indexed), "--out", str(tmp_path / "cut")])
+    assert capsys.readouterr().err == ""
+    long, short = (json.loads((tmp_path / f"{name}.json").read_text())[0]["results"] for name in ("long", "cut"))
+    assert long == short
+
+
+def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
+    paths, expected = oracle(run_dir, gallery)
+    (tmp_path / "captions.txt").write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
+    pictures = [str(gallery.folder / paths[n]) for n in (0, 7)]
+    command = ["captions", *pictures, "--run", str(run_dir), "--from", str(tmp_path / "captions.txt"), "--top", "3"]
+    search.main([*command, "--out", str(tmp_path / "found"), "--similarity", "BGE"])
+    found = json.loads((tmp_path / "found.json").read_text())
+    for result, position in zip(found, (0, 7), strict=True):
+        column = expected["BGE"][:, position]
+        order = np.argsort(-column, kind="stable")[:3]
+        assert [line["caption"] for line in result["results"]] == [gallery.captions[paths[n]] for n in order]
+        assert [line["score"] for line in result["results"]] == pytest.approx(column[order], abs=1e-5)
+    with pytest.raises(UserError, match=r"image /nowhere.jpg can't be read"):
+        search.main(["captions", "/nowhere.jpg", *command[3:]])
+
+
+def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, tmp_path):
+    search.main(["export", "--index", str(indexed), "--out", str(tmp_path / "out")])
+    vectors = np.load(tmp_path / "out/vectors.npy")
+    stored = load_file(tmp_path / "out/vectors.safetensors")
+    assert np.array_equal(stored["vectors"], vectors)
+    lines = [json.loads(line) for line in (tmp_path / "out/vectors.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(24))
+    assert [line["id"] for line in lines] == stored["ids"].tolist()
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(24), abs=1e-5)
+    paths, expected = oracle(run_dir, gallery)
+    model = load_run(run_dir, torch.device("cpu")).model
+    with torch.no_grad():
+        bge, tse = model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[paths[5]]])).long())
+    query = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in (bge, tse)], dim=1)[0].numpy() / 2**0.5
+    for line, score in zip(lines, vectors @ query, strict=True):
+        position = paths.index(Path(line["file"]).relative_to(gallery.folder).as_posix())
+        assert score == pytest.approx(expected["BGE+TSE"][5, position], abs=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([0.0, 0.5, 1.0, -1.0])), st.integers(1, 50))
+def test_the_best_come_first_and_equal_ones_in_their_order(scores, count):
+    assert best_first(scores, count).tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
+
+
+def test_exact_search_forms_every_inner_product():
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((300, 16), np.float32), rng.standard_normal((130, 16), np.float32)
+    for query, found in zip(queries, Exact(vectors).top(queries, 7), strict=True):
+        assert found.tolist() == sorted(range(300), key=lambda n: -float(vectors[n] @ query))[:7]
+
+
+def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
+    pytest.importorskip("faiss")
+    folder = tmp_path / "index"
+    index(run_dir, gallery.folder, folder, "--faiss")
+    for more, name in ([], "exact"), (["--faiss"], "faiss"):
+        search.main(["query", "a man in a red coat", "--index", str(folder), "--out", str(tmp_path / name), *more])
+    found = [json.loads((tmp_path / f"{name}.json").read_text())[0]["results"] for name in ("exact", "faiss")]
+    assert found[0] == found[1]
+    Image.new("RGB", (9, 9)).save(gallery.folder / "more.png")
+    try:
+        index(run_dir, gallery.folder, folder)
+    finally:
+        (gallery.folder / "more.png").unlink()
+    with pytest.raises(UserError, match="index again with --faiss"):
+        search.main(["query", "a", "--index", str(folder), "--faiss"])
+    index(run_dir, gallery.folder, folder, "--faiss")
+    assert len(list(folder.glob("*.faiss"))) == 1
+
+
+def test_faiss_recalls_clustered_vectors():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    persons = rng.standard_normal((400, 64), np.float32)
+    vectors = (persons.repeat(10, axis=0) + 0.5 * rng.standard_normal((4000, 64), np.float32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = np.arange(4000) * 3 + 5
+    engine, recall = Faiss.build(vectors, ids), []
+    for query in vectors[::100]:
+        candidates = engine.top(query[None], 10)[0]
+        rows = (candidates - 5) // 3
+        ranked = rows[best_first(vectors[rows] @ query, 10)]
+        recall.append(len(set(ranked) & set(best_first(vectors @ query, 10))) / 10)
+    assert np.mean(recall) > 0.9

@@ -1,0 +1,287 @@
+"""Figures, audit and export of a run that was really trained, through the real commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import test as evaluation_root
+import train as training_root
+from datasets.annotations import read_splits
+from datasets.images import read_image
+from datasets.noise import draw_permutation
+from datasets.tokenizer import Tokenizer
+from model.tse import select_tokens
+from processor.history import read_history
+from tests import datasets_on_disk
+from tests.galleries import SIZE, write_run
+from tests.test_training import arguments
+from tools import export, selection
+from tools.audit import __main__ as audit
+from tools.audit.findings import Findings, confusion
+from tools.loading import load_run
+from tools.visualize import __main__ as visualize
+from tools.visualize.runs import labels, read_run
+from utils.errors import UserError
+
+HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    listed = datasets_on_disk.entries("RSTPReid")
+    for entry in listed:
+        if entry["split"] == "train":
+            entry["captions"][0] = f"{HTML} {entry['captions'][0]}"
+    datasets_on_disk.write(root, "RSTPReid", listed)
+    return root
+
+
+def train(root: Path, output_dir: Path, *more: str) -> Path:
+    training_root.main(arguments(root, output_dir, "--num_epoch", "2", *more))
+    (run_dir,) = (output_dir / "RSTPReid").iterdir()
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(root, tmp_path_factory) -> Path:
+    return train(root, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def others(root, tmp_path_factory) -> list[Path]:
+    """Runs with other margins, one of them without CCD."""
+    folder = tmp_path_factory.mktemp("others")
+    return [train(root, folder / "a", "--margin", "0.3"), train(root, folder / "b", "--division", "all")]
+
+
+def check_figures(folder: Path, names: Sequence[str]) -> None:
+    assert {path.stem for path in folder.glob("*.png")} >= set(names)
+    for name in names:
+        with Image.open(folder / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert min(pixels.shape) > 200
+        assert pixels.std() > 5, "something is drawn"
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert set(events.Tags()["images"]) == {f"figures/{name}" for name in names}
+
+
+def test_one_run_becomes_its_figures(run_dir, tmp_path):
+    for _ in range(2):  # a second time replaces the first
+        visualize.main([str(run_dir), "--out", str(tmp_path), "--device", "cpu"])
+        check_figures(tmp_path, ["curves", "r1", "losses_over_epochs", "similarities", "retrieval", "selection"])
+
+
+def test_several_runs_are_compared(run_dir, others, tmp_path):
+    visualize.main([str(run_dir), *map(str, others), "--out", str(tmp_path)])
+    check_figures(tmp_path, ["r1_of_runs", "similarities", "sweep_margin"])
+    assert labels([read_run(folder) for folder in (run_dir, others[0])]) == ["margin 0.1", "margin 0.3"]
+
+
+def test_a_run_without_division_has_the_other_figures(others, tmp_path):
+    visualize.main([str(others[1]), "--out", str(tmp_path), "--device", "cpu"])
+    check_figures(tmp_path, ["curves", "r1", "similarities", "retrieval", "selection"])
+    with pytest.raises(UserError, match=r"has kept no votes of CCD .*--division all"):
+        audit.main([str(others[1])])
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        (visualize, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
+        (audit, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
+        (export, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
+        (export, ["RUN", "--checkpoint", "worst.pth"], "no checkpoint .*worst.pth"),
+        (export, ["RUN", "--out", "RUN"], "must be another folder than the run's own"),
+        (audit, ["RUN", "--top", "0"], "--top 0: must be at least 1"),
+        (audit, ["RUN", "--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
+        (visualize, ["RUN", "RUN"], "a run folder is given twice"),
+    ],
+)
+def test_mistakes_are_one_line(run_dir, command, more, message):
+    with pytest.raises(UserError, match=message) as caught:
+        command.main([str(run_dir) if argument == "RUN" else argument for argument in more])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_without_an_epoch_is_told(run_dir, tmp_path):
+    shutil.copy(run_dir / "configs.yaml", tmp_path)
+    with pytest.raises(UserError, match=r"has no epoch in metrics.jsonl"):
+        visualize.main([str(tmp_path)])
+    with pytest.raises(UserError, match="has kept no votes of CCD"):
+        audit.main([str(tmp_path)])
+
+
+def test_chosen_patches_and_words_are_those_of_the_model(root, run_dir):
+    model = load_run(run_dir, torch.device("cpu")).model
+    split = read_splits("RSTPReid", root, ["test"])["test"]
+    image = read_image(split.images[0], SIZE)
+    chosen = selection.chosen_patches(model, image)
+    assert chosen.shape == model.clip.sizes.grid
+    assert chosen.sum() == model.image_tokens
+    before = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
+    (row, column) = np.argwhere(chosen)[0]
+    attention = model.clip.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))[1]
+    expected = select_tokens(attention[:, 1:], model.image_tokens)[0]
+    assert sorted(np.flatnonzero(chosen)) == sorted(expected.tolist())
+    assert row * model.clip.sizes.grid[1] + column in expected
+    after = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
+    assert torch.equal(before.tse, after.tse), "watching changes nothing and has ended"
+
+    caption = "a woman in a red coat and blue jeans " * 5
+    words = selection.chosen_words(model, Tokenizer(), caption)
+    assert " ".join(word for word, _ in words) == caption.strip()
+    assert sum(weight > 0 for _, weight in words) == model.text_tokens, "each of these words is one token"
+    assert max(weight for _, weight in words) == 1
+    ids = torch.from_numpy(Tokenizer()([caption])).long()
+    attention = model.clip.encode_text(ids, ids.argmax(dim=1))[1][0, 1 : len(words) + 1]
+    expected = select_tokens(attention[None], model.text_tokens)[0].tolist()
+    assert sorted(expected) == [n for n, (_, weight) in enumerate(words) if weight]
+    assert all(weight > 0 for _, weight in selection.chosen_words(model, Tokenizer(), "a red coat"))
+    assert selection.chosen_words(model, Tokenizer(), "") == []
+    tail = selection.chosen_words(model, Tokenizer(), "red " * 100)[75:]
+    assert all(weight == 0 for _, weight in tail), "what is cut off is not chosen"
+
+
+def test_only_chosen_patches_keep_their_colours(tmp_path):
+    run = load_run(write_run(tmp_path / "run"), torch.device("cpu"))
+    Image.new("RGB", (64, 192), (250, 10, 10)).save(tmp_path / "red.png")
+    picture, faded = selection.overlaid(run.model, SIZE, tmp_path / "red.png")
+    chosen = selection.chosen_patches(run.model, read_image(tmp_path / "red.png", SIZE))
+    red = (np.asarray(faded) == np.asarray(picture)).all(axis=2)
+    scale = picture.size[1] // SIZE[0]
+    assert np.array_equal(red[:: 8 * scale, :: 8 * scale], chosen)
+    assert red.mean() == pytest.approx(chosen.mean())
+
+
+def test_the_audit_lists_what_was_held_noisy(root, run_dir, tmp_path, capsys):
+    audit.main([str(run_dir), "--out", str(tmp_path), "--top", "5"])
+    told = capsys.readouterr().out
+    history = [epoch.pairs for epoch in read_history(run_dir)]
+    clean = history[-1].clean
+    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert sorted(int(row["pair"]) for row in rows) == np.flatnonzero(~clean.all(axis=0)).tolist()
+    assert f"{len(rows)} are held noisy by at least one vote" in told
+    split, permutation = read_splits("RSTPReid", root, ["train"])["train"], draw_permutation(24, 0.5)
+    doubt = np.mean([1 - epoch.clean_probability for epoch in history], axis=(0, 1))
+    assert [float(row["suspicion"]) for row in rows] == pytest.approx(sorted(doubt[~clean.all(axis=0)])[::-1], abs=1e-4)
+    for row in rows:
+        pair = int(row["pair"])
+        assert row["caption"] == split.captions[permutation[pair]]
+        assert root / "RSTPReid/imgs" / row["image"] == split.images[split.caption_images[pair]]
+        assert row["truth"] == ("clean" if permutation[pair] == pair else "noisy")
+        assert (row["held_noisy_by"] == "BGE and TSE") == (not clean[:, pair].any())
+        for number, name in enumerate(("BGE", "TSE")):
+            assert int(row[f"{name}_times_noisy"]) == sum(not epoch.clean[number, pair] for epoch in history)
+            assert float(row[f"{name}_loss"]) == pytest.approx(history[-1].loss[number, pair], abs=1e-4)
+    judgement = json.loads((tmp_path / "audit.json").read_text())
+    noisy = permutation != np.arange(24)
+    assert judgement["chance"] == noisy.mean()
+    assert judgement["average_precision"]["both"] == pytest.approx(average_precision_score(noisy, doubt))
+    found = judgement["last_epoch"]["both noisy"]
+    held = ~clean.any(axis=0)
+    assert (found["noisy_held_noisy"], found["clean_held_noisy"]) == ((noisy & held).sum(), (~noisy & held).sum())
+    for name in ("precision_recall", "most_suspicious"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert (tmp_path / f"{name}.pdf").is_file()
+
+
+def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
+    audit.main([str(run_dir), "--out", str(tmp_path)])
+    page = (tmp_path / "pairs.html").read_text(encoding="utf-8")
+    shown = page.count("<article")
+    assert shown == sum(1 for _ in csv.DictReader((tmp_path / "pairs.csv").open(encoding="utf-8", newline="")))
+    assert page.count("data:image/jpeg;base64,") == shown
+    assert "<script" not in page
+    assert "<b>red" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "it loads nothing"
+
+
+def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
+    audit.main([str(run_dir), "--out", str(tmp_path)])
+    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows[:3]:
+        row["exclude"] = "x"
+    with (tmp_path / "mine.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    without = train(root, tmp_path / "logs", "--exclude", str(tmp_path / "mine.csv"))
+    excluded = sorted(int(row["pair"]) for row in rows[:3])
+    assert read_history(without)[-1].pairs.excluded.tolist() == excluded
+    audit.main([str(without), "--out", str(tmp_path / "again")])
+    with (tmp_path / "again/pairs.csv").open(encoding="utf-8", newline="") as stream:
+        assert not {int(row["pair"]) for row in csv.DictReader(stream)} & set(excluded)
+    shutil.copy(tmp_path / "mine.csv", tmp_path / "pairs.csv")
+    audit.main([str(run_dir), "--out", str(tmp_path)])
+    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+        assert list(csv.DictReader(stream)) == rows, "a second audit keeps the marks"
+    (tmp_path / "pairs.csv").write_text("pair,exclude\n99,x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"pairs.csv, line 2: pair '99' is none of"):
+        audit.main([str(run_dir), "--out", str(tmp_path)])
+    assert "99,x" in (tmp_path / "pairs.csv").read_text(), "a table that can't be read is left as it is"
+    with pytest.raises(UserError, match="a list of other data or noise"):
+        train(
+            root, tmp_path / "other", "--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""
+        )
+
+
+def test_other_data_are_not_audited(run_dir, tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", persons=5))
+    with pytest.raises(UserError, match=r"was trained on 24 pairs, RSTPReid in .* has 20"):
+        audit.main([str(run_dir), "--root_dir", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_without_the_truth_nothing_is_judged(run_dir):
+    pairs = read_history(run_dir)[-1].pairs
+    object.__setattr__(pairs, "truly_clean", np.ones(24, bool))
+    assert Findings([pairs]).truth is None
+    assert Findings([pairs]).judgement() is None
+
+
+def test_confusion_counts_every_pair_once():
+    truth, held = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 0, 1, 0, 0, 0], bool)
+    assert confusion(truth, held) == {
+        "noisy_held_noisy": 1,
+        "clean_held_noisy": 1,
+        "noisy_held_clean": 2,
+        "clean_held_clean": 3,
+        "precision": 1 / 2,
+        "recall": 1 / 3,
+    }
+    assert confusion(truth, np.zeros(7, bool))["precision"] == 0
+
+
+def test_an_export_is_tested_like_its_run(root, run_dir, capsys):
+    export.main([str(run_dir)])
+    out = run_dir / "export"
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "configs.yaml", "README.md"}
+    assert str(root) not in "".join((out / name).read_text() for name in ("configs.yaml", "README.md"))
+    own = json.loads((run_dir / "test_metrics.json").read_text())["best.pth"]
+    capsys.readouterr()
+    evaluation_root.main([str(out), "--root_dir", str(root), "--device", "cpu"])
+    found = json.loads((out / "test_metrics.json").read_text())["model.safetensors"]
+    assert {name: row["mAP"] for name, row in found.items()} == {name: row["mAP"] for name, row in own.items()}
+    card = (out / "README.md").read_text()
+    assert f"| BGE+TSE | {own['BGE+TSE']['R1']:.2f} |" in card
+    assert "Captions that changed places: 50%" in card
+    assert "license: apache-2.0" in card
+    (out / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"checkpoint .*model.safetensors can't be read"):
+        evaluation_root.main([str(out), "--root_dir", str(root)])

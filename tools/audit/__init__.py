@@ -1,0 +1,1 @@
+"""Which captions a run's CCD disbelieves: `python -m tools.audit --help`."""

@@ -1,0 +1,111 @@
+"""List the training pairs that CCD holds noisy, with both votes, for a person to look at.
+
+    python -m tools.audit RUN_DIR
+
+It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over both votes and all epochs);
+`pairs.html`, the first of them with thumbnails; figures; and where the run put captions out of place itself
+`audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of `pairs.csv`
+(a later audit keeps it), and give the file to `train.py --exclude`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prettytable import PrettyTable
+
+from utils.errors import OptionError
+from utils.options import parse, read_yaml
+from utils.program import run_program
+
+# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    from tools.audit.findings import Findings
+    from tools.audit.pairs import Pairs
+
+_EXAMPLES = 8
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.audit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
+    parser.add_argument("--top", type=int, default=200, help="pairs on the page (default: %(default)s)")
+    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--out", help="folder to write (default: RUN_DIR/audit)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read the history, write table, page and figures, print the judgement."""
+    from processor.history import read_history
+    from tools.audit.findings import Findings
+    from tools.audit.pairs import read_pairs
+
+    args = parse(build_parser(), argv)
+    run_dir = Path(args["run_dir"])
+    if args["top"] < 1:
+        raise OptionError(f"--top {args['top']}: must be at least 1")
+    config = read_yaml(run_dir / "configs.yaml")
+    epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
+    if not epochs:
+        why = f"--division {config.get('division')}" if config.get("division") in ("all", "oracle") else "other code"
+        raise OptionError(f"{run_dir} has kept no votes of CCD in epochs/: no epoch is done, or it was made by {why}")
+    findings = Findings(epochs)
+    pairs = read_pairs(run_dir, args["root_dir"], epochs[-1].loss.shape[1])
+    write_audit(findings, pairs, Path(args["out"] or run_dir / "audit"), args["top"], run_dir.resolve().name)
+
+
+def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str) -> None:
+    """Write everything into `out` and print what it says."""
+    from tools.audit.figures import most_suspicious, precision_recall
+    from tools.audit.page import write_page
+    from tools.audit.table import write_table
+
+    out.mkdir(parents=True, exist_ok=True)
+    suspects, divided = findings.suspects(), len(findings.kept)
+    both = int((~findings.last.clean[:, findings.kept]).all(axis=0).sum())
+    about = (
+        f"Of {divided:,} pairs {len(suspects):,} are held noisy by at least one vote in the last of "
+        f"{len(findings.epochs)} epochs, {both:,} by both."
+    )
+    print(about)
+    write_table(findings, pairs, suspects, out / "pairs.csv")
+    shown = suspects[:top]
+    title, about = f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}."
+    write_page(findings, pairs, shown, title, about, out / "pairs.html")
+    if len(suspects):
+        most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
+    if judgement := findings.judgement():
+        (out / "audit.json").write_text(json.dumps(judgement, indent=1) + "\n", encoding="utf-8")
+        precision_recall(findings, judgement, out / "precision_recall")
+        print(judgement_table(judgement))
+    print(f"wrote {out}: pairs.csv, pairs.html and figures")
+
+
+def judgement_table(judgement: dict[str, Any]) -> str:
+    """How right the votes were, to print."""
+    shown = PrettyTable(
+        ["last epoch", "noisy: held noisy", "held clean", "clean: held noisy", "held clean ", "precision", "recall"]
+    )
+    shown.align = "r"
+    shown.align["last epoch"] = "l"
+    keys = ("noisy_held_noisy", "noisy_held_clean", "clean_held_noisy", "clean_held_clean")
+    for name, found in judgement["last_epoch"].items():
+        shown.add_row([name, *(found[key] for key in keys), f"{found['precision']:.3f}", f"{found['recall']:.3f}"])
+    found = ", ".join(f"{name} {value:.3f}" for name, value in judgement["average_precision"].items())
+    return f'{shown.get_string()}\naverage precision of "noisy": {found} (chance {judgement["chance"]:.3f})'
+
+
+if __name__ == "__main__":
+    run_program(main)

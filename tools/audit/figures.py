@@ -1,0 +1,50 @@
+"""The audit's figures: precision and recall of "noisy", and the most suspicious pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+
+from datasets.images import read_image
+from tools.audit.findings import Findings
+from tools.audit.pairs import Pairs
+from utils.figures import CLEAN, NOISY, STYLES, save, wrap
+
+_CELL, _COLUMNS = (160, 64), 4
+
+
+def precision_recall(findings: Findings, judgement: Mapping[str, object], file: Path) -> None:
+    """A curve a score, with its average precision, and the last epoch's votes as points."""
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    for (name, (recall, precision)), (colour, line) in zip(findings.curves().items(), STYLES.values(), strict=True):
+        label = f"{name}, AP {judgement['average_precision'][name]:.3f}"
+        axes.plot(recall, precision, line, color=colour, label=label)
+    for (name, vote), marker in zip(judgement["last_epoch"].items(), "o^sD", strict=True):
+        label = f"last epoch: {name}"
+        axes.plot(vote["recall"], vote["precision"], marker, color="white", markeredgecolor="black", label=label)
+    axes.axhline(judgement["chance"], color="#777777", linewidth=0.8, linestyle=":", label="chance")
+    axes.set(xlabel="recall of noisy pairs", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower left")
+    save(figure, file)
+
+
+def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
+    """Pairs with their captions and P(clean) of BGE and TSE; framed by the truth where it is known (figures 7 to 9)."""
+    rows = -(-len(suspects) // _COLUMNS)
+    figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 3.9 * rows), squeeze=False)
+    figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.06 / rows, bottom=0.28 / rows, wspace=0.9, hspace=0.45)
+    for axes in grid.flat[len(suspects) :]:
+        axes.axis("off")
+    for axes, pair in zip(grid.flat, suspects, strict=False):
+        axes.imshow(read_image(pairs.file(pair), _CELL).transpose(1, 2, 0), aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        bge, tse = findings.last.clean_probability[:, pair]
+        axes.set_title(f"P(clean) {bge:.2f}, {tse:.2f}", fontsize=8, pad=3)
+        axes.set_xlabel(wrap(pairs.caption(pair), 25, 7), fontsize=7.5, loc="center")
+        for side in axes.spines.values():
+            known = findings.truth is not None
+            side.set(color=(NOISY if findings.truth[pair] else CLEAN) if known else "#999999", linewidth=2 + known)
+    save(figure, file)

@@ -1,0 +1,108 @@
+"""What CCD thought of every pair over the epochs, and how right it was where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from processor.history import PairHistory
+
+VOTES = ("BGE", "TSE")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The division of E epochs on N pairs.
+
+    Attributes:
+        epochs: each one's verdicts, in order; the last is the run's last word.
+    """
+
+    epochs: Sequence[PairHistory]
+
+    @property
+    def last(self) -> PairHistory:
+        """The last epoch's verdicts."""
+        return self.epochs[-1]
+
+    @cached_property
+    def truth(self) -> np.ndarray | None:
+        """(N,) bool, which captions were put out of place; None where none were, so that nothing is known."""
+        noisy = ~self.last.truly_clean
+        return noisy if noisy.any() else None
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """Positions of the pairs that were divided."""
+        return np.setdiff1d(np.arange(self.last.loss.shape[1]), self.last.excluded)
+
+    @cached_property
+    def doubts(self) -> np.ndarray:
+        """(2, N) 1 − P(clean) of both votes, averaged over the epochs, in [0, 1]; NaN for excluded pairs."""
+        return 1 - np.mean([epoch.clean_probability for epoch in self.epochs], axis=0)
+
+    @cached_property
+    def suspicion(self) -> np.ndarray:
+        """(N,) the mean of both votes' doubts: by it pairs are sorted."""
+        return self.doubts.mean(axis=0)
+
+    @cached_property
+    def times_noisy(self) -> np.ndarray:
+        """(2, N) in how many epochs each vote held the pair noisy."""
+        return np.sum([~epoch.clean for epoch in self.epochs], axis=0)
+
+    def suspects(self) -> np.ndarray:
+        """Positions of the pairs that at least one vote held noisy in the last epoch, the most suspicious first."""
+        held = self.kept[(~self.last.clean[:, self.kept]).any(axis=0)]
+        return held[np.argsort(-self.suspicion[held], kind="stable")]
+
+    def held_by(self, pair: int) -> str:
+        """Who held a pair noisy in the last epoch."""
+        return " and ".join(name for name, clean in zip(VOTES, self.last.clean[:, pair], strict=True) if not clean)
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """(kept,) scores for "noisy" that are judged against the truth."""
+        return {
+            "BGE": self.doubts[0, self.kept],
+            "TSE": self.doubts[1, self.kept],
+            "both": self.suspicion[self.kept],
+        }
+
+    def judgement(self) -> dict[str, object] | None:
+        """How right the votes were: average precision, and each one's confusion in the last epoch; None without truth.
+
+        "chance" is the share of noisy pairs, the average precision of a score drawn at random.
+        """
+        if self.truth is None:
+            return None
+        truth, noisy = self.truth[self.kept], ~self.last.clean[:, self.kept]
+        votes = {"BGE": noisy[0], "TSE": noisy[1], "both noisy": noisy.all(axis=0), "either noisy": noisy.any(axis=0)}
+        return {
+            "pairs": len(truth),
+            "chance": float(truth.mean()),
+            "average_precision": {n: float(average_precision_score(truth, s)) for n, s in self.scores().items()},
+            "last_epoch": {name: confusion(truth, held) for name, held in votes.items()},
+        }
+
+    def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Recall and precision of "noisy" for each of `scores`; needs the truth."""
+        found = {n: precision_recall_curve(self.truth[self.kept], s) for n, s in self.scores().items()}
+        return {name: (recall, precision) for name, (precision, recall, _) in found.items()}
+
+
+def confusion(truth: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Counts of pairs by truth and vote, and precision and recall of "noisy" (0 where nothing was held or is noisy)."""
+    hit, false = int((truth & held).sum()), int((~truth & held).sum())
+    missed = int((truth & ~held).sum())
+    return {
+        "noisy_held_noisy": hit,
+        "clean_held_noisy": false,
+        "noisy_held_clean": missed,
+        "clean_held_clean": len(truth) - hit - false - missed,
+        "precision": hit / max(1, hit + false),
+        "recall": hit / max(1, hit + missed),
+    }

@@ -1,0 +1,60 @@
+"""The training pairs that a run met: the images, and the captions as its noise had put them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.annotations import Split, locate, read_splits
+from datasets.exclusion import as_text
+from datasets.noise import find_noise
+from utils.errors import DataError
+from utils.options import read_yaml, resolve
+from utils.runs import short_name
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The training split, the folder its image paths start from, and π: pair i's caption is caption π(i)."""
+
+    split: Split
+    imgs: Path
+    permutation: np.ndarray
+
+    def file(self, pair: int) -> Path:
+        """A pair's image."""
+        return self.split.images[self.split.caption_images[pair]]
+
+    def image(self, pair: int) -> str:
+        """A pair's image as the annotation file has it."""
+        return as_text(Path(os.path.relpath(self.file(pair), self.imgs)).as_posix())
+
+    def caption(self, pair: int) -> str:
+        """A pair's caption, in place or not."""
+        return as_text(self.split.captions[self.permutation[pair]])
+
+
+def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
+    """Read the data a run was trained on.
+
+    Args:
+        root_dir: where the data are, if not where the run had them.
+        count: pairs that the run has kept a history of.
+
+    Raises:
+        OptionError, DataError: no such data, or others than the run's.
+    """
+    config = run_dir / "configs.yaml"
+    options = resolve({"config": str(config), **({"root_dir": root_dir} if root_dir else {})})
+    name, root = options.dataset_name, Path(options.root_dir)
+    split = read_splits(name, root, ["train"])["train"]
+    if len(split.captions) != count:
+        raise DataError(f"{run_dir} was trained on {count:,} pairs, {name} in {root} has {len(split.captions):,}")
+    noise = find_noise(short_name(name), count, options.noisy_rate, options.noisy_file)
+    was = read_yaml(config).get("_run_", {}).get("noise_index", {})
+    if was.get("sha256") != noise.sha256:
+        raise DataError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
+    return Pairs(split, locate(name, root).imgs, noise.permutation)

@@ -1,0 +1,62 @@
+"""The suspects as a CSV, in which a person may mark pairs for `train.py --exclude`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.exclusion import check_pair, is_marked, read_rows
+from tools.audit.findings import Findings
+from tools.audit.pairs import Pairs
+
+COLUMNS = (
+    "pair",
+    "exclude",
+    "suspicion",
+    "held_noisy_by",
+    "BGE_p_clean",
+    "TSE_p_clean",
+    "BGE_loss",
+    "TSE_loss",
+    "BGE_times_noisy",
+    "TSE_times_noisy",
+    "epochs",
+    "person",
+    "image",
+    "caption",
+)
+
+
+def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
+    """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
+
+    P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over both votes and all epochs. Pairs
+    that a person has marked in an older `file` stay marked; those that are suspects no more follow at the end.
+
+    Raises:
+        DataError: the older file can't be read, or is of other data.
+    """
+    marked = _marked(file, pairs) if file.is_file() else set()
+    suspects = [*suspects, *sorted(marked.difference(suspects))]
+    truth, last = findings.truth, findings.last
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([*COLUMNS, *([] if truth is None else ["truth"])])
+        for pair in suspects:
+            row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.held_by(pair)]
+            row += [f"{value:.4f}" for value in (*last.clean_probability[:, pair], *last.loss[:, pair])]
+            row += [*findings.times_noisy[:, pair], len(findings.epochs)]
+            row += [pairs.split.caption_pids[pair], pairs.image(pair), pairs.caption(pair)]
+            writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])
+    partial.replace(file)
+
+
+def _marked(file: Path, pairs: Pairs) -> set[int]:
+    marked = set()
+    for line, row in read_rows(file):
+        where = f"{file}, line {line}"
+        if is_marked(row, where):
+            marked.add(check_pair(row, pairs.split, pairs.permutation, where))
+    return marked

@@ -1,0 +1,157 @@
+"""Make a model to go: a run's inference weights alone, its configuration and a model card.
+
+    python -m tools.export RUN_DIR
+
+The folder it writes is accepted by `test.py` and by `python -m tools.search` in place of a run's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from processor.evaluation import Metrics
+from utils.checkpoints import load_checkpoint
+from utils.errors import DataError, OptionError
+from utils.flags import FLAGS, FREE, NAMES_TOO, PATHS
+from utils.options import parse, read_yaml, resolve_run, write_config
+from utils.program import run_program
+from utils.runs import EXPORTED
+
+# Flags that say where and how fast the run was made, and not what it is.
+OF_THE_MACHINE = {*PATHS, *FREE, "test"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("run_dir", help="a run folder, ours or the authors'")
+    parser.add_argument("--checkpoint", default="best.pth", help="which of its checkpoints (default: %(default)s)")
+    parser.add_argument("--out", help="folder to write (default: RUN_DIR/export)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write weights, configuration and card."""
+    from model.weights import model_from_checkpoint
+
+    args = parse(build_parser(), argv)
+    run_dir = Path(args["run_dir"])
+    file = run_dir / args["checkpoint"]
+    out = Path(args["out"] or run_dir / "export")
+    if out.resolve() == run_dir.resolve():
+        raise OptionError(f"--out {out}: must be another folder than the run's own")
+    options = resolve_run(run_dir / "configs.yaml", {})
+    model = model_from_checkpoint(file, options)
+    config = read_yaml(run_dir / "configs.yaml")
+    about = config.pop("_run_", {})
+    flags = _flags({"dataset_name": options.dataset_name, **config})
+    card = model_card(flags, about, _metrics(run_dir, file.name), file.name, load_checkpoint(file).get("epoch"))
+    out.mkdir(parents=True, exist_ok=True)
+    write_config(out / "configs.yaml", flags, {"git_revision": about.get("git_revision", "unknown")})
+    (out / "README.md").write_text(card, encoding="utf-8")
+    partial = out / f"{EXPORTED}.partial"
+    weights = {name: value.contiguous() for name, value in model.published_state().items()}
+    partial.write_bytes(save(weights, {"format": "pt"}))
+    partial.replace(out / EXPORTED)
+    print(f"wrote {out}: {EXPORTED} ({(out / EXPORTED).stat().st_size / 1e6:.1f} MB), configs.yaml, README.md")
+
+
+def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run was; of files their names alone."""
+    flags = {name: value for name, value in config.items() if name in FLAGS and name not in OF_THE_MACHINE}
+    named = {name: config[name] for name in NAMES_TOO if name in config}
+    return flags | {name: Path(value).stem if Path(value).is_absolute() else value for name, value in named.items()}
+
+
+def _metrics(run_dir: Path, checkpoint: str) -> Metrics | None:
+    """What `test.py` has written about the checkpoint."""
+    file = run_dir / "test_metrics.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get(checkpoint)
+    except OSError:
+        return None
+    except ValueError:
+        raise DataError(f"{file} is damaged: evaluate again with python test.py {run_dir}") from None
+
+
+def model_card(
+    flags: Mapping[str, Any], about: Mapping[str, Any], metrics: Metrics | None, checkpoint: str, epoch: int | None
+) -> str:
+    """The card, in the form that model hubs read.
+
+    Args:
+        flags: of the run.
+        about: the `_run_` part of its configuration.
+        metrics: of this checkpoint on the test split, in percent.
+        epoch: epochs that the checkpoint has seen, if it says so.
+    """
+    noise = about.get("noise_index", {})
+    rate = flags.get("noisy_rate")
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "tags: [text-to-image-person-re-identification, noisy-correspondence, clip]",
+        "---",
+        f"# RDE on {flags['dataset_name']}",
+        "",
+        "A dual encoder that finds images of a person by a sentence (Qin et al., Noisy-Correspondence Learning for "
+        "Text-to-Image Person Re-identification, CVPR 2024).",
+        "",
+        "## Data and noise",
+        "",
+        f"- Trained on {flags['dataset_name']}'s training split, from the weights of {flags.get('pretrain_choice')}.",
+        f"- Captions that changed places: {'unknown' if rate is None else f'{rate:.0%}'}"
+        + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
+        f"- Pairs left out by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
+        f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}, chosen on the split "
+        f"{flags.get('val_dataset', 'unknown')}; code revision {about.get('git_revision', 'unknown')}.",
+        "",
+        "## Metrics on the test split (%)",
+        "",
+        *_metrics_table(metrics),
+        "",
+        "## Use",
+        "",
+        "```sh",
+        "python test.py THIS_FOLDER --root_dir /path/to/data",
+        "python -m tools.search index --run THIS_FOLDER --gallery /path/to/images",
+        "```",
+        "",
+        "## Flags",
+        "",
+        "| flag | value |",
+        "|---|---|",
+        *(f"| {name} | {' '.join(map(str, v)) if isinstance(v, list | tuple) else v} |" for name, v in flags.items()),
+        "",
+        "## Licence and limits",
+        "",
+        "The code is Apache-2.0; the towers began as OpenAI's CLIP (MIT) unless another start is named above. The data "
+        "set has a licence of its own, and the public ones allow research only, which extends to what was trained on "
+        "them. The model finds look-alikes by clothing and bearing, it does not identify anybody, and it has the "
+        "leanings of its captions and cameras.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _metrics_table(metrics: Metrics | None) -> list[str]:
+    if not metrics:
+        return ["Not evaluated."]
+    columns = list(next(iter(metrics.values())))
+    rows = [f"| {name} | {' | '.join(f'{row[c]:.2f}' for c in columns)} |" for name, row in metrics.items()]
+    return [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}", *rows]
+
+
+if __name__ == "__main__":
+    run_program(main)

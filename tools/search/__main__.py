@@ -1,0 +1,97 @@
+"""Search one's own pictures with a trained model.
+
+    python -m tools.search index --run RUN_DIR --gallery FOLDER         # embed a folder; again: only what is new
+    python -m tools.search query "a woman in a red coat" --top 10       # images for a sentence
+    python -m tools.search captions PICTURE --run RUN_DIR --from FILE   # sentences for an image
+    python -m tools.search export --out FOLDER                          # vectors for other engines
+    python -m tools.search serve                                        # a page in the browser
+
+`python -m tools.search COMMAND --help` lists a command's flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from processor.evaluation import SIMILARITIES
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import run_program
+
+INDEX = "logs/search"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = {}
+    for name, what in {
+        "index": "embed the pictures of a folder and its subfolders; only new and changed ones the next time",
+        "query": "rank an index's images for sentences",
+        "captions": "rank the sentences of a file for pictures",
+        "export": "write an index's vectors as safetensors, and as .npy with JSON Lines",
+        "serve": "a page in the browser, on this machine only",
+    }.items():
+        add[name] = commands.add_parser(name, help=what, description=what, allow_abbrev=False, exit_on_error=False)
+        add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+        if name != "captions":
+            add[name].add_argument("--index", default=INDEX, help="folder of the index (default: %(default)s)")
+    _add_flags(add)
+    return parser
+
+
+def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
+    for name in ("index", "captions"):
+        add[name].add_argument("--run", required=True, help="a run's folder, or one that tools.export has written")
+        add[name].add_argument("--checkpoint", help="in place of the run's best.pth")
+    add["index"].add_argument("--gallery", required=True, help="the folder of pictures")
+    add["index"].add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    workers = os.cpu_count() or 1
+    add["index"].add_argument("--num_workers", type=int, default=workers, help="threads that decode (default: cores)")
+    add["index"].add_argument("--faiss", action="store_true", help="build FAISS's index too, for query --faiss")
+    add["query"].add_argument("text", nargs="*", help="sentences")
+    add["query"].add_argument("--from", dest="file", help="a file with a sentence a line")
+    add["captions"].add_argument("picture", nargs="+", help="images")
+    add["captions"].add_argument("--from", dest="file", required=True, help="a file with a sentence a line")
+    for name in ("query", "captions"):
+        add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
+        add[name].add_argument("--similarity", default=SIMILARITIES[2], help="BGE, TSE or BGE+TSE (default: BGE+TSE)")
+    add["query"].add_argument("--out", help="where to write .json and .png (default: INDEX/query)")
+    add["captions"].add_argument("--out", help="where to write .json (default: nowhere)")
+    add["export"].add_argument("--out", required=True, help="folder to write")
+    add["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: %(default)s)")
+    for name in ("query", "serve"):
+        add[name].add_argument("--run", help="the run's folder, where it has moved since it was indexed")
+        add[name].add_argument("--faiss", action="store_true", help="approximate search, for very many images")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Check the flags and hand over to the command."""
+    args = parse(build_parser(), argv)
+    for name in ("top", "batch_size", "num_workers"):
+        if args.get(name, 1) < 1:
+            raise OptionError(f"--{name} {args[name]}: must be at least 1")
+    if not 0 <= args.get("port", 0) < 65536:
+        raise OptionError(f"--port {args['port']}: must be at least 0 and at most 65535")
+    if args.get("similarity", SIMILARITIES[0]) not in SIMILARITIES:
+        raise OptionError(f"--similarity {args['similarity']}: choose from {', '.join(SIMILARITIES)}")
+    for name in ("index", "gallery", "run", "checkpoint", "out", "file"):
+        args[name] = Path(args[name]) if args.get(name) else None
+
+    from tools.search import commands  # torch waits until the flags are known to be right
+
+    getattr(commands, args.pop("command"))(args)
+
+
+if __name__ == "__main__":
+    run_program(main)

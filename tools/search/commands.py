@@ -1,0 +1,94 @@
+"""The commands of `python -m tools.search`, each given its flags."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.images import read_image
+from tools.loading import load_run, require
+from tools.search.encode import Encoder
+from tools.search.engines import REQUIREMENTS, best_first
+from tools.search.index import update_index
+from tools.search.results import table, write
+from tools.search.search import Searcher
+from tools.search.store import open_store
+from tools.search.texts import read_sentences, warn_long
+from utils.errors import OptionError, printable
+from utils.program import choose_device
+
+
+def open_encoder(run: Path, checkpoint: Path | None, device: str) -> Encoder:
+    """A run's model."""
+    return Encoder(load_run(run, choose_device(device), checkpoint))
+
+
+def open_searcher(args: dict[str, Any]) -> Searcher:
+    """The index of `--index` with its model."""
+    store = open_store(args["index"])
+    checkpoint = Path(store.about["checkpoint"])
+    if args["run"]:
+        checkpoint = args["run"] / checkpoint.name
+    if not checkpoint.is_file():
+        raise OptionError(f"{checkpoint}, which made {args['index']}, is not there: say with --run where the run is")
+    encoder = open_encoder(checkpoint.parent, checkpoint, args["device"])
+    return Searcher(store, encoder, approximate=args["faiss"])
+
+
+def index(args: dict[str, Any]) -> None:
+    """Bring an index up to date."""
+    encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
+    amounts = (args["batch_size"], args["num_workers"])
+    update_index(args["index"], args["gallery"], encoder, *amounts, faiss=args["faiss"])
+
+
+def query(args: dict[str, Any]) -> None:
+    """Print, and write, the images for sentences."""
+    texts = read_sentences(args["text"], args["file"])
+    searcher = open_searcher(args)
+    warn_long(texts, searcher.encoder)
+    results = searcher.search(texts, args["top"], args["similarity"])
+    for text, hits in zip(texts, results, strict=True):
+        print(table(text, hits))
+    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"] / "query")
+    print(f"wrote {listed} and {sheet}")
+
+
+def captions(args: dict[str, Any]) -> None:
+    """Print the sentences for pictures."""
+    texts = read_sentences([], args["file"])
+    encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
+    warn_long(texts, encoder)
+    pixels = np.stack([read_image(Path(picture), encoder.size, upright=True) for picture in args["picture"]])
+    images = encoder.weigh(encoder.images(pixels), args["similarity"])
+    found = []
+    for picture, scores in zip(args["picture"], images @ encoder.texts(texts).T, strict=True):
+        ranked = best_first(scores, args["top"])
+        print(printable(picture), *(f"  {scores[n]:.3f}  {printable(texts[n])}" for n in ranked), sep="\n")
+        captions = [{"rank": rank, "score": float(scores[n]), "caption": texts[n]} for rank, n in enumerate(ranked, 1)]
+        found.append({"image": picture, "similarity": args["similarity"], "results": captions})
+    if args["out"]:
+        file = args["out"].with_name(args["out"].name + ".json")
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {file}")
+
+
+def export(args: dict[str, Any]) -> None:
+    """Write an index's vectors for other engines."""
+    from tools.search.export import export_vectors
+
+    export_vectors(open_store(args["index"]), args["out"])
+
+
+def serve(args: dict[str, Any]) -> None:
+    """Open the page until interrupted."""
+    # Before the import, which reads them: the page's framework is to send nothing about itself.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    require("gradio", REQUIREMENTS)
+    from tools.search.page import serve_page
+
+    serve_page(open_searcher(args), args["port"])

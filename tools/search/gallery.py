@@ -1,0 +1,77 @@
+"""A folder of anybody's pictures: which files there are, and what is in them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from datasets.images import read_image
+from tools.search.store import Row, Stamp
+from utils.errors import DataError, OptionError
+
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures by their names, and all other files, as paths from the gallery; hidden ones are neither.
+
+    Args:
+        passed_over: a folder that is not looked into.
+
+    Raises:
+        OptionError: no folder, or no picture in it.
+    """
+    if not gallery.is_dir():
+        raise OptionError(f"--gallery {gallery}: no such folder")
+    pictures, others = [], []
+    for folder, folders, names in os.walk(gallery):
+        here = Path(folder)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != passed_over)
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = (here / name).relative_to(gallery)
+            (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
+    if not pictures:
+        raise OptionError(f"--gallery {gallery}: no picture in it ({', '.join(sorted(SUFFIXES))})")
+    return pictures, others
+
+
+def stamp(file: Path) -> Stamp:
+    """What the file's change would show in; zeros where there is none any more."""
+    try:
+        status = file.stat()
+    except OSError:
+        return Stamp(0, 0)
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+def read_batches(
+    gallery: Path, paths: Sequence[Path], size: tuple[int, int], batch_size: int, workers: int
+) -> Iterator[tuple[list[Row], np.ndarray]]:
+    """Decode pictures, the next batch while one is used.
+
+    Yields:
+        Rows without vectors, `error` set where a file is broken, and (B, 3, height, width) uint8 of those that are not.
+    """
+
+    def read(path: Path) -> tuple[Row, np.ndarray | None]:
+        found = stamp(gallery / path)  # before reading: a file that changes meanwhile is read again the next time
+        try:
+            if not stat.S_ISREG((gallery / path).stat().st_mode):
+                raise DataError("not a regular file")
+            return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
+        except (DataError, OSError) as error:
+            return Row(path, found, None, str(error).removeprefix(f"image {gallery / path} can't be read: ")), None
+
+    with ThreadPoolExecutor(workers) as pool:
+        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+        waiting: list[list[Future]] = [[pool.submit(read, path) for path in batch] for batch in batches[:1]]
+        for batch in [*batches[1:], []]:
+            waiting.append([pool.submit(read, path) for path in batch])
+            done = [future.result() for future in waiting.pop(0)]
+            pixels = [image for _, image in done if image is not None]
+            yield [row for row, _ in done], np.stack(pixels) if pixels else np.empty((0, 3, *size), np.uint8)

@@ -1,0 +1,110 @@
+"""Bringing an index up to date with its gallery: new and changed files are embedded, vanished ones forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tools.search.encode import Encoder
+from tools.search.engines import Faiss
+from tools.search.gallery import list_files, read_batches, stamp
+from tools.search.store import FILE, Store, create_store, open_store, writing
+from utils.errors import OptionError, printable
+
+PASSED_OVER = "passed_over.txt"
+_SHOWN = 20
+
+
+def update_index(
+    folder: Path, gallery: Path, encoder: Encoder, batch_size: int, workers: int, *, faiss: bool = False
+) -> None:
+    """Index a gallery, from where the last time ended.
+
+    Args:
+        folder: of the index.
+        batch_size: images embedded, and kept, at a time.
+        faiss: build FAISS's index too.
+
+    Raises:
+        OptionError: no pictures; an index of another gallery or model; another process is at it.
+    """
+    gallery = gallery.absolute()
+    pictures, others = list_files(gallery, folder.resolve())
+    with writing(folder):
+        store = _open(folder, gallery, encoder)
+        known = store.stamps()
+        wanted = [path for path in pictures if known.get(path) != stamp(gallery / path)]
+        store.drop(known.keys() - set(pictures))
+        with tqdm(total=len(wanted), desc="indexing", unit="image", disable=None) as bar:
+            for rows, pixels in read_batches(gallery, wanted, encoder.size, batch_size, workers):
+                vectors = iter(encoder.images(pixels) if len(pixels) else [])
+                store.put([row if row.error else row._replace(vector=next(vectors)) for row in rows])
+                bar.update(len(rows))
+        new = len(set(wanted) - {path for path, _ in store.broken()})
+        total = len(store.images()[0])
+        print(f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed")
+        _report(store, others)
+        if faiss:
+            print(f"wrote {build_faiss(store)}")
+        store.close()
+
+
+def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
+    about = {
+        "gallery": str(gallery),
+        "checkpoint": str(encoder.run.file.absolute()),
+        "fingerprint": encoder.fingerprint,
+        "width": str(encoder.width),
+        "bge_width": str(encoder.bge_width),
+    }
+    if not (folder / FILE).is_file():
+        return create_store(folder, about)
+    store = open_store(folder)
+    check_model(store, encoder)
+    if store.about["gallery"] != about["gallery"]:
+        raise OptionError(f"{folder} is an index of {store.about['gallery']}: choose another --index for {gallery}")
+    return store
+
+
+def check_model(store: Store, encoder: Encoder) -> None:
+    """An index is searched, and added to, with the model that made it.
+
+    Raises:
+        OptionError: it is another.
+    """
+    if store.about["fingerprint"] != encoder.fingerprint:
+        raise OptionError(
+            f"{store.folder} was made by another model ({store.about['checkpoint']} as it was then) than "
+            f"{encoder.run.file}: delete it and index again, or choose another --index"
+        )
+
+
+def _report(store: Store, others: Sequence[Path]) -> None:
+    """Tell what was passed over, and write it down."""
+    lines = [f"{path}: {error}" for path, error in store.broken()]
+    lines += [f"{path}: not a picture by its name" for path in others]
+    lines = [printable(line) for line in lines]
+    (store.folder / PASSED_OVER).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    if lines:
+        print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
+    if len(lines) > _SHOWN:
+        print(f"  … all of them in {store.folder / PASSED_OVER}")
+
+
+def faiss_file(store: Store) -> Path:
+    """Where FAISS's index of the present vectors is kept."""
+    return store.folder / f"vectors_{store.version}.faiss"
+
+
+def build_faiss(store: Store) -> Path:
+    """Build FAISS's index of the present vectors, in place of older ones."""
+    file = faiss_file(store)
+    if not file.is_file():
+        ids, _, vectors = store.everything()
+        Faiss.build(vectors, ids).write(file)
+    for other in store.folder.glob("vectors_*.faiss"):
+        if other != file:
+            other.unlink()
+    return file

@@ -1,0 +1,164 @@
+"""The search page: on this machine's loopback address, sending nothing anywhere else, serving only what is indexed.
+
+Pictures are sent as thumbnails made here; no path of the page leads to a file of the gallery.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from processor.evaluation import SIMILARITIES
+from tools.search.results import thumbnail
+from tools.search.search import Hit, Searcher
+from tools.search.texts import check_sentence, too_long
+from tools.selection import chosen_words, overlaid
+from utils.errors import OptionError, UserError, printable
+
+HOST = "127.0.0.1"
+_NAMES = [HOST, "localhost"]  # requests under any other are not answered
+EXAMPLES = [
+    "a woman in a red coat with a backpack",
+    "a man in a blue jacket and black trousers, with short hair",
+    "somebody in a striped shirt and a skirt, carrying a handbag",
+]
+_THUMBNAIL = (288, 180)  # height, width
+_MOST = 60
+# The browser is to load nothing from elsewhere, whatever the framework's page asks for.
+_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; frame-ancestors 'none'"
+)
+_CSS = """
+mark { border-radius: 3px; padding: 1px 3px; margin: 1px; color: inherit }
+footer { display: none !important }
+#results .thumbnail-lg { aspect-ratio: 5 / 8 }
+"""
+
+
+def serve_page(searcher: Searcher, port: int) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        OptionError: the port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="rde_page_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the folder goes too
+        page = build_page(searcher)
+        try:
+            page.launch(
+                server_name=HOST,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                footer_links=[],
+                css=_CSS,
+                max_file_size=1,  # nothing is uploaded
+                app_kwargs={
+                    "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_NAMES), Middleware(_Policy)]
+                },
+            )
+        except OSError as error:
+            raise OptionError(f"--port {port}: {str(error).splitlines()[0]}; choose another") from None
+        print(
+            f"{len(searcher.paths):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C", flush=True
+        )
+        page.block_thread()
+
+
+class _Policy:
+    """Adds the content security policy to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        async def with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def build_page(searcher: Searcher) -> gr.Blocks:
+    """The page, not served yet."""
+    with gr.Blocks(analytics_enabled=False, title="RDE search") as page:
+        gr.Markdown(f"## Search {len(searcher.paths):,} pictures by a sentence")
+        with gr.Row():
+            text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence", lines=2)
+            button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
+        with gr.Row():
+            top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")
+            similarity = gr.Radio(list(SIMILARITIES), value=SIMILARITIES[2], label="By which embedding")
+        gr.Examples([[example] for example in EXAMPLES], inputs=text, label="For example")
+        gr.Markdown("Pictures, best first. Click one to see what token selection chose.")
+        shown = {"show_label": False, "buttons": []}
+        gallery = gr.Gallery(
+            columns=6, object_fit="contain", height="auto", allow_preview=False, elem_id="results", **shown
+        )
+        with gr.Row():
+            with gr.Column():
+                gr.Markdown("Patches that were chosen, of the picture as the model sees it")
+                picture = gr.Image(interactive=False, elem_id="patches", height=420, **shown)
+            with gr.Column():
+                gr.Markdown("Words that were chosen, the darker the more attended to")
+                words = gr.HTML(elem_id="words")
+        state = gr.State(("", []))
+
+        def search(text: str, top: float, similarity: str) -> tuple:
+            hits = _told(lambda: searcher.search([check_sentence(text)], int(top), similarity)[0])
+            if warning := too_long(text, searcher.encoder):
+                gr.Warning(warning)
+            cells = [(thumbnail(hit.file, _THUMBNAIL), f"{hit.score:.3f}  {printable(hit.file.name)}") for hit in hits]
+            return gr.Gallery(cells, selected_index=None), (text, hits), None, ""
+
+        def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> tuple:
+            text, hits = found
+            return _told(lambda: selection(searcher, text, hits[event.index]))
+
+        inputs, outputs = [text, top, similarity], [gallery, state, picture, words]
+        # One call at a time: token selection is seen by watching the model at work.
+        at_once = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        gr.on([button.click, text.submit], search, inputs, outputs, **at_once)
+        gallery.select(select, state, [picture, words], **at_once)
+    return page
+
+
+def _told(work: Callable[[], Any]) -> Any:
+    """What `work` gives; a mistake of the user is shown on the page."""
+    try:
+        return work()
+    except UserError as error:
+        raise gr.Error(html.escape(error.line), print_exception=False) from None
+
+
+def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str]:
+    """A result beside what token selection left of it, and the sentence with its chosen words marked, as HTML."""
+    run = searcher.encoder.run
+    pictures = overlaid(run.model, run.options.img_size, hit.file, upright=True)
+    width, height = pictures[0].size
+    both = Image.new("RGB", (2 * width + 12, height), "white")
+    for n, picture in enumerate(pictures):
+        both.paste(picture, (n * (width + 12), 0))
+    marked = " ".join(
+        f'<mark style="background: rgba(0, 114, 178, {0.12 + 0.5 * weight:.2f})">{html.escape(word)}</mark>'
+        if weight
+        else f'<span style="opacity: .55">{html.escape(word)}</span>'
+        for word, weight in chosen_words(run.model, searcher.encoder.tokenizer, text)
+    )
+    scores = f"BGE {hit.bge:.3f}, TSE {hit.tse:.3f}"
+    name = html.escape(printable(str(hit.file.relative_to(searcher.gallery))))
+    return both, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"

@@ -1,0 +1,54 @@
+"""What a search leaves: a table, JSON, and a contact sheet with scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from prettytable import PrettyTable
+
+from datasets.images import open_rgb
+from tools.search.search import Hit
+from utils.errors import printable
+from utils.figures import Cell, picture_rows
+
+CELL = (160, 64)  # height, width
+_SHEET_QUERIES, _SHEET_HITS = 20, 10
+
+
+def table(title: str, hits: Sequence[Hit]) -> str:
+    """One query's results."""
+    shown = PrettyTable(["", "score", "BGE", "TSE", "file"], align="r")
+    shown.align["file"] = "l"
+    for hit in hits:
+        scores = [f"{value:.3f}" for value in (hit.score, hit.bge, hit.tse)]
+        shown.add_row([hit.rank, *scores, printable(str(hit.file))])
+    return f"{printable(title)}\n{shown.get_string()}"
+
+
+def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hit]], out: Path) -> tuple[Path, Path]:
+    """Write `out`.json and `out`.png; the sheet shows the first 20 queries and ten results each."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = [
+        {"query": query, "similarity": similarity, "results": [hit.asdict() for hit in hits]}
+        for query, hits in zip(queries, results, strict=True)
+    ]
+    listed, sheet = out.with_name(out.name + ".json"), out.with_name(out.name + ".png")
+    listed.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        (query, [Cell(thumbnail(hit.file, CELL), f"{hit.score:.3f}") for hit in hits[:_SHEET_HITS]])
+        for query, hits in zip(queries[:_SHEET_QUERIES], results, strict=False)
+    ]
+    picture_rows(rows, sheet)
+    return listed, sheet
+
+
+def thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
+    """The whole picture, upright, on (height, width) of white; a grey field where it is gone since it was indexed."""
+    try:
+        picture = open_rgb(file, size, upright=True)
+    except Exception:  # Pillow's decoders raise whatever their format's parser does
+        return Image.new("RGB", (size[1], size[0]), "#bbbbbb")
+    return ImageOps.pad(picture, (size[1], size[0]), color="white")

@@ -1,0 +1,205 @@
+"""An index on disk: one SQLite file, so that a kill between two batches, or within one, loses only what is not there.
+
+Readers see whole batches; of writers there is one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import DataError, OptionError, brief
+from utils.runs import hold
+
+FILE = "index.sqlite"
+FORMAT = "1"
+_BUSY = 60  # seconds to wait for another process's batch
+_MANY = 50_000  # vectors that take a while to read
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE image (
+    id INTEGER PRIMARY KEY,
+    path BLOB NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL,
+    vector BLOB,
+    error TEXT
+);
+"""
+
+
+class Stamp(NamedTuple):
+    """By what a changed file is known: its length and time of change in nanoseconds."""
+
+    size: int
+    mtime: int
+
+
+class Row(NamedTuple):
+    """What is kept of a file; its path starts from the gallery's folder. `error` says why there is no vector."""
+
+    path: Path
+    stamp: Stamp
+    vector: np.ndarray | None
+    error: str | None
+
+
+class Store:
+    """An index's folder, open.
+
+    Attributes:
+        folder: of the index.
+        about: what the index is of: "gallery", "run", "checkpoint", "fingerprint", "width" …, all as text.
+    """
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection) -> None:
+        self.folder, self._connection = folder, connection
+        with self._told():
+            self.about = dict(connection.execute("SELECT key, value FROM meta"))
+        if self.about.get("format") != FORMAT:
+            raise DataError(f"{folder / FILE} is no index of this version: delete it and index again")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """SQLite's complaints as one line."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise _damaged(self.folder, error) from None
+
+    def stamps(self) -> dict[Path, Stamp]:
+        """Every file that is known, broken ones too."""
+        with self._told():
+            rows = self._connection.execute("SELECT path, size, mtime FROM image").fetchall()
+        return {Path(os.fsdecode(path)): Stamp(size, mtime) for path, size, mtime in rows}
+
+    def put(self, rows: Iterable[Row]) -> None:
+        """Add or replace files, all of them or, if killed, none."""
+        values = [
+            (os.fsencode(path), *stamp, None if vector is None else vector.astype("<f4").tobytes(), error)
+            for path, stamp, vector, error in rows
+        ]
+        sql = "INSERT OR REPLACE INTO image (path, size, mtime, vector, error) VALUES (?, ?, ?, ?, ?)"
+        self._change(sql, values)
+
+    def drop(self, paths: Iterable[Path]) -> None:
+        """Forget files."""
+        self._change("DELETE FROM image WHERE path = ?", [(os.fsencode(path),) for path in paths])
+
+    def _change(self, sql: str, values: Sequence[tuple]) -> None:
+        if not values:
+            return
+        with self._told(), self._connection:
+            self._connection.executemany(sql, values)
+            self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'version'")
+
+    @property
+    def version(self) -> int:
+        """Grows with every change."""
+        with self._told():
+            return int(self._connection.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()[0])
+
+    def broken(self) -> list[tuple[Path, str]]:
+        """Files without a vector, and why."""
+        with self._told():
+            rows = self._connection.execute("SELECT path, error FROM image WHERE vector IS NULL ORDER BY path")
+            return [(Path(os.fsdecode(path)), error) for path, error in rows]
+
+    def images(self) -> tuple[np.ndarray, list[Path]]:
+        """(N,) ids, ascending, and the paths of the files that have vectors."""
+        with self._told():
+            rows = self._connection.execute("SELECT id, path FROM image WHERE vector IS NOT NULL ORDER BY id")
+            found = rows.fetchall()
+        return np.array([number for number, _ in found], np.int64), [Path(os.fsdecode(path)) for _, path in found]
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """(N, D) float32 vectors of some ids, in their order.
+
+        Raises:
+            DataError: one is missing or of another width.
+        """
+        result = np.empty((len(ids), int(self.about["width"])), np.float32)
+        with self._told():
+            for row, number in zip(result, ids.tolist(), strict=True):
+                found = self._connection.execute("SELECT vector FROM image WHERE id = ?", (number,)).fetchone()
+                if not found or len(found[0] or b"") != row.nbytes:
+                    raise DataError(f"{self.folder / FILE} lacks vector {number}: has it changed meanwhile? try again")
+                row[:] = np.frombuffer(found[0], "<f4")
+        return result
+
+    def everything(self) -> tuple[np.ndarray, list[Path], np.ndarray]:
+        """Ids, paths and (N, D) vectors, all of one moment.
+
+        Raises:
+            DataError: the index is damaged.
+        """
+        with self._told():
+            self._connection.execute("BEGIN")
+            try:
+                ids, paths = self.images()
+                vectors = np.empty((len(ids), int(self.about["width"])), np.float32)
+                found = self._connection.execute("SELECT vector FROM image WHERE vector IS NOT NULL ORDER BY id")
+                found = tqdm(found, "vectors", len(ids), leave=False, disable=len(ids) < _MANY or None)
+                for row, (vector,) in zip(vectors, found, strict=True):
+                    if len(vector) != row.nbytes:
+                        raise ValueError("a vector of another width")
+                    row[:] = np.frombuffer(vector, "<f4")
+            except ValueError as error:
+                raise DataError(f"{self.folder / FILE} is damaged, delete it and index again: {error}") from None
+            finally:
+                self._connection.rollback()
+        return ids, paths, vectors
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def open_store(folder: Path) -> Store:
+    """Open an index.
+
+    Raises:
+        OptionError: there is none.
+        DataError: it is damaged.
+    """
+    if not (folder / FILE).is_file():
+        raise OptionError(f"no index in {folder}: make one with python -m tools.search index, or name one with --index")
+    return Store(folder, sqlite3.connect(folder / FILE, timeout=_BUSY, check_same_thread=False))
+
+
+def create_store(folder: Path, about: dict[str, str]) -> Store:
+    """Make an empty index, of a gallery and a model, in one step."""
+    partial = folder / f"{FILE}.partial"
+    partial.unlink(missing_ok=True)
+    connection = sqlite3.connect(partial)
+    connection.executescript(_TABLES)
+    with connection:
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", {**about, "format": FORMAT, "version": "0"}.items())
+    connection.close()
+    partial.replace(folder / FILE)
+    return open_store(folder)
+
+
+def _damaged(folder: Path, error: sqlite3.DatabaseError) -> DataError:
+    if isinstance(error, sqlite3.OperationalError) and any(word in str(error) for word in ("full", "readonly", "I/O")):
+        return DataError(f"{folder / FILE} can't be written: {brief(error)}; what was indexed before is kept")
+    return DataError(f"{folder / FILE} can't be read: {brief(error)}; if it is damaged delete it and index again")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Take an index for this process.
+
+    Raises:
+        OptionError: another process is indexing into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder, f"another process is indexing into {folder}: wait for it, or choose another --index"):
+        yield

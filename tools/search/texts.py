@@ -1,0 +1,59 @@
+"""Sentences from the command line or a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.search.encode import Encoder
+from utils.errors import DataError, OptionError
+
+
+def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
+    """The sentences given, then those of a file, one a line.
+
+    Raises:
+        OptionError: none, or an empty one.
+        DataError: a file that can't be read.
+    """
+    texts = [check_sentence(text) for text in given]
+    if file:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise DataError(f"{file} can't be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text in UTF-8: {error}") from None
+        texts += [line.strip() for line in lines if line.strip()]
+        if not texts:
+            raise DataError(f"{file} holds no sentence")
+    if not texts:
+        raise OptionError('nothing to search for: give a sentence, as in "a woman in a red coat", or --from FILE')
+    return texts
+
+
+def check_sentence(text: str) -> str:
+    """The sentence without the space around it.
+
+    Raises:
+        OptionError: it is empty.
+    """
+    if not text.strip():
+        raise OptionError("the query is empty: describe a person, as in 'a woman in a red coat with a backpack'")
+    return text.strip()
+
+
+def too_long(text: str, encoder: Encoder) -> str:
+    """A warning for a sentence that the model reads only the beginning of, "" for others."""
+    tokens = len(encoder.tokenizer.encode(text))
+    if tokens <= encoder.words:
+        return ""
+    return f"a sentence has {tokens:,} tokens, of which the model reads only the first {encoder.words}"
+
+
+def warn_long(texts: Sequence[str], encoder: Encoder) -> None:
+    """Warn of each sentence that is too long."""
+    for text in texts:
+        if warning := too_long(text, encoder):
+            print(f"warning: {warning}: {text[:50].strip()} …", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The paper's figures out of runs: `python -m tools.visualize --help`."""

@@ -1,0 +1,104 @@
+"""Draw the paper's figures out of runs, as PNG and PDF, and show them in TensorBoard.
+
+    python -m tools.visualize RUN_DIR                # everything about one run, into RUN_DIR/figures
+    python -m tools.visualize RUN_DIR RUN_DIR …      # what compares several, into logs/figures
+
+One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures over the epochs, the density of similarities
+over training (figure 3), retrieved images framed by right and wrong, and what token selection chose. Several: R1 per
+epoch (figure 5), densities side by side, and test R1 over m, τ and R where they differ in one of them (figures 4, 6).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.errors import OptionError
+from utils.options import parse
+from utils.program import choose_device, run_program
+
+# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+    from tools.visualize.runs import Run
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.visualize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
+    parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
+    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draw what the runs hold."""
+    from tools.visualize.runs import read_run
+
+    args = parse(build_parser(), argv)
+    runs = [read_run(Path(folder)) for folder in args["run_dirs"]]
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise OptionError("a run folder is given twice")
+    single = len(runs) == 1
+    out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
+    device = choose_device(args["device"])
+    given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
+    drawn = draw_one(runs[0], out, device, given) if single else draw_several(runs, out)
+    show_in_tensorboard(out, drawn, max(run.records[-1]["epoch"] for run in runs))
+    print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
+
+
+def draw_one(run: Run, out: Path, device: torch.device, given: dict[str, str]) -> list[Path]:
+    """Everything about one run."""
+    from tools.loading import load_run
+    from tools.visualize import curves, densities, pictures
+    from utils.figures import r1_per_epoch
+
+    curves.training_curves(run, out / "curves")
+    r1_per_epoch(run.records, out / "r1")
+    drawn = [out / "curves", out / "r1"]
+    if densities.losses_over_epochs(run, out / "losses_over_epochs"):
+        drawn.append(out / "losses_over_epochs")
+    if densities.similarities_over_epochs([run], out / "similarities"):
+        drawn.append(out / "similarities")
+    return drawn + pictures.draw_pictures(load_run(run.folder, device, **given), out)
+
+
+def draw_several(runs: Sequence[Run], out: Path) -> list[Path]:
+    """What compares runs."""
+    from tools.visualize import curves, densities
+
+    drawn = curves.sweeps(runs, out)
+    if curves.r1_of_runs(runs, out / "r1_of_runs"):
+        drawn.append(out / "r1_of_runs")
+    if densities.similarities_over_epochs(runs, out / "similarities"):
+        drawn.append(out / "similarities")
+    return drawn
+
+
+def show_in_tensorboard(out: Path, drawn: Sequence[Path], epoch: int) -> None:
+    """Write the pictures as TensorBoard's events beside them, in place of older ones."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from utils.recorder import show_pictures
+
+    for older in out.glob("events.out.tfevents.*"):
+        older.unlink()
+    writer = SummaryWriter(str(out))
+    show_pictures(writer, [file.with_name(f"{file.name}.png") for file in drawn], epoch)
+    writer.close()
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,78 @@
+"""What a run's model sees and finds: retrieval sheets, and token selection on images and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import RendererAgg
+
+from datasets.annotations import Split, read_splits
+from datasets.loaders import open_gallery
+from datasets.tokenizer import Tokenizer
+from processor.evaluation import encode
+from processor.test_split import draw_retrieval
+from tools.loading import LoadedRun
+from tools.selection import chosen_words, overlaid
+from utils.figures import save
+
+_PAIRS = 6
+_INK = (0.0, 0.447, 0.698)  # of chosen words; the stronger, the more the sentence attends to them
+
+
+def draw_pictures(run: LoadedRun, folder: Path) -> list[Path]:
+    """Draw `retrieval` and `selection` on the test split into a folder."""
+    split = read_splits(run.options.dataset_name, Path(run.options.root_dir), ["test"])["test"]
+    device = next(run.model.parameters()).device
+    gallery = open_gallery(run.options, "test", split, device)
+    retrieval, selection = folder / "retrieval", folder / "selection"
+    draw_retrieval(encode(run.model, gallery), gallery, retrieval)
+    selection_sheet(run, split, selection)
+    return [retrieval, selection]
+
+
+def selection_sheet(run: LoadedRun, split: Split, file: Path) -> None:
+    """Images, what token selection left of them, and a caption of each with its chosen words marked."""
+    captions = np.unique(np.linspace(0, len(split.captions) - 1, min(_PAIRS, len(split.captions))).astype(int))
+    rows = -(-len(captions) // 2)
+    figure, grid = plt.subplots(rows, 6, figsize=(10, 2.3 * rows), squeeze=False, width_ratios=[1, 1, 2.6] * 2)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.06, hspace=0.06)
+    tokenizer = Tokenizer()
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, caption in zip(grid.reshape(-1, 3), captions, strict=False):
+        pictures = overlaid(run.model, run.options.img_size, split.images[split.caption_images[caption]])
+        for place, picture in zip(axes, pictures, strict=False):
+            place.imshow(picture, aspect="auto")
+        _draw_words(axes[2], chosen_words(run.model, tokenizer, split.captions[caption]))
+    save(figure, file)
+
+
+def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:
+    """Words line by line, chosen ones on a ground of their strength and underlined in print by its frame."""
+    figure = axes.figure
+    renderer: RendererAgg = figure.canvas.get_renderer()
+    box = axes.get_window_extent(renderer)
+    x, y, line = 0.03, 0.92, 14 * figure.dpi / 72 / box.height
+    for word, weight in words:
+        ground = {"facecolor": (*_INK, 0.1 + 0.5 * weight), "edgecolor": _INK, "linewidth": 0.4, "pad": 1.2}
+        text = axes.text(
+            x,
+            y,
+            word.replace("$", r"\$"),
+            fontsize=8,
+            va="top",
+            transform=axes.transAxes,
+            color="black" if weight else "#888888",
+            bbox=ground if weight else None,
+        )
+        width = text.get_window_extent(renderer).width / box.width
+        if x + width > 0.98 and x > 0.03:
+            x, y = 0.03, y - line
+            text.set_position((x, y))
+        x += width + 6 * figure.dpi / 72 / box.width
+        if y < 0.05:
+            text.set_text("…")
+            break
