@@ -31,6 +31,7 @@ class MadeUpGallery:
 
     def __init__(self, batch: Batch, batches: int) -> None:
         self.batch, self.batches = batch, batches
+        self.image_pids = self.caption_pids = np.zeros(len(batch.ids) * batches, np.int64)
 
     def image_batches(self) -> Iterator[Tensor]:
         """The images."""

@@ -98,7 +98,8 @@ def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
         tested = {name: {"BGE+TSE": row} for name, row in zip(("best.pth", "last.pth"), rows, strict=True)}
         (run_dir / "test_metrics.json").write_text(json.dumps(tested))
         epochs = [
-            {"epoch": n, "test": {"BGE+TSE": dict.fromkeys(paper.METRICS, seed + v)}} for n, v in ((1, 80), (2, 60))
+            {"epoch": 58 + n, "test": {"BGE+TSE": dict.fromkeys(paper.METRICS, seed + v)}}
+            for n, v in ((1, 80), (2, 60))
         ]
         (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs)))
     command = ["--table", "1", "--row", "rde", "--dataset", "CUHK-PEDES", "--noise", "0.2", "--seeds", "2"]
@@ -164,7 +165,7 @@ def test_runs_that_other_flags_made_are_refused(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
-        reproduce.main(["--table", "synthpedes", "--row", "tal", "--output_dir", str(tmp_path)])
+        reproduce.main(["--table", "synthpedes", "--row", "tal", "--seeds", "1", "--output_dir", str(tmp_path)])
 
 
 def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
@@ -201,7 +202,7 @@ def test_runs_that_fail_are_told_and_the_others_run(tmp_path, small, capsys):
 def test_a_run_that_is_killed_is_continued_and_no_test_in_between_counts(tmp_path, small, capsys):
     """Two seeds; the first is killed in its second epoch, and tested by hand before it is continued."""
     more = small[small.index("--") + 1 :]
-    more[more.index("--num_epoch") + 1] = "3"
+    more += ["--num_epoch", "3"]
     command = ["--table", "figure6", "--row", "0.5", "--seeds", "2", "--dataset", "SynthPEDES", "--output_dir"]
     command += [str(tmp_path), "--root_dir", small[1], "--", *more]
     process = subprocess.Popen([sys.executable, "-m", "tools.reproduce", *command], cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -21,7 +21,7 @@ from tools.reproduce import paper
 from tools.reproduce.report import write_report
 from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
-from utils.errors import OptionError
+from utils.errors import OptionError, UserError
 from utils.flags import FREE
 from utils.options import parse
 from utils.program import run_program
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     for run in _by_seed(runs):
         try:
             run.train(dry_run=False)
-        except OptionError as error:
+        except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     print(f"\n{write_report(title, runs, further, file)}\nwritten to {file} and .json", flush=True)
