@@ -29,7 +29,7 @@ from benchmarks.measure import machine
 from benchmarks.memory import memory
 from benchmarks.setting import Rows, Setting
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import choose_device, run_program
 
 ROOT = Path(__file__).parents[1]
@@ -59,13 +59,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("benchmarks", __doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--precision", help="of our way: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")

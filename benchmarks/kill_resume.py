@@ -7,7 +7,6 @@ Every third kill waits for a checkpoint to be written and strikes while it is. S
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import subprocess
@@ -23,7 +22,7 @@ import torch
 
 from benchmarks.made_up import write_dataset
 from utils.errors import UserError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 
 ROOT = Path(__file__).parents[1]
@@ -125,9 +124,7 @@ def differences(run_dir: Path, reference: Path) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Kill as often as was asked for; report."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kill_resume", description=__doc__.splitlines()[0], exit_on_error=False
-    )
+    parser = command_parser("benchmarks.kill_resume", __doc__)
     parser.add_argument("--kills", type=int, default=30, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     args = parse(parser, argv)

@@ -9,7 +9,6 @@ ten pictures a person, all persons in one narrow cone. Times are medians over th
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from prettytable import PrettyTable, TableStyle
 
 from tools.search.engines import Exact, Faiss, best_first
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 
 WIDTH, TOP, QUERIES = 1536, 10, 50
@@ -80,9 +79,7 @@ def measure(kind: str, count: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Print a row as soon as it is measured, then the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, exit_on_error=False
-    )
+    parser = command_parser("benchmarks.search", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of vectors")
     args = parse(parser, argv)
     table = PrettyTable(

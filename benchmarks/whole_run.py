@@ -23,7 +23,7 @@ from benchmarks.__main__ import save, table
 from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import choose_device, run_program
 from utils.records import read_records
 
@@ -35,13 +35,7 @@ EPOCHS = 60
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.whole_run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("benchmarks.whole_run", __doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for data, weights and runs")
     parser.add_argument("--epochs", type=int, default=2, help="to run; the last one counts (default: %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="of the data set's size (default: %(default)s)")

@@ -21,20 +21,14 @@ from prettytable import PrettyTable
 from datasets.annotations import DATASETS, Split
 from datasets.check import SPLITS, Finding, check_dataset
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 from utils.runs import short_name
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.check_data", __doc__)
     parser.add_argument("--dataset_name", help=f"{', '.join(DATASETS)}, or an annotation file")
     parser.add_argument(
         "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"

@@ -19,7 +19,7 @@ from processor.evaluation import Metrics
 from utils.checkpoints import load_checkpoint
 from utils.errors import DataError, OptionError
 from utils.flags import FLAGS, FREE, NAMES_TOO, PATHS
-from utils.options import parse, read_yaml, resolve_run, write_config
+from utils.options import command_parser, parse, read_yaml, resolve_run, write_config
 from utils.program import run_program
 from utils.runs import EXPORTED
 
@@ -29,12 +29,7 @@ OF_THE_MACHINE = {*PATHS, *FREE, "test"}
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.export", __doc__)
     parser.add_argument("run_dir", help="a run folder, ours or the authors'")
     parser.add_argument("--checkpoint", default="best.pth", help="which of its checkpoints (default: %(default)s)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/export)")

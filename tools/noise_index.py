@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.noise import NOISEINDEX, digest, draw_permutation
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 
 # Training pairs of the published data sets, and the first digits of the published files' SHA-256.
@@ -29,13 +29,7 @@ PUBLISHED = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.noise_index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.noise_index", __doc__)
     parser.add_argument("--dataset_name", help="write one index, for this data set")
     parser.add_argument("--pairs", type=int, help="its number of training captions")
     parser.add_argument("--noisy_rate", type=float, help="share of captions that change places, 0 to 1")

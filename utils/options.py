@@ -51,6 +51,23 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def command_parser(name: str, doc: str, **more: str) -> argparse.ArgumentParser:
+    """The parser of a command beside train.py and test.py, for `parse`.
+
+    Args:
+        name: of its module.
+        doc: of its module, the help's text as it is.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+        **more,
+    )
+
+
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
     name, shown = f"--{flag.name}", f"{flag.help} (default: {_shown(flag.default)})".replace("%", "%%")
     if isinstance(flag.default, bool):

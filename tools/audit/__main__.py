@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prettytable import PrettyTable
 
 from utils.errors import OptionError
-from utils.options import parse, read_yaml
+from utils.options import command_parser, parse, read_yaml
 from utils.program import run_program
 
 # What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
@@ -32,13 +32,7 @@ _EXAMPLES = 8
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.audit", __doc__)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--top", type=int, default=200, help="pairs on the page (default: %(default)s)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")

@@ -23,20 +23,13 @@ from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError, UserError
 from utils.flags import FREE
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-        epilog="Arguments after -- are handed on to train.py.",
-    )
+    parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are handed on to train.py.")
     parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
     parser.add_argument("--row", help="only this row, by the name in its command of --list")
     parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in small")

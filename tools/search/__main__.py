@@ -18,7 +18,7 @@ from pathlib import Path
 
 from processor.evaluation import SIMILARITIES
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import run_program
 
 INDEX = "logs/search"
@@ -26,13 +26,7 @@ INDEX = "logs/search"
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.search", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = {}
     for name, what in {

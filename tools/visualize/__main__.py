@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import OptionError
-from utils.options import parse
+from utils.options import command_parser, parse
 from utils.program import choose_device, run_program
 
 # What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.visualize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    parser = command_parser("tools.visualize", __doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
