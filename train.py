@@ -93,12 +93,12 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     locked = lock(run_dir) if is_main() else None
     if checkpoint:
         _check_data(data, run_dir / "configs.yaml")
-        if is_main():
-            (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
     elif is_main():
         _write_config(options, data, run_dir)
     if checkpoint and checkpoint.is_file():
-        run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options.num_epoch)
+        run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options)
+    if checkpoint and is_main() and progress.epoch < options.num_epoch:
+        (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
     start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch if checkpoint else None)
     test = data.test if options.record_test else None
@@ -106,7 +106,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     try:
         run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
     except KeyboardInterrupt:
-        logger.info("Stopped. What the last whole epoch led to is saved; go on with: train.py --resume %s", run_dir)
+        saved = "what the last whole epoch led to is saved" if progress.epoch else "no epoch was done yet"
+        logger.info("Stopped: %s; go on with: train.py --resume %s", saved, run_dir)
         raise
     wait_for_all()  # the checkpoints are written now
     start_logging(run_dir / "test_log.txt")

@@ -68,14 +68,16 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             delimiter = max(",;\t", key=header.count)
             stream.seek(0)
             reader = csv.DictReader(stream, delimiter=delimiter)
+            columns = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is no CSV file in UTF-8: {error}") from None
     for name in ("pair", "exclude"):
-        if name not in (reader.fieldnames or ()):
-            raise DataError(f"{file} has no column '{name}': python -m tools.audit writes such a file")
+        if name not in columns:
+            found = ", ".join(columns)[:80] or "none"
+            raise DataError(f"{file} has no column '{name}', but {found}: python -m tools.audit writes such a file")
     return rows
 
 
@@ -86,7 +88,7 @@ def check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, wh
         DataError: no such pair, or one of other data.
     """
     text = (row["pair"] or "").strip()
-    if not text.isascii() or not text.isdigit() or int(text) >= len(permutation):
+    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= len(permutation):
         raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())

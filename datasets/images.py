@@ -25,6 +25,8 @@ from utils.errors import DataError, brief
 from utils.log import progress
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "MPO")
 
 
 def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:
@@ -34,7 +36,7 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
         upright: for anybody's pictures: turned as the camera says (EXIF), as viewers do, and a JPEG of many times the
             pixels that (height, width) needs decoded smaller. Data sets are read as they are.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         if not upright:
             return image.convert("RGB")
         image.draft(None, (4 * size[1], 4 * size[0]))
@@ -160,7 +162,11 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
             if broken := _write(paths, size, partial):
                 if not skip_broken:
                     raise BrokenImagesError(broken, len(paths))
-                _broken_file(file).write_text(json.dumps(broken), encoding="utf-8")
+                listed = partial.with_suffix(".json")
+                listed.write_text(json.dumps(broken), encoding="utf-8")
+                listed.replace(_broken_file(file))
+            else:
+                _broken_file(file).unlink(missing_ok=True)  # of a cache that was deleted
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """What a run keeps of every epoch for later eyes: both votes on every pair, and how similar right and wrong pairs were.
 
-One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run alone: a run that was stopped and
-continued leaves the same bytes.
+One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run and of how many processes shared
+it: a run that was stopped and continued leaves the same bytes.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ def read_history(run_dir: Path) -> list[EpochHistory]:
     Raises:
         DataError: a file is damaged.
     """
-    return [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
+    epochs = [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
+    if len({epoch.pairs.loss.shape for epoch in epochs if epoch.pairs}) > 1:
+        raise DataError(f"{run_dir / FOLDER} holds epochs of different numbers of pairs: it is not of one run")
+    return epochs
 
 
 def _read(file: Path) -> EpochHistory:
@@ -124,7 +127,10 @@ def _read(file: Path) -> EpochHistory:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         pairs = _expand(arrays) if "loss" in arrays else None
-        return EpochHistory(int(file.stem), pairs, arrays.get("similarity"))
+        similarity = arrays.get("similarity")
+        if similarity is not None and similarity.shape != (2, len(BIN_EDGES) - 1):
+            raise ValueError(f"similarities of shape {similarity.shape}")
+        return EpochHistory(int(file.stem), pairs, similarity)
     except Exception as error:  # numpy, zipfile and zlib each raise their own types
         raise DataError(f"{file} is damaged: {brief(error)}") from None
 
@@ -138,6 +144,8 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
         full[..., kept] = values
         return full
 
+    if arrays["components"].shape != (2, 2, 3) or arrays["loss"].shape[0] != 2:
+        raise ValueError("arrays of other shapes")
     return PairHistory(
         loss=spread(arrays["loss"].astype(np.float32), np.nan),
         clean_probability=spread(arrays["clean_probability"].astype(np.float32), np.nan),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from utils import figures
 from utils.checkpoints import save_checkpoint
 from utils.distributed import decided_once
 from utils.errors import WeightsError, brief
+from utils.flags import FREE
 from utils.log import logger
 from utils.ranks import is_main
 from utils.recorder import Recorder
@@ -153,18 +156,29 @@ def restore(
     scaler: GradScaler,
     progress: Progress,
     source: Path,
-    num_epoch: int,
+    options: Mapping[str, Any],
 ) -> None:
     """Put model, optimizer, scaler and progress back to where a `last.pth` was written.
+
+    Args:
+        options: of the run; the checkpoint must have the same, but for `FREE` ones.
 
     Raises:
         WeightsError: the checkpoint can't be continued.
     """
     if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
         raise WeightsError(f"{source} can't be continued: only a last.pth that train.py wrote can")
+    kept = content.get("options")
+    if not isinstance(kept, dict):
+        raise WeightsError(f"{source} can't be continued: it does not say of which run it is")
+    if other := [name for name in options if name not in FREE and kept.get(name, options[name]) != options[name]]:
+        raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
     model.load_published(content["model"], str(source))
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(content["optimizer"])
+        for group, own in zip(optimizer.param_groups, groups, strict=True):
+            group |= {"initial_lr": own["lr"], **own}  # how to step is the run's to say, not the file's
         scaler.load_state_dict(content.get("scaler", {}))
         progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
     except Exception as error:  # whatever torch raises over states that are not its own
@@ -175,7 +189,10 @@ def restore(
         for value in state.values()
         if isinstance(value, Tensor)
     )
-    if not fits or not 0 <= progress.epoch <= num_epoch:
+    named = {frozenset(state) for state in optimizer.state.values()}
+    fits = fits and named <= {frozenset(("step", "exp_avg", "exp_avg_sq")), frozenset(("momentum_buffer",))}
+    fits = fits and len(named) == bool(progress.epoch) and math.isfinite(progress.best)
+    if not fits or not 0 <= progress.epoch <= options["num_epoch"]:
         raise WeightsError(f"{source} can't be continued: its optimizer or epoch {progress.epoch} is not this run's")
     if progress.best >= 0 and not (source.parent / "best.pth").is_file():
         raise WeightsError(f"{source} can't be continued: best.pth is missing beside it")
@@ -207,6 +224,13 @@ def _decide(
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray]]:
     """CCD's l̂, report and history, logged and drawn; `start` is when the pass that gave the losses began."""
     usable = training.usable
+    lost = np.flatnonzero(~np.isfinite(losses).all(axis=0) & usable)
+    if len(lost):
+        good = f"last good checkpoint: {run_dir / 'best.pth'}" if epoch else "the starting weights are damaged"
+        told = (
+            f"epoch {epoch + 1}: {len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
+        )
+        raise NotFiniteError(f"{told}; {good}; try a smaller --lr")
     truly_clean = training.truly_clean[usable]
     division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
     report = division.report(truly_clean) | {"seconds": time.perf_counter() - start}

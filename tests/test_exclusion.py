@@ -88,6 +88,20 @@ def test_a_list_that_is_no_text_is_refused(split, tmp_path):
         read_excluded(tmp_path / "b.csv", split, PERMUTATION)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no column 'pair', but none"),
+        ("Pair,Exclude\n3,x\n", "has no column 'pair', but Pair, Exclude"),
+        ("pair,exclude\n" + "9" * 5000 + ",x\n", "line 2: pair '9+ is none of"),
+    ],
+)
+def test_odd_tables_are_refused_in_one_line(split, tmp_path, text, message):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_excluded(tmp_path / "a.csv", split, PERMUTATION)
+
+
 def test_excluded_pairs_are_in_no_batch_and_the_others_keep_what_is_theirs(split, tmp_path):
     images = open_images(split.images, (96, 32), tmp_path)
     ids = Tokenizer()(split.captions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from safetensors.torch import save
 
 import train as training_root
 from datasets.annotations import read_splits
+from datasets.images import read_image
 from datasets.noise import draw_permutation, read_permutation
 from datasets.tokenizer import EOS, SOS, Tokenizer
 from model.pretrained import read_clip
@@ -30,7 +32,7 @@ from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.flags import FLAGS
 from utils.log import logger, start_logging
-from utils.options import resolve, resolve_run
+from utils.options import read_config, resolve, resolve_run
 from utils.records import read_records
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -314,3 +316,59 @@ def test_any_text_can_be_told_and_steers_no_terminal(tmp_path, monkeypatch, enco
 def test_a_name_of_any_length_is_refused():
     with pytest.raises(UserError, match="--dataset_name"):
         resolve({"dataset_name": "x" * 9999})
+
+
+BOMB = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        f"_run_:\n  {BOMB.replace(chr(10), chr(10) + '  ')}",
+        "lr: 1" + ":59" * 100_000,
+        "lr: !!bool foo",
+        'lr: !!int ""',
+        'lr: !!float ""',
+        "lr: !!timestamp foo",
+        "? !!python/tuple [[1]]\n: 2",
+        "seed: 0x" + "f" * 5000,
+        "name: " + "x" * (1 << 21),
+        "_base_: /dev/zero",
+    ],
+    ids=range(11),
+)
+def test_configurations_that_unfold_or_mislead_are_refused_at_once(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        read_config(file)
+    assert "\n" not in caught.value.line
+
+
+def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+    """PostScript under a picture's name would be given to Ghostscript."""
+    spy = tmp_path / "bin/gs"
+    spy.parent.mkdir()
+    spy.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    spy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{spy.parent}:{os.environ['PATH']}")
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match=r"a.jpg can't be read"):
+        read_image(tmp_path / "a.jpg", (8, 8))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, dtype=torch.complex64),
+    ],
+    ids=["meta", "sparse", "complex"],
+)
+def test_a_model_is_of_plain_tensors(tmp_path, value):
+    torch.save({"model": published.weights("rde") | {"base_model.visual.proj": value}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a.pth (holds no model|can't be read)"):
+        load_checkpoint(tmp_path / "a.pth")

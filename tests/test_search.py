@@ -403,7 +403,15 @@ def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
     with pytest.raises(UserError, match="index again with --faiss"):
         search.main(["query", "a", "--index", str(folder), "--faiss"])
     index(run_dir, gallery.folder, folder, "--faiss")
-    assert len(list(folder.glob("*.faiss"))) == 1
+    (file,) = folder.glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="index again with --faiss"):
+        search.main(["query", "a", "--index", str(folder), "--faiss"])
+    index(run_dir, gallery.folder, folder, "--faiss")
+    search.main(["query", "a", "--index", str(folder), "--faiss"])
+    (folder / "index.sqlite").unlink()
+    index(run_dir, gallery.folder, folder)
+    assert not list(folder.glob("*.faiss")), "what an index that was deleted has left"
 
 
 def test_faiss_recalls_clustered_vectors():

@@ -497,6 +497,21 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
 
 
+def test_a_run_killed_among_its_loaders_is_continued_at_once(root_dir, tmp_path):
+    """Processes that load data outlive a killed parent by seconds; they must not keep its run."""
+    more = ["--num_workers", "2", "--num_epoch", "40"]
+    command = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, *more)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (found := list(tmp_path.glob("*/*/last.pth"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    lock(found[0].parent).close()
+
+
 def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, root_dir, tmp_path):
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--log_period", "1")]
     child = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -534,6 +549,11 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
         lambda content: content["optimizer"]["param_groups"].pop(),
         lambda content: [s.update(exp_avg=torch.zeros(2)) for s in content["optimizer"]["state"].values()],
         lambda content: content.pop("format"),
+        lambda content: content.update(best=math.nan),
+        lambda content: content["options"].update(loss_names="SDM"),
+        lambda content: content.pop("options"),
+        lambda content: content["optimizer"]["state"].clear(),
+        lambda content: [s.pop("exp_avg") for s in content["optimizer"]["state"].values()],
     ],
 )
 def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change):
@@ -545,6 +565,7 @@ def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change
     with pytest.raises(UserError, match=r"last.pth can't be continued") as caught:
         training_root.main(["--resume", str(run_dir)])
     assert "\n" not in str(caught.value)
+    assert (run_dir / "test_metrics.json").is_file(), "nothing that was there is lost"
 
 
 def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tmp_path):

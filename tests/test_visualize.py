@@ -172,7 +172,7 @@ def test_the_audit_lists_what_was_held_noisy(root, run_dir, tmp_path, capsys):
     told = capsys.readouterr().out
     history = [epoch.pairs for epoch in read_history(run_dir)]
     clean = history[-1].clean
-    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert sorted(int(row["pair"]) for row in rows) == np.flatnonzero(~clean.all(axis=0)).tolist()
     assert f"{len(rows)} are held noisy by at least one vote" in told
@@ -204,7 +204,7 @@ def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
     audit.main([str(run_dir), "--out", str(tmp_path)])
     page = (tmp_path / "pairs.html").read_text(encoding="utf-8")
     shown = page.count("<article")
-    assert shown == sum(1 for _ in csv.DictReader((tmp_path / "pairs.csv").open(encoding="utf-8", newline="")))
+    assert shown == sum(1 for _ in csv.DictReader((tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="")))
     assert page.count("data:image/jpeg;base64,") == shown
     assert "<script" not in page
     assert "<b>red" not in page
@@ -214,7 +214,7 @@ def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
 
 def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
     audit.main([str(run_dir), "--out", str(tmp_path)])
-    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows[:3]:
         row["exclude"] = "x"
@@ -226,11 +226,11 @@ def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
     excluded = sorted(int(row["pair"]) for row in rows[:3])
     assert read_history(without)[-1].pairs.excluded.tolist() == excluded
     audit.main([str(without), "--out", str(tmp_path / "again")])
-    with (tmp_path / "again/pairs.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "again/pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert not {int(row["pair"]) for row in csv.DictReader(stream)} & set(excluded)
     shutil.copy(tmp_path / "mine.csv", tmp_path / "pairs.csv")
     audit.main([str(run_dir), "--out", str(tmp_path)])
-    with (tmp_path / "pairs.csv").open(encoding="utf-8", newline="") as stream:
+    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert list(csv.DictReader(stream)) == rows, "a second audit keeps the marks"
     (tmp_path / "pairs.csv").write_text("pair,exclude\n99,x\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"pairs.csv, line 2: pair '99' is none of"):

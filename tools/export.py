@@ -109,8 +109,8 @@ def model_card(
         f"- Captions that changed places: {'unknown' if rate is None else f'{rate:.0%}'}"
         + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
         f"- Pairs left out by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
-        f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}, chosen on the split "
-        f"{flags.get('val_dataset', 'unknown')}; code revision {about.get('git_revision', 'unknown')}.",
+        f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}{_chosen(flags, checkpoint)}; "
+        f"code revision {about.get('git_revision', 'unknown')}.",
         "",
         "## Metrics on the test split (%)",
         "",
@@ -138,6 +138,14 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _chosen(flags: Mapping[str, Any], checkpoint: str) -> str:
+    """How a checkpoint was chosen; ICFG-PEDES has no validation split, and its test split stands in."""
+    if checkpoint != "best.pth":
+        return ""
+    split = "test" if flags["dataset_name"] == "ICFG-PEDES" else flags.get("val_dataset", "unknown")
+    return f", chosen on the split {split}"
 
 
 def _metrics_table(metrics: Metrics | None) -> list[str]:

@@ -71,5 +71,11 @@ def load_tensors(file: Path) -> Any:
 
 
 def is_state(content: object) -> bool:
-    """Whether something that was read is tensors by name."""
-    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    """Whether something that was read is plain tensors of real numbers by name."""
+    return isinstance(content, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in content.items())
+
+
+def _is_plain(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.is_nested or value.is_meta or value.is_quantized:
+        return False
+    return value.layout == torch.strided and not value.is_complex()

@@ -71,11 +71,16 @@ def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: in
 
 
 def draw_losses(axes: plt.Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
-    """The density of (N,) scaled losses by the truth (N,), stacked, and both components (2, 3) over it."""
+    """The density of (N,) scaled losses by the truth (N,), stacked, and both components (2, 3) over it.
+
+    Where no pair is known to be noisy nothing is claimed of them.
+    """
     bins = np.linspace(0, 1, 61)
-    parts = [loss[truly_clean], loss[~truly_clean]]
+    parts, colours, labels = [loss[truly_clean], loss[~truly_clean]], [CLEAN, NOISY], ["clean", "noisy"]
+    if truly_clean.all():
+        parts, colours, labels = [loss], ["#999999"], ["pairs"]
     share = [np.full(len(part), 1 / (len(loss) * (bins[1] - bins[0]))) for part in parts]
-    axes.hist(parts, bins, weights=share, stacked=True, color=[CLEAN, NOISY], alpha=0.7, label=["clean", "noisy"])
+    axes.hist(parts, bins, weights=share, stacked=True, color=colours, alpha=0.7, label=labels)
     if components is None:
         return
     x = np.linspace(0, 1, 400)

@@ -23,6 +23,8 @@ from utils.flags import DATASETS, FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
 _NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
+_DIGITS = 40
+_LARGEST = 1 << 20  # bytes of a configuration; one that lists skipped pairs is some hundred thousand
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
 
 
@@ -142,15 +144,34 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
 
     class Loader(yaml.SafeLoader):
-        pass
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """Merge keys (<<) unfold like aliases, without end: no configuration needs them."""
+            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+                raise yaml.YAMLError("'<<' is not taken")
 
+        def number(self, node: yaml.ScalarNode) -> int | float:
+            """Numbers as anybody writes them, which sixties (1:30:00) and thousands of digits are not."""
+            if ":" in node.value or len(node.value) > _DIGITS:
+                raise yaml.YAMLError(f"{node.value[:20]} … is not taken for a number")
+            real = node.tag.endswith("float")
+            return self.construct_yaml_float(node) if real else self.construct_yaml_int(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.number)
     Loader.add_constructor(_TUPLE_TAG, lambda loader, node: tuple(loader.construct_sequence(node)))
     try:
+        if file.exists() and not file.is_file():
+            raise OptionError(f"configuration {file} can't be read: it is no file")
+        if file.stat().st_size > _LARGEST:
+            raise OptionError(f"configuration {file} can't be read: it is larger than {_LARGEST:,} bytes")
         content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise OptionError(f"configuration {file} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise OptionError(f"configuration {file} is not YAML: {' '.join(str(error).split())}") from None
+    except OptionError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise whatever a wrong tag leads to
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OptionError(f"configuration {file} is not YAML: {told}") from None
     if not isinstance(content, dict):
         raise OptionError(f"configuration {file}: expected 'flag: value' lines")
     return content

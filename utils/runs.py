@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
+import weakref
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -110,6 +112,9 @@ def hold(folder: Path, taken: str) -> TextIO:
     except BlockingIOError:
         stream.close()
         raise OptionError(taken) from None
+    held = weakref.ref(stream)
+    # A data loader's process may outlive this one, and would keep the folder for so long.
+    os.register_at_fork(after_in_child=lambda: (inherited := held()) and inherited.close())
     return stream
 
 

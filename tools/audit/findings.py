@@ -52,8 +52,10 @@ class Findings:
 
     @cached_property
     def times_noisy(self) -> np.ndarray:
-        """(2, N) in how many epochs each vote held the pair noisy."""
-        return np.sum([~epoch.clean for epoch in self.epochs], axis=0)
+        """(2, N) in how many epochs each vote held the pair noisy; 0 for excluded pairs."""
+        times = np.sum([~epoch.clean for epoch in self.epochs], axis=0)
+        times[:, self.last.excluded] = 0
+        return times
 
     def suspects(self) -> np.ndarray:
         """Positions of the pairs that at least one vote held noisy in the last epoch, the most suspicious first."""
@@ -61,7 +63,9 @@ class Findings:
         return held[np.argsort(-self.suspicion[held], kind="stable")]
 
     def held_by(self, pair: int) -> str:
-        """Who held a pair noisy in the last epoch."""
+        """Who held a pair noisy in the last epoch; "excluded" for a pair that was left out."""
+        if pair in self.last.excluded:
+            return "excluded"
         return " and ".join(name for name, clean in zip(VOTES, self.last.clean[:, pair], strict=True) if not clean)
 
     def scores(self) -> dict[str, np.ndarray]:

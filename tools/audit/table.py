@@ -41,7 +41,7 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     suspects = [*suspects, *sorted(marked.difference(suspects))]
     truth, last = findings.truth, findings.last
     partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as stream:
+    with partial.open("w", encoding="utf-8-sig", newline="") as stream:  # with the mark that spreadsheets look for
         writer = csv.writer(stream)
         writer.writerow([*COLUMNS, *([] if truth is None else ["truth"])])
         for pair in suspects:

@@ -17,27 +17,35 @@ from utils.errors import DataError, OptionError
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path]]:
+def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     """Pictures by their names, and all other files, as paths from the gallery; hidden ones are neither.
 
     Args:
         passed_over: a folder that is not looked into.
+
+    Returns:
+        Pictures, other files, and folders that were not looked into, with the reason: links, and unreadable ones.
 
     Raises:
         OptionError: no folder, or no picture in it.
     """
     if not gallery.is_dir():
         raise OptionError(f"--gallery {gallery}: no such folder")
-    pictures, others = [], []
-    for folder, folders, names in os.walk(gallery):
+    pictures, others, closed = [], [], {}
+
+    def note(error: OSError) -> None:
+        closed[Path(error.filename).relative_to(gallery)] = error.strerror or "can't be listed"
+
+    for folder, folders, names in os.walk(gallery, onerror=note):
         here = Path(folder)
+        closed |= {(here / f).relative_to(gallery): "a link to a folder" for f in folders if (here / f).is_symlink()}
         folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != passed_over)
         for name in sorted(name for name in names if not name.startswith(".")):
             path = (here / name).relative_to(gallery)
             (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
     if not pictures:
         raise OptionError(f"--gallery {gallery}: no picture in it ({', '.join(sorted(SUFFIXES))})")
-    return pictures, others
+    return pictures, others, closed
 
 
 def stamp(file: Path) -> Stamp:

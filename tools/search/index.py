@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,21 +31,23 @@ def update_index(
         OptionError: no pictures; an index of another gallery or model; another process is at it.
     """
     gallery = gallery.absolute()
-    pictures, others = list_files(gallery, folder.resolve())
+    pictures, others, closed = list_files(gallery, folder.resolve())
     with writing(folder):
         store = _open(folder, gallery, encoder)
         known = store.stamps()
         wanted = [path for path in pictures if known.get(path) != stamp(gallery / path)]
-        store.drop(known.keys() - set(pictures))
+        gone = [path for path in known.keys() - set(pictures) if not closed.keys() & set(path.parents)]
+        store.drop(gone)
         with tqdm(total=len(wanted), desc="indexing", unit="image", disable=None) as bar:
             for rows, pixels in read_batches(gallery, wanted, encoder.size, batch_size, workers):
                 vectors = iter(encoder.images(pixels) if len(pixels) else [])
-                store.put([row if row.error else row._replace(vector=next(vectors)) for row in rows])
+                store.put([row if row.error is not None else row._replace(vector=next(vectors)) for row in rows])
                 bar.update(len(rows))
         new = len(set(wanted) - {path for path, _ in store.broken()})
         total = len(store.images()[0])
-        print(f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed")
-        _report(store, others)
+        told = f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
+        print(printable(told))
+        _report(store, others, closed)
         if faiss:
             print(f"wrote {build_faiss(store)}")
         store.close()
@@ -81,9 +83,10 @@ def check_model(store: Store, encoder: Encoder) -> None:
         )
 
 
-def _report(store: Store, others: Sequence[Path]) -> None:
+def _report(store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
     """Tell what was passed over, and write it down."""
-    lines = [f"{path}: {error}" for path, error in store.broken()]
+    lines = [f"{path}/: {why}; what is indexed of it is kept" for path, why in closed.items()]
+    lines += [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not a picture by its name" for path in others]
     lines = [printable(line) for line in lines]
     (store.folder / PASSED_OVER).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -99,10 +102,18 @@ def faiss_file(store: Store) -> Path:
 
 
 def build_faiss(store: Store) -> Path:
-    """Build FAISS's index of the present vectors, in place of older ones."""
+    """Build FAISS's index of the present vectors, in place of older and damaged ones.
+
+    Raises:
+        OptionError: there are no vectors.
+    """
     file = faiss_file(store)
-    if not file.is_file():
+    try:
+        Faiss.read(file)
+    except OptionError:
         ids, _, vectors = store.everything()
+        if not len(ids):
+            raise OptionError(f"{store.folder} holds no picture that FAISS could search") from None
         Faiss.build(vectors, ids).write(file)
     for other in store.folder.glob("vectors_*.faiss"):
         if other != file:

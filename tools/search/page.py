@@ -16,6 +16,7 @@ import gradio as gr
 from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from processor.evaluation import SIMILARITIES
 from tools.search.results import thumbnail
@@ -65,7 +66,6 @@ def serve_page(searcher: Searcher, port: int) -> None:
                 ssr_mode=False,
                 footer_links=[],
                 css=_CSS,
-                max_file_size=1,  # nothing is uploaded
                 app_kwargs={
                     "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_NAMES), Middleware(_Policy)]
                 },
@@ -79,12 +79,16 @@ def serve_page(searcher: Searcher, port: int) -> None:
 
 
 class _Policy:
-    """Adds the content security policy to every answer."""
+    """Adds the content security policy to every answer, and takes no uploads."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
+            await PlainTextResponse("nothing is uploaded here", 403)(scope, receive, send)
+            return
+
         async def with_policy(message: dict) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]

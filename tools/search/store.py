@@ -177,7 +177,8 @@ def open_store(folder: Path) -> Store:
 def create_store(folder: Path, about: dict[str, str]) -> Store:
     """Make an empty index, of a gallery and a model, in one step."""
     partial = folder / f"{FILE}.partial"
-    partial.unlink(missing_ok=True)
+    for leftover in (partial, *folder.glob("vectors_*.faiss")):  # also of an index that was deleted
+        leftover.unlink(missing_ok=True)
     connection = sqlite3.connect(partial)
     connection.executescript(_TABLES)
     with connection:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tools.visualize.runs import Run
 
 
+_OURS = ".figures"  # ends the names of this command's TensorBoard files, so that a run's own are left alone
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("tools.visualize", __doc__)
@@ -87,9 +90,9 @@ def show_in_tensorboard(out: Path, drawn: Sequence[Path], epoch: int) -> None:
 
     from utils.recorder import show_pictures
 
-    for older in out.glob("events.out.tfevents.*"):
+    for older in out.glob(f"events.out.tfevents.*{_OURS}"):
         older.unlink()
-    writer = SummaryWriter(str(out))
+    writer = SummaryWriter(str(out), filename_suffix=_OURS)
     show_pictures(writer, [file.with_name(f"{file.name}.png") for file in drawn], epoch)
     writer.close()
 

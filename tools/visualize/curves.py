@@ -64,6 +64,8 @@ def _division(run: Run, axes: plt.Axes) -> None:
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> bool:
     """Validation R1 of BGE+TSE per epoch, a line a run (paper, figure 5); False where no run was validated."""
+    if not any("val" in record for run in runs for record in run.records):
+        return False
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
     for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         validated = [record for record in run.records if "val" in record]
@@ -76,7 +78,7 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> bool:
     over_epochs(axes, "R1 on validation (%)")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)) if len(runs) > 5 else axes.legend(fontsize=8)
     save(figure, file)
-    return any("val" in record for run in runs for record in run.records)
+    return True
 
 
 def sweeps(runs: Sequence[Run], folder: Path) -> list[Path]:

@@ -66,7 +66,6 @@ def labels(runs: Sequence[Run]) -> list[str]:
     names = differing(runs)
     found = [", ".join(f"{name} {Path(str(run.flags.get(name))).name}" for name in names)[:_LABEL] for run in runs]
     if len(set(found)) < len(runs):
-        found = [
-            f"{label} {run.folder.resolve().name}".strip()[:_LABEL] for label, run in zip(found, runs, strict=True)
-        ]
+        half = [label[: _LABEL // 2] for label in found]
+        found = [f"{label} {run.folder.resolve().name}".strip() for label, run in zip(half, runs, strict=True)]
     return found
