@@ -497,6 +497,17 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
 
 
+def test_a_run_is_not_continued_on_other_noise(trained, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[0], run_dir)
+    config = yaml.safe_load((run_dir / "configs.yaml").read_text())
+    config["_run_"]["noise_index"]["sha256"] = "0" * 64
+    (run_dir / "configs.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match="the noise index is not the run's own"):
+        training_root.main(["--resume", str(run_dir)])
+    assert (run_dir / "test_metrics.json").is_file()
+
+
 def test_a_run_killed_among_its_loaders_is_continued_at_once(root_dir, tmp_path):
     """Processes that load data outlive a killed parent by seconds; they must not keep its run."""
     more = ["--num_workers", "2", "--num_epoch", "40"]

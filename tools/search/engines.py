@@ -15,6 +15,7 @@ _QUERIES_AT_A_TIME = 64
 # FAISS: inverted lists of vectors in 8 bits a number, of which the nearest share is searched; what it finds is ranked
 # again by the exact vectors.
 _SEARCHED = 1 / 8
+_SEARCHED_WHOLE = 10_000  # below so many vectors all lists are searched
 _CANDIDATES = 10
 _TRAINING_PER_LIST = 40
 _ADDED_AT_A_TIME = 50_000
@@ -76,7 +77,7 @@ class Faiss:
         for start in range(0, n, _ADDED_AT_A_TIME):
             rows = slice(start, start + _ADDED_AT_A_TIME)
             index.add_with_ids(vectors[rows] - mean, ids[rows])
-        index.nprobe = max(1, round(lists * _SEARCHED))
+        index.nprobe = lists if n < _SEARCHED_WHOLE else max(1, round(lists * _SEARCHED))
         return cls(index)
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
