@@ -85,6 +85,18 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
     assert "train.py" not in capsys.readouterr().out, "what is done is not run again"
 
 
+def test_a_row_runs_on_synthpedes_itself(tmp_path, capsys):
+    """One epoch, rendering included."""
+    command = ["--table", "2", "--row", "bge", "--dataset", "SynthPEDES", "--seeds", "1"]
+    reproduce.main(
+        [*command, "--output_dir", str(tmp_path), "--root_dir", str(tmp_path / "data"), "--", "--num_epoch", "1"]
+    )
+    (summary,) = json.loads((tmp_path / "table_2_bge_SynthPEDES_1_seeds.json").read_text())["rows"]
+    assert summary["dataset"] == "SynthPEDES"
+    assert summary["results"]["last"]["R1"]["mean"] > 40, "the small CLIP alone has 60"
+    assert "| TAL, BGE alone in inference | SynthPEDES | 50% " in capsys.readouterr().out
+
+
 def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
     """From run folders with known numbers: choices, means, spread, difference."""
     r1 = {1: (70.0, 72.0), 2: (74.0, 73.0)}  # best.pth and last.pth
