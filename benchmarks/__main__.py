@@ -1,6 +1,7 @@
 """Measure how fast and how large everything is on this machine, print it and save it as JSON.
 
-On a CPU everything runs on one thread and is measured in processor time: other work on the machine hardly counts.
+On a CPU everything runs on one thread and is measured in processor time: other work on the machine hardly counts. On
+more threads (--threads) wall time is measured, which takes a machine without other work.
 
 python -m benchmarks                       # everything
 python -m benchmarks model ranking         # some sections; the file keeps the others' last results
@@ -29,6 +30,7 @@ from benchmarks.measure import machine
 from benchmarks.memory import memory
 from benchmarks.setting import Rows, Setting
 from utils.errors import OptionError
+from utils.files import write_text
 from utils.options import command_parser, parse
 from utils.program import choose_device, run_program
 
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--precision", help="of our way: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU, where that is the device (default: 1)")
     parser.add_argument("--batch_size", type=int, help="pairs in a batch (default: 64 on CUDA, else 8)")
     parser.add_argument("--repeats", type=int, default=3, help="timed turns, of which the median counts (default: 3)")
     parser.add_argument(
@@ -84,11 +87,12 @@ def main(argv: Sequence[str]) -> None:
     if precision not in ("fp32", "bf16", "fp16"):
         raise OptionError(f"--precision {precision}: choose from fp32, bf16, fp16")
     batch = args["batch_size"] or (64 if gpu else 8)
-    for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1)):
+    threads = args["threads"]
+    for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1), ("threads", threads, 1)):
         if value < least:
             raise OptionError(f"--{flag} {value}: must be at least {least}")
     if not gpu:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
     about = machine(device) | {"precision": precision, "batch_size": batch, "repeats": args["repeats"]}
     about |= {"command": "python -m benchmarks " + " ".join(argv), "quick": args["quick"]}
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
@@ -129,9 +133,7 @@ def save(file: Path, section: str, content: dict) -> None:
     """Put a section's results into the file in one step, beside those of the others."""
     try:
         results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(json.dumps(results | {section: content}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)
+        write_text(file, json.dumps(results | {section: content}, indent=1) + "\n")
     except (ValueError, TypeError):
         raise OptionError(f"--out {file}: the file there is no benchmark's, choose another") from None
 

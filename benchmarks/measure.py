@@ -22,13 +22,17 @@ Way = Callable[[], Any]
 
 
 def seconds_of(way: Way, device: torch.device) -> float:
-    """Seconds on a GPU; on a CPU the processor's seconds, all threads together, so that other work hardly counts."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    """Seconds; on one thread of a CPU the processor's, so that other work hardly counts."""
+    clock = time.process_time if _one_thread(device) else time.perf_counter
     start = clock()
     way()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start
+
+
+def _one_thread(device: torch.device) -> bool:
+    return device.type == "cpu" and torch.get_num_threads() == 1
 
 
 def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> dict[str, float]:
@@ -84,7 +88,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "machine": name,
         "device": str(device),
-        "clock": "wall" if device.type == "cuda" else "processor time, one thread",
+        "clock": "processor time, one thread" if _one_thread(device) else f"wall, {torch.get_num_threads()} threads",
         "torch": str(torch.__version__),
         "date": date.today().isoformat(),
         "git_revision": git_revision(),

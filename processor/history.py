@@ -16,6 +16,7 @@ from processor.evaluation import SIMILARITIES, Encoded
 from processor.metrics import queries_at_a_time
 from solver.ccd import Division
 from utils.errors import DataError, brief
+from utils.files import in_one_step
 
 FOLDER = "epochs"
 BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
@@ -104,10 +105,8 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
     """
     file = run_dir / FOLDER / f"{epoch:04d}.npz"
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("wb") as stream:
+    with in_one_step(file) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    partial.replace(file)
 
 
 def read_history(run_dir: Path) -> list[EpochHistory]:

@@ -12,6 +12,7 @@ from processor.evaluation import SIMILARITIES, Encoded, Metrics, evaluate, table
 from processor.types import DualEncoder, EvaluationData
 from utils import figures
 from utils.errors import DataError
+from utils.files import write_text
 from utils.log import logger
 from utils.ranks import is_main
 
@@ -66,6 +67,4 @@ def _write_metrics(results: dict[str, Metrics], file: Path) -> None:
             results = json.loads(file.read_text(encoding="utf-8")) | results
         except (ValueError, TypeError):
             raise DataError(f"{file} is damaged: delete it and evaluate again") from None
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(results, indent=1) + "\n")

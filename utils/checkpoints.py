@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import WeightsError, brief
+from utils.files import in_one_step
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
@@ -24,17 +25,13 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
     Raises:
         WeightsError: the disk is full or read-only; an older `file` is untouched.
     """
-    partial = file.with_name(file.name + ".partial")
     try:
-        with partial.open("wb") as stream:
+        with in_one_step(file) as partial, partial.open("wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(file)
     except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
         raise WeightsError(f"checkpoint {file} can't be written, is the disk full? ({brief(error)})") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:

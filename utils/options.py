@@ -19,6 +19,7 @@ import yaml
 from easydict import EasyDict
 
 from utils.errors import OptionError
+from utils.files import write_text
 from utils.flags import DATASETS, FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_BY_TEST, Flag
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
@@ -292,6 +293,4 @@ def run_facts(config: Path) -> dict[str, Any]:
 def write_config(file: Path, options: dict[str, Any], run: dict[str, Any]) -> None:
     """Write every resolved flag, and under `_run_` what else the run was, in one step."""
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(yaml.safe_dump({**plain, "_run_": run}, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, yaml.safe_dump({**plain, "_run_": run}, sort_keys=False, allow_unicode=True))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.files import write_text
 from utils.records import read_records
 
 
@@ -43,9 +44,7 @@ class Recorder:
         self.file = run_dir / "metrics.jsonl"
         # A continued run writes the epochs after its checkpoint again.
         self.records = [record for record in read_records(self.file) if record["epoch"] <= epochs_done]
-        partial = self.file.with_name(self.file.name + ".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-        partial.replace(self.file)
+        write_text(self.file, "".join(json.dumps(record) + "\n" for record in self.records))
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=epochs_done + 1)
 
     def add(self, record: dict[str, Any]) -> None:

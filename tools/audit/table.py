@@ -9,6 +9,7 @@ from pathlib import Path
 from datasets.exclusion import check_pair, is_marked, read_rows
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
+from utils.files import in_one_step
 
 COLUMNS = (
     "pair",
@@ -40,9 +41,8 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     marked = _marked(file, pairs) if file.is_file() else set()
     suspects = [*suspects, *sorted(marked.difference(suspects))]
     truth, last = findings.truth, findings.last
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8-sig", newline="") as stream:  # with the mark that spreadsheets look for
-        writer = csv.writer(stream)
+    with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream)  # behind the mark that spreadsheets look for
         writer.writerow([*COLUMNS, *([] if truth is None else ["truth"])])
         for pair in suspects:
             row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.held_by(pair)]
@@ -50,7 +50,6 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
             row += [*findings.times_noisy[:, pair], len(findings.epochs)]
             row += [pairs.split.caption_pids[pair], pairs.image(pair), pairs.caption(pair)]
             writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])
-    partial.replace(file)
 
 
 def _marked(file: Path, pairs: Pairs) -> set[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tools.loading import require
 from utils.errors import OptionError
+from utils.files import in_one_step
 
 REQUIREMENTS = "requirements-demo.txt"
 _QUERIES_AT_A_TIME = 64
@@ -89,9 +90,8 @@ class Faiss:
     def write(self, file: Path) -> None:
         """Write in one step."""
         faiss = require("faiss", REQUIREMENTS)
-        partial = file.with_name(file.name + ".partial")
-        faiss.write_index(self.index, str(partial))
-        partial.replace(file)
+        with in_one_step(file) as partial:
+            faiss.write_index(self.index, str(partial))
 
     @classmethod
     def read(cls, file: Path) -> Faiss:

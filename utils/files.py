@@ -1,0 +1,27 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def in_one_step(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to, which takes its place when the block is done.
+
+    An error leaves an older `file` as it was and nothing beside it; a kill at most what was written beside it.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write UTF-8 in one step."""
+    with in_one_step(file) as partial:
+        partial.write_text(text, encoding="utf-8")
