@@ -17,7 +17,9 @@ from torch import Tensor, distributed, nn
 from utils.ranks import is_main, local_rank, share, world_size
 
 _STALLED = timedelta(minutes=10)  # for what all processes do at once; one that ended is noticed long before
-_PATIENT = timedelta(days=1)  # for what one process does while the others wait
+# For what one process does while the others wait: decoding a large data set from a slow disk takes hours, and would
+# begin anew if it were broken off.
+_PATIENT = timedelta(days=1)
 _waiting_room = []  # the group for the latter
 
 

@@ -53,10 +53,10 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 
 def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
     """Run as one of several processes, which meet before and part afterwards."""
-    from utils.distributed import connect, disconnect
+    if sys.platform == "linux":  # be killed with the launcher; SIGTERM would not reach one that waits for another
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    from utils.distributed import connect, disconnect  # seconds, in which the launcher may be killed already
 
-    if sys.platform == "linux":  # have SIGTERM sent when the launcher is killed, so that no process is left behind
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     connect()
     main(sys.argv[1:])
     disconnect()
