@@ -1,8 +1,10 @@
 """Kill short runs at random moments, continue them, and compare the end with that of a run that was left alone.
 
-python -m benchmarks.kill_resume              # 30 kills; half an hour on two busy CPU cores
+python -m benchmarks.kill_resume              # 30 kills; a quarter of an hour on two busy CPU cores
 
-Every third kill waits for a checkpoint to be written and strikes while it is. Status 1 when an end differs.
+Half of the kills come at any time from the start of the process on. The others wait for what passes quickly, the
+decoding of images, the writing of a checkpoint or the test, and strike within it. Every other run loads with processes
+of its own. Status 1 when an end differs.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ import torch
 
 from benchmarks.made_up import write_dataset
 from utils.errors import UserError
+from utils.flags import FREE
 from utils.options import command_parser, parse
 from utils.program import run_program
 
 ROOT = Path(__file__).parents[1]
 CLOCK = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
 EPOCHS = 5
+DECODING, WRITING, TESTING = "while images were decoded", "while a checkpoint was written", "in the test"
+# What tells the time, the folder or how often a run was stopped.
+_ITS_OWN = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
 
 
 def without_clock(run_dir: Path) -> list[dict[str, Any]]:
@@ -40,11 +46,12 @@ def without_clock(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def command(annotations: Path, output_dir: Path) -> list[str]:
-    """A short training that has everything in it: augmentation, CCD, validation, checkpoints, test."""
+def command(annotations: Path, output_dir: Path, num_workers: int) -> list[str]:
+    """A short training that has everything in it: decoding, augmentation, CCD, validation, checkpoints, test."""
     flags = f"--pretrain_choice tiny --img_size 48 16 --stride_size 8 --batch_size 16 --num_epoch {EPOCHS} --lr 1e-4 "
-    flags += "--warmup_epochs 2 --noisy_rate 0.5 --img_aug --txt_aug --num_workers 0 --device cpu"
-    return ["--dataset_name", str(annotations), "--output_dir", str(output_dir), *flags.split()]
+    flags += f"--warmup_epochs 2 --noisy_rate 0.5 --img_aug --txt_aug --num_workers {num_workers} --device cpu"
+    folders = ["--output_dir", str(output_dir), "--image_cache", str(output_dir / "cache")]
+    return ["--dataset_name", str(annotations), *folders, *flags.split()]
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen:
@@ -58,10 +65,9 @@ def only_run(output_dir: Path) -> Path | None:
 
 
 def kill_until_done(
-    annotations: Path, output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
+    arguments: Sequence[str], output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
 ) -> Path:
     """One run, killed and continued until it ends or `wanted` kills are counted; returns its folder."""
-    arguments = command(annotations, output_dir)
     while True:
         child = start(arguments)
         moment = strike(child, output_dir, longest, rng) if kills.total() < wanted else None
@@ -78,48 +84,75 @@ def kill_until_done(
 
 
 def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: random.Random) -> str | None:
-    """Kill within `longest` seconds of training, or while a checkpoint is written; None when the run ended before.
+    """Kill within `longest` seconds, or in one of the short moments; None when the run ended before.
 
     Returns:
         When it was.
     """
-    log = size = None
-    while child.poll() is None and (log is None or log.stat().st_size == size):  # it has not begun to train
-        run_dir = only_run(output_dir)
-        if run_dir and log is None and (run_dir / "train_log.txt").is_file():
-            log, size = run_dir / "train_log.txt", (run_dir / "train_log.txt").stat().st_size
-        time.sleep(0.005)
-    writing = rng.random() < 1 / 3
-    deadline = time.monotonic() + (60 if writing else rng.uniform(0, longest))
-    while child.poll() is None and time.monotonic() < deadline and not (writing and _writes(log.parent)):
-        time.sleep(0.001)
-    if child.poll() is not None:
-        return None
-    moment = "while a checkpoint was written" if _writes(log.parent) else _phase(log.parent)
-    child.kill()
-    child.wait()
-    return moment
+    started = time.time()
+    to_come = [WRITING, TESTING] if list(output_dir.glob("cache/*.npy")) else [DECODING]
+    wanted = rng.choice(to_come) if rng.random() < 1 / 2 else None
+    earliest = started + (rng.uniform(0, longest) if wanted in (None, WRITING) else 0)
+    while child.poll() is None:
+        if time.time() > earliest and wanted in (None, moment(output_dir, started)):
+            time.sleep(rng.uniform(0, 0.02))
+            now = moment(output_dir, started)
+            child.kill()
+            child.wait()
+            return now
+        time.sleep(0.002)
+    return None
 
 
-def _writes(run_dir: Path) -> bool:
-    return bool(list(run_dir.glob("*.pth.partial")))
+def moment(output_dir: Path, started: float) -> str:
+    """What the process that was started then (seconds since 1970) is doing, by the files that it has touched since."""
+    partial = [file for file in output_dir.rglob("*.partial") if _changed(file) > started]
+    if any(file.parent.name == "cache" for file in partial):
+        return DECODING
+    if any(file.name.endswith(".pth.partial") for file in partial):
+        return WRITING
+    run_dir = only_run(output_dir)
+    if not run_dir or _changed(run_dir / "train_log.txt") < started:
+        return "before training"
+    if _changed(run_dir / "test_log.txt") > started:
+        return TESTING
+    return "in a later epoch" if (run_dir / "last.pth").is_file() else "in the first epoch"
 
 
-def _phase(run_dir: Path) -> str:
-    if not (run_dir / "last.pth").is_file():
-        return "in the first epoch"
-    return "in the test" if (run_dir / "test_log.txt").is_file() else "in a later epoch"
+def _changed(file: Path) -> float:
+    """When a file was written last; 0 if it is not there."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def differences(run_dir: Path, reference: Path) -> list[str]:
-    """What of a run is not bit for bit the reference's."""
-    found = [] if without_clock(run_dir) == without_clock(reference) else ["metrics.jsonl"]
-    if (run_dir / "test_metrics.json").read_bytes() != (reference / "test_metrics.json").read_bytes():
-        found.append("test_metrics.json")
-    for name in ("best.pth", "last.pth"):
-        ours, theirs = (torch.load(folder / name, weights_only=True)["model"] for folder in (run_dir, reference))
-        found += [f"{name}: {weight}" for weight in theirs if not torch.equal(ours[weight], theirs[weight])]
-    return found
+    """Files that are not bit for bit in both folders, of all that a run leaves but what says when and where it ran."""
+    names = {file.relative_to(folder) for folder in (run_dir, reference) for file in folder.rglob("*")}
+    names = {name for name in names if not any(name.match(own) for own in _ITS_OWN)}
+    return [str(name) for name in sorted(names) if not _same(_content(run_dir / name), _content(reference / name))]
+
+
+def _content(file: Path) -> Any:
+    if not file.is_file():
+        return file.is_dir()
+    if file.name == "metrics.jsonl":
+        return without_clock(file.parent)
+    if file.suffix != ".pth":
+        return file.read_bytes()
+    content = torch.load(file, weights_only=True)
+    return content | {"options": {name: value for name, value in content["options"].items() if name not in FREE}}
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return bool(ours == theirs)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -131,20 +164,21 @@ def main(argv: Sequence[str]) -> None:
     kills, runs, different = Counter(), 0, []
     with tempfile.TemporaryDirectory() as folder:
         images = {"train": 200, "val": 12, "test": 12}
-        annotations = write_dataset(Path(folder), images, (60, 24), captions_per_image=2, images_per_person=2)
+        annotations = write_dataset(Path(folder), images, (384, 128), captions_per_image=2, images_per_person=2)
         reference = Path(folder) / "reference"
         begun = time.monotonic()
-        if start(command(annotations, reference)).wait():
+        if start(command(annotations, reference, 0)).wait():
             raise UserError("the run that is left alone failed")
         longest = (time.monotonic() - begun) / 2
         while kills.total() < args["kills"]:
             runs += 1
-            rng = random.Random(args["seed"] + runs)
-            run_dir = kill_until_done(annotations, Path(folder) / str(runs), kills, args["kills"], longest, rng)
+            rng, output_dir = random.Random(args["seed"] + runs), Path(folder) / str(runs)
+            arguments = command(annotations, output_dir, 2 * (runs % 2))
+            run_dir = kill_until_done(arguments, output_dir, kills, args["kills"], longest, rng)
             different += differences(run_dir, only_run(reference))
             print(f"run {runs} done, {kills.total()} kills so far", flush=True)
-    for moment, count in kills.items():
-        print(f"  {count:3d} {moment}")
+    for when, count in kills.most_common():
+        print(f"  {count:3d} {when}")
     print(f"{kills.total()} kills in {runs} runs; " + (", ".join(different) or "all ends are bit-identical"))
     if different:
         sys.exit(1)
