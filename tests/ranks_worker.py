@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,10 +14,10 @@ from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
+from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients, wait_for_all
 from utils.errors import UserError
 from utils.program import run_program
-from utils.ranks import is_main, rank, share, world_size
+from utils.ranks import rank, share, world_size
 
 COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
 
@@ -55,20 +56,19 @@ def primitives(folder: Path) -> None:
     torch.save([found, layer.state_dict(), decision], folder / f"rank{rank()}.pth")
 
 
-def training(folder: Path) -> None:
-    """The real training, once for every line of FOLDER/commands; each step's losses and each epoch's division kept.
+def training(folder: Path, replace: Callable[[object, str, object], None] = setattr) -> None:
+    """The real commands in the lines of FOLDER/commands; of trainings all that the processes should have in common.
 
-    In float64: in float32 a rounding sooner or later tips a maximum or a hinge, and what follows is another training.
+    That is each step's losses, each epoch's division and the final weights, in world<processes>/<line>/rank<rank>.pth.
     """
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double
+    import test
     import train
     from processor import epoch, run
     from utils import figures
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
-        setattr(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
-    backward, divide = epoch.backward, run.divide
+        replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
+    backward, train_epoch = epoch.backward, run.train_epoch
     kept = {}
 
     def recorded_backward(*arguments: object) -> torch.Tensor:
@@ -76,17 +76,29 @@ def training(folder: Path) -> None:
         kept["losses"].append(losses.clone())
         return losses
 
-    def recorded_divide(*arguments: object) -> object:
-        division = divide(*arguments)
-        kept["labels"].append(torch.from_numpy(division.label))
-        return division
+    def recorded_train_epoch(model: nn.Module, *arguments: object, **settings: object) -> epoch.EpochResult:
+        kept["model"] = model
+        kept["labels"].append(torch.from_numpy(arguments[3]).clone())
+        return train_epoch(model, *arguments, **settings)
 
-    epoch.backward, run.divide = recorded_backward, recorded_divide
+    replace(epoch, "backward", recorded_backward)
+    replace(run, "train_epoch", recorded_train_epoch)
     for number, command in enumerate((folder / "commands").read_text().splitlines()):
+        program, *argv = command.split()
+        output_dir = folder / f"world{world_size()}" / str(number)
+        argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]
         kept = {"losses": [], "labels": []}
-        train.main([*command.split(), "--output_dir", str(folder / f"world{world_size()}" / str(number))])
-        if is_main():
-            torch.save(kept, folder / f"world{world_size()}" / str(number) / "kept.pth")
+        {"train.py": train, "test.py": test}[program].main(argv)
+        if model := kept.pop("model", None):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            torch.save(kept | {"weights": model.published_state()}, output_dir / f"rank{rank()}.pth")
+
+
+def training_in_float64(folder: Path) -> None:
+    """In float32 a rounding sooner or later tips a maximum or a hinge, and what follows is another training."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    training(folder)
 
 
 def failing(folder: Path) -> None:
@@ -103,10 +115,13 @@ def failing(folder: Path) -> None:
             raise RuntimeError("rank 1 broke")
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-    while how != "hangs":
+        if how == "each waits for the other":
+            threading.Timer(1, (folder / "waiting").touch).start()
+            wait_for_all()
+    while True:
         distributed.all_reduce(torch.zeros(1))
-    time.sleep(600)
 
 
 if __name__ == "__main__":
-    run_program(lambda argv: {f.__name__: f for f in (primitives, training, failing)}[argv[0]](Path(argv[1])))
+    works = {work.__name__: work for work in (primitives, training, training_in_float64, failing)}
+    run_program(lambda argv: works[argv[0]](Path(argv[1])))
