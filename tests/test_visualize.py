@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import test as evaluation_root
 import train as training_root
 from datasets.annotations import read_splits
+from datasets.exclusion import read_excluded
 from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
@@ -30,6 +31,8 @@ from tests.test_training import arguments
 from tools import export, selection
 from tools.audit import __main__ as audit
 from tools.audit.findings import Findings, confusion
+from tools.audit.pairs import Pairs
+from tools.audit.table import write_table
 from tools.loading import load_run
 from tools.visualize import __main__ as visualize
 from tools.visualize.runs import labels, read_run
@@ -240,6 +243,49 @@ def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
         train(
             root, tmp_path / "other", "--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""
         )
+
+
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "  =1",
+    "＝1",
+    "'=1",
+    "say 'red'",
+    'plain, "red"\nand blue',
+    "",
+)
+
+
+def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
+    listed = datasets_on_disk.entries("CUHK-PEDES")
+    for number, (entry, text) in enumerate(zip(listed, FORMULAS, strict=False)):
+        entry["captions"][0] = text
+        entry["file_path"] = f"={number}.jpg" if number % 2 else f" {number}/=a {number}.jpg"
+    datasets_on_disk.write(tmp_path, "CUHK-PEDES", listed)
+    split = read_splits("CUHK-PEDES", tmp_path, ["train"])["train"]
+    pairs = Pairs(split, tmp_path / "CUHK-PEDES/imgs", np.arange(24))
+    write_table(Findings([epoch.pairs for epoch in read_history(run_dir)]), pairs, range(24), tmp_path / "pairs.csv")
+    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for pair, row in enumerate(rows):
+        entry = listed[pair // 2]
+        assert row["person"] == str(entry["id"]), "the annotation file's own number"
+        assert row["caption"] in (entry["captions"][pair % 2], f"'{entry['captions'][pair % 2]}")
+        assert row["image"] in (entry["file_path"], f"'{entry['file_path']}")
+        assert not any(value.lstrip(" ").startswith(tuple("=+-@\t\r＝")) for value in row.values())
+    for apostrophes, delimiter in ((True, ","), (True, ";"), (False, ",")):
+        with (tmp_path / "mine.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0], delimiter=delimiter)
+            writer.writeheader()
+            for row in rows[:-1]:
+                kept = {name: value if apostrophes else value.removeprefix("'") for name, value in row.items()}
+                writer.writerow(kept | {"exclude": "x"})
+        assert read_excluded(tmp_path / "mine.csv", split, pairs.permutation).tolist() == list(range(23))
 
 
 def test_other_data_are_not_audited(run_dir, tmp_path):
