@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,8 +38,10 @@ from tools.audit.pairs import Pairs
 from tools.audit.table import write_table
 from tools.loading import load_run
 from tools.visualize import __main__ as visualize
+from tools.visualize import curves, densities
 from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
+from utils.options import read_yaml, write_config
 
 HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
 
@@ -92,6 +97,117 @@ def test_several_runs_are_compared(run_dir, others, tmp_path):
     visualize.main([str(run_dir), *map(str, others), "--out", str(tmp_path)])
     check_figures(tmp_path, ["r1_of_runs", "similarities", "sweep_margin"])
     assert labels([read_run(folder) for folder in (run_dir, others[0])]) == ["margin 0.1", "margin 0.3"]
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+    """The figures that are drawn, by name, in place of their files."""
+    figures = {}
+    for module in (curves, densities):
+        monkeypatch.setattr(module, "save", lambda figure, file: figures.setdefault(file.name, figure))
+    yield figures
+    plt.close("all")
+
+
+def copy_of(run_dir: Path, folder: Path, **flags: object) -> Path:
+    """A run's records without its checkpoints, with other flags."""
+    shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("*.pth", "figures", "export", "events*"))
+    write_config(folder / "configs.yaml", read_yaml(folder / "configs.yaml") | flags, {})
+    return folder
+
+
+def test_a_sweep_has_a_panel_for_each_group_of_runs(run_dir, tmp_path, drawn):
+    flags = [{"loss_names": f"{loss}+sr0.3_tau0.015_margin{m}_n0.5", "margin": m} for loss in "AB" for m in (0.1, 0.3)]
+    flags += [{"loss_names": "A", "margin": 0.3, "seed": 2}, {"loss_names": "C", "margin": 0.2}]
+    runs = [read_run(copy_of(run_dir, tmp_path / str(n), **given)) for n, given in enumerate(flags)]
+    runs[4].r1["BGE+TSE"] = runs[1].r1["BGE+TSE"] + 8
+    curves.sweep(runs, "margin", tmp_path / "sweep")
+    panels = drawn["sweep"].axes
+    assert [axes.get_title() for axes in panels] == ["loss_names A", "loss_names B"], "C has one margin alone"
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    means = [axes.containers[2].lines[0].get_xydata() for axes in panels]
+    r1 = runs[0].r1["BGE+TSE"]
+    assert means[0].tolist() == [[0.1, r1], [0.3, r1 + 4]], "seeds are averaged"
+    assert means[1].tolist() == [[0.1, r1], [0.3, r1]]
+    assert labels(runs[3:5]) == ["loss_names B, seed 1", "loss_names A, seed 2"]
+    with pytest.raises(UserError, match=r"no tested runs differ in τ \(--tau\) alone"):
+        curves.sweep(runs, "tau", tmp_path / "sweep")
+
+
+def test_densities_of_several_runs_are_to_one_scale(run_dir, tmp_path, drawn):
+    short = copy_of(run_dir, tmp_path / "short", margin=0.2)
+    (short / "epochs/0002.npz").unlink()
+    runs = [read_run(run_dir), read_run(short)]
+    densities.similarities_over_epochs(runs, tmp_path / "similarities")
+    long, short = drawn["similarities"].axes
+    assert (long.get_xlim(), long.get_ylim()) == (short.get_xlim(), short.get_ylim())
+    assert [text.get_text() for text in long.get_yticklabels()] == ["1", "2"]
+    for mine, other in zip(long.lines[:2], short.lines, strict=True):  # the same epoch is the same line
+        assert mine.get_ydata() == pytest.approx(other.get_ydata())
+
+
+def test_legends_name_the_components_and_curves_tell_how_right_the_division_was(run_dir, tmp_path, drawn):
+    run = read_run(run_dir)
+    densities.losses_over_epochs(run, tmp_path / "losses")
+    names = [text.get_text() for text in drawn["losses"].legends[0].get_texts()]
+    assert names == ["truly clean", "truly noisy", "fitted: clean", "fitted: noisy"]
+    curves.training_curves(run, tmp_path / "known")
+    truth = drawn["known"].axes[3]
+    for line in truth.lines:
+        assert line.get_ydata() == pytest.approx([100 * record["ccd"][line.get_label()] for record in run.records])
+    assert [line.get_label() for line in truth.lines] == ["precision", "recall"]
+    curves.training_curves(read_run(copy_of(run_dir, tmp_path / "clean", noisy_rate=0.0)), tmp_path / "unknown")
+    assert [text.get_text() for text in drawn["unknown"].axes[3].texts] == ["which captions are wrong is not known"]
+
+
+def test_what_can_not_be_drawn_is_left_out_and_told(run_dir, tmp_path, capsys):
+    poor = copy_of(run_dir, tmp_path / "poor")
+    (poor / "epochs/0001.npz").write_bytes(b"PK")
+    visualize.main([str(poor), "--device", "cpu"])
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 3
+    assert "left out losses_over_epochs, similarities: " in told[0]
+    assert "0001.npz is damaged" in told[0]
+    assert "left out retrieval, selection: " in told[1]
+    assert "holds no best.pth" in told[1]
+    check_figures(poor / "figures", ["curves", "r1"])
+    visualize.main([str(run_dir), "--root_dir", "/nowhere", "--out", str(tmp_path / "moved"), "--device", "cpu"])
+    assert "left out retrieval, selection: no folder /nowhere/RSTPReid" in capsys.readouterr().out
+    check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
+
+
+def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
+    folders = [copy_of(run_dir, tmp_path / name) for name in "ab"]
+    for folder in folders:
+        shutil.rmtree(folder / "epochs")
+        records = [{k: v for k, v in record.items() if k != "val"} for record in read_run(folder).records]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    with pytest.raises(UserError, match=r"left out r1_of_runs: no epoch was validated; left out similarities: no"):
+        visualize.main([*map(str, folders), "--out", str(tmp_path / "out")])
+    (folders[0] / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, epoch 1: no number lr"):
+        visualize.main([str(folders[0])])
+    (folders[1] / "test_metrics.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"test_metrics.json is damaged"):
+        visualize.main([str(folders[1])])
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.html", "audit.json", "precision_recall.png"])
+def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, tmp_path, monkeypatch, name):
+    replace = Path.replace
+
+    def breaks_off(partial: Path, file: Path) -> None:
+        if file.name == name and file.is_file():
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        replace(partial, file)
+
+    monkeypatch.setattr(Path, "replace", breaks_off)
+    audit.main([str(run_dir), "--out", str(tmp_path), "--top", "1"])
+    older = (tmp_path / name).read_bytes()
+    with pytest.raises(OSError, match="Input/output"):
+        audit.main([str(run_dir), "--out", str(tmp_path), "--top", "2"])
+    assert (tmp_path / name).read_bytes() == older
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_run_without_division_has_the_other_figures(others, tmp_path):

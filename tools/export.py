@@ -18,7 +18,7 @@ from safetensors.torch import save
 from processor.evaluation import Metrics
 from utils.checkpoints import load_checkpoint
 from utils.errors import DataError, OptionError
-from utils.files import in_one_step
+from utils.files import in_one_step, write_text
 from utils.flags import FLAGS, FREE, NAMES_TOO, PATHS
 from utils.options import command_parser, parse, read_yaml, resolve_run, write_config
 from utils.program import run_program
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     card = model_card(flags, about, _metrics(run_dir, file.name), file.name, load_checkpoint(file).get("epoch"))
     out.mkdir(parents=True, exist_ok=True)
     write_config(out / "configs.yaml", flags, {"git_revision": about.get("git_revision", "unknown")})
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     with in_one_step(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, {"format": "pt"}))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prettytable import PrettyTable
 
 from utils.errors import OptionError
+from utils.files import write_text
 from utils.options import command_parser, parse, read_yaml
 from utils.program import run_program
 
@@ -81,7 +82,7 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
     if len(suspects):
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():
-        (out / "audit.json").write_text(json.dumps(judgement, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "audit.json", json.dumps(judgement, indent=1) + "\n")
         precision_recall(findings, judgement, out / "precision_recall")
         print(judgement_table(judgement))
     print(f"wrote {out}: pairs.csv, pairs.html and figures")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.exclusion import as_cell, read_marks
+from processor.history import VOTES
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import in_one_step
@@ -16,12 +17,7 @@ COLUMNS = (
     "exclude",
     "suspicion",
     "held_noisy_by",
-    "BGE_p_clean",
-    "TSE_p_clean",
-    "BGE_loss",
-    "TSE_loss",
-    "BGE_times_noisy",
-    "TSE_times_noisy",
+    *(f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in VOTES),
     "epochs",
     "person",
     "image",
