@@ -188,8 +188,9 @@ def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl, epoch 1: no number lr"):
         visualize.main([str(folders[0])])
     (folders[1] / "test_metrics.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"test_metrics.json is damaged"):
-        visualize.main([str(folders[1])])
+    for command in (visualize, export):
+        with pytest.raises(UserError, match=r"test_metrics.json is damaged"):
+            command.main([str(folders[1])])
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.html", "audit.json", "precision_recall.png"])
@@ -224,6 +225,7 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
         (audit, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["RUN", "--checkpoint", "worst.pth"], "no checkpoint .*worst.pth"),
+        (export, ["RUN", "--checkpoint", "../best.pth"], r"--checkpoint ../best.pth: must be the name of a file in"),
         (export, ["RUN", "--out", "RUN"], "must be another folder than the run's own"),
         (audit, ["RUN", "--top", "0"], "--top 0: must be at least 1"),
         (audit, ["RUN", "--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
@@ -385,7 +387,8 @@ def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
     datasets_on_disk.write(tmp_path, "CUHK-PEDES", listed)
     split = read_splits("CUHK-PEDES", tmp_path, ["train"])["train"]
     pairs = Pairs(split, tmp_path / "CUHK-PEDES/imgs", np.arange(24))
-    write_table(Findings([epoch.pairs for epoch in read_history(run_dir)]), pairs, range(24), tmp_path / "pairs.csv")
+    findings = Findings([epoch.pairs for epoch in read_history(run_dir)])
+    write_table(findings, pairs, range(24), tmp_path / "pairs.csv")
     with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for pair, row in enumerate(rows):
@@ -402,6 +405,11 @@ def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
                 kept = {name: value if apostrophes else value.removeprefix("'") for name, value in row.items()}
                 writer.writerow(kept | {"exclude": "x"})
         assert read_excluded(tmp_path / "mine.csv", split, pairs.permutation).tolist() == list(range(23))
+    write_table(findings, pairs, [23, 5], tmp_path / "mine.csv")
+    with (tmp_path / "mine.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = [(int(row["pair"]), row["exclude"]) for row in csv.DictReader(stream)]
+    marked = [(pair, "x") for pair in range(23) if pair != 5]
+    assert rows == [(23, ""), (5, "x"), *marked], "suspects first, then what is marked and suspect no more"
 
 
 def test_other_data_are_not_audited(run_dir, tmp_path):

@@ -5,7 +5,7 @@
 It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over both votes and all epochs);
 `pairs.html`, the first of them with thumbnails; figures; and where the run put captions out of place itself
 `audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of `pairs.csv`
-(a later audit keeps it), and give the file to `train.py --exclude`.
+(a later audit keeps it, and no other change), and give the file to `train.py --exclude`.
 """
 
 from __future__ import annotations
