@@ -75,19 +75,21 @@ OWN = Description(files=(), path_keys=("file_path", "img_path"), first_id=None, 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: I images, C captions.
+    """One split: I images, C captions, P persons.
 
     Attributes:
         images: I paths.
         image_pids: (I,) identities.
         captions: C texts, in file order.
         caption_images: (C,) the image each caption belongs to.
+        person_ids: (P,) the annotation file's own id of each identity.
     """
 
     images: list[Path]
     image_pids: np.ndarray
     captions: list[str]
     caption_images: np.ndarray
+    person_ids: np.ndarray
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -262,12 +264,13 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
 
 def build_split(entries: list[Entry]) -> Split:
     """A split of its entries; pids count the persons of the split in the order of their ids."""
-    _, pids = np.unique([entry.number for entry in entries], return_inverse=True)
+    ids, pids = np.unique([entry.number for entry in entries], return_inverse=True)
     return Split(
         images=[entry.path for entry in entries],
         image_pids=pids.astype(np.int64),
         captions=[caption for entry in entries for caption in entry.captions],
         caption_images=np.repeat(np.arange(len(entries)), [len(entry.captions) for entry in entries]),
+        person_ids=ids,
     )
 
 

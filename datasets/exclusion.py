@@ -6,6 +6,7 @@ over. What a row says of its pair is compared with the data, so that no list mee
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from utils.errors import DataError
 
 NOTHING_EXCLUDED = np.empty(0, np.int64)
 _MARKED, _NOT_MARKED = {"x", "yes", "true", "1"}, {"", "no", "false", "0"}
+_FORMULA = tuple("=+-@＝＋－＠")  # what formulas begin with, the wide forms on Japanese and Chinese systems
 
 
 def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarray:
@@ -33,10 +35,7 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
     Raises:
         DataError: names the file and line: no such table, no mark, an unknown mark or pair, or a pair of other data.
     """
-    excluded = set()
-    for line, row in read_rows(file):
-        if is_marked(row, f"{file}, line {line}"):
-            excluded.add(check_pair(row, split, permutation, f"{file}, line {line}"))
+    excluded = read_marks(file, split, permutation)
     if not excluded:
         raise DataError(f"{file} marks no pair: write an x into the column exclude")
     if len(excluded) == len(permutation):
@@ -44,26 +43,37 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
     return np.array(sorted(excluded))
 
 
-def is_marked(row: Mapping[str, str], where: str) -> bool:
-    """Whether the row is marked; `where` is named in the message.
+def read_marks(file: Path, split: Split, permutation: np.ndarray) -> set[int]:
+    """Positions of the marked pairs, which may be none; arguments as for `read_excluded`.
 
     Raises:
-        DataError: neither marked nor not.
+        DataError: no such table, an unknown mark or pair, a pair of other data, or one both marked and not.
     """
+    marked, seen = set(), {}
+    for line, row in _read_rows(file):
+        where, pair = f"{file}, line {line}", (row["pair"] or "").strip()
+        mark = _is_marked(row, where)
+        before, first = seen.setdefault(pair, (mark, line))
+        if mark != before:
+            raise DataError(f"{where}: pair {pair:.40} is marked here or in line {first}, and not in the other")
+        if mark:
+            marked.add(_check_pair(row, split, permutation, where))
+    return marked
+
+
+def _is_marked(row: Mapping[str, str], where: str) -> bool:
     mark = (row["exclude"] or "").strip().lower()
     if mark not in _MARKED | _NOT_MARKED:
         raise DataError(f"{where}: exclude must be x or empty, found {mark!r:.40}")
     return mark in _MARKED
 
 
-def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows.
-
-    Raises:
-        DataError: a file that can't be read, is no CSV, or lacks a column.
-    """
+def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line numbers and rows; in UTF-8 or, as Excel calls it, Unicode text."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
+        with file.open("rb") as stream:
+            encoding = "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        with file.open(encoding=encoding, newline="") as stream:
             header = stream.readline()
             delimiter = max(",;\t", key=header.count)
             stream.seek(0)
@@ -72,8 +82,8 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file} is no CSV file in UTF-8: {error}") from None
+    except (UnicodeError, csv.Error) as error:
+        raise DataError(f"{file} is no CSV file in UTF-8 (Excel: save as 'CSV UTF-8'): {error}") from None
     for name in ("pair", "exclude"):
         if name not in columns:
             found = ", ".join(columns)[:80] or "none"
@@ -81,25 +91,31 @@ def read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, if it is the one the row describes; `where` is named in the message.
-
-    Raises:
-        DataError: no such pair, or one of other data.
-    """
+def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
+    """The row's pair, if it is the one the row describes."""
     text = (row["pair"] or "").strip()
     if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= len(permutation):
         raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())
     caption = as_text(split.captions[permutation[pair]])
-    if row.get("image") and not f"/{image}".endswith(f"/{row['image'].strip()}"):
-        raise DataError(f"{where}: pair {pair} has the image {image}, not {row['image']}: a list of other data?")
-    if row.get("caption") and row["caption"].split() != caption.split():
+    if (given := row.get("image")) and not any(_ends_with(image, path) for path in (given, given.removeprefix("'"))):
+        raise DataError(f"{where}: pair {pair} has the image {image}, not {given}: a list of other data?")
+    # Some spreadsheets keep an apostrophe that marks text, some drop it.
+    if (given := row.get("caption")) and given.removeprefix("'").split() != caption.removeprefix("'").split():
         raise DataError(f"{where}: pair {pair} has another caption, {caption!r:.60}: a list of other data or noise?")
     return pair
+
+
+def _ends_with(path: str, end: str) -> bool:
+    return f"/{path}".endswith((f"/{end}", f"/{end.strip()}"))
 
 
 def as_text(text: str) -> str:
     """The text as a file in UTF-8 can hold it: half a surrogate pair becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
+
+
+def as_cell(text: str) -> str:
+    """The text for a cell that a person opens in a spreadsheet: behind an apostrophe where it would be a formula."""
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r", "\n")) else text

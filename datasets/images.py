@@ -26,7 +26,7 @@ from utils.log import progress
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "MPO")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 
 
 def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:

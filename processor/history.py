@@ -15,16 +15,17 @@ import torch
 from processor.evaluation import SIMILARITIES, Encoded
 from processor.metrics import queries_at_a_time
 from solver.ccd import Division
-from utils.errors import DataError, brief
+from utils.errors import DataError
 from utils.files import in_one_step
 
 FOLDER = "epochs"
+VOTES = ("BGE", "TSE")  # whose loss, P(clean) and vote stand in rows 0 and 1
 BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
 
 
 @dataclass(frozen=True)
 class PairHistory:
-    """CCD's verdicts on the N pairs of the training split in one epoch; row 0 is BGE's, row 1 TSE's.
+    """CCD's verdicts on the N pairs of the training split in one epoch, a row for each of `VOTES`.
 
     Attributes:
         loss: (2, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
@@ -130,8 +131,8 @@ def _read(file: Path) -> EpochHistory:
         if similarity is not None and similarity.shape != (2, len(BIN_EDGES) - 1):
             raise ValueError(f"similarities of shape {similarity.shape}")
         return EpochHistory(int(file.stem), pairs, similarity)
-    except Exception as error:  # numpy, zipfile and zlib each raise their own types
-        raise DataError(f"{file} is damaged: {brief(error)}") from None
+    except Exception:  # numpy, zipfile and zlib each raise their own types, with advice that is not ours
+        raise DataError(f"{file} is damaged: delete it to do without its epoch") from None
 
 
 def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:

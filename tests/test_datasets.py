@@ -224,6 +224,15 @@ def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path, pictures, content
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_is_no_picture_is_called_so_and_a_cameras_mpo_is_read(tmp_path):
+    (tmp_path / "a.jpg").write_text("a text")
+    with pytest.raises(DataError, match="can't be read: cannot identify image file"):
+        read_image(tmp_path / "a.jpg", (96, 32))
+    red = Image.new("RGB", (32, 96), (250, 0, 0))
+    red.save(tmp_path / "b.jpg", "MPO", save_all=True, append_images=[red])
+    assert read_image(tmp_path / "b.jpg", (96, 32))[0].min() > 240
+
+
 def test_several_broken_images_are_counted(tmp_path, pictures):
     for path in pictures[3:6]:
         path.write_bytes(b"x")

@@ -52,10 +52,12 @@ def test_marked_rows_are_read_and_compared_with_the_data(split, tmp_path):
     assert read_excluded(file, split, PERMUTATION).tolist() == [3, 5, 23]
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter):
+@pytest.mark.parametrize(
+    ("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-8-sig"), ("\t", "utf-8-sig"), ("\t", "utf-16")]
+)
+def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter, encoding):
     lines = [delimiter.join(cells) for cells in (("pair", "note", "exclude"), ("4", "", "x"), ("5", "seen", ""))]
-    file = write(tmp_path / "a.csv", *lines, encoding="utf-8-sig")
+    file = write(tmp_path / "a.csv", *lines, encoding=encoding)
     assert read_excluded(file, split, PERMUTATION).tolist() == [4]
 
 
@@ -73,6 +75,8 @@ def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter):
         (["pair,exclude,image", "1,x,b.jpg"], "line 2: pair 1 has the image .*not b.jpg"),
         (["pair,exclude,caption", "1,x,a dog"], "line 2: pair 1 has another caption"),
         (["pair,exclude", "1"], "marks no pair"),
+        (["pair,exclude", "1,", "3,x", "3,"], r"line 4: pair 3 is marked here or in line 3, and not in the other"),
+        (["pair,exclude", "3,no", "3,x"], r"line 3: pair 3 is marked here or in line 2, and not in the other"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(split, tmp_path, lines, message):
@@ -83,6 +87,9 @@ def test_a_list_that_does_not_fit_is_refused(split, tmp_path, lines, message):
 def test_a_list_that_is_no_text_is_refused(split, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is no CSV file in UTF-8"):
+        read_excluded(tmp_path / "a.csv", split, PERMUTATION)
+    (tmp_path / "a.csv").write_text("pair,exclude,caption\n1,x,caf\xe9\n", encoding="cp1252")
+    with pytest.raises(UserError, match=r"is no CSV file in UTF-8 \(Excel: save as 'CSV UTF-8'\)"):
         read_excluded(tmp_path / "a.csv", split, PERMUTATION)
     with pytest.raises(UserError, match="can't be read: No such file"):
         read_excluded(tmp_path / "b.csv", split, PERMUTATION)

@@ -19,6 +19,7 @@ import pytest
 import test as evaluation_root
 from tests import datasets_on_disk
 from tests.test_training import SMALL
+from tools.audit import __main__ as audit
 from tools.reproduce import __main__ as reproduce
 from tools.reproduce import paper, runs
 from tools.reproduce.report import CHOICES
@@ -86,7 +87,7 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
 
 
 def test_a_row_runs_on_synthpedes_itself(tmp_path, capsys):
-    """One epoch, rendering included."""
+    """One epoch, rendering included; its audit finds the wrong captions."""
     command = ["--table", "2", "--row", "bge", "--dataset", "SynthPEDES", "--seeds", "1"]
     reproduce.main(
         [*command, "--output_dir", str(tmp_path), "--root_dir", str(tmp_path / "data"), "--", "--num_epoch", "1"]
@@ -95,6 +96,10 @@ def test_a_row_runs_on_synthpedes_itself(tmp_path, capsys):
     assert summary["dataset"] == "SynthPEDES"
     assert summary["results"]["last"]["R1"]["mean"] > 40, "the small CLIP alone has 60"
     assert "| TAL, BGE alone in inference | SynthPEDES | 50% " in capsys.readouterr().out
+    (config,) = tmp_path.glob("**/seed1/*/*/configs.yaml")
+    audit.main([str(config.parent), "--top", "1"])
+    judgement = json.loads((config.parent / "audit/audit.json").read_text())
+    assert judgement["average_precision"]["BGE"] > 0.85 > 0.55 > judgement["chance"]
 
 
 def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import test as evaluation_root
 import train as training_root
 from datasets.annotations import read_splits
+from datasets.exclusion import read_excluded
 from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
@@ -30,10 +34,14 @@ from tests.test_training import arguments
 from tools import export, selection
 from tools.audit import __main__ as audit
 from tools.audit.findings import Findings, confusion
+from tools.audit.pairs import Pairs
+from tools.audit.table import write_table
 from tools.loading import load_run
 from tools.visualize import __main__ as visualize
+from tools.visualize import curves, densities
 from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
+from utils.options import read_yaml, write_config
 
 HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
 
@@ -91,6 +99,118 @@ def test_several_runs_are_compared(run_dir, others, tmp_path):
     assert labels([read_run(folder) for folder in (run_dir, others[0])]) == ["margin 0.1", "margin 0.3"]
 
 
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+    """The figures that are drawn, by name, in place of their files."""
+    figures = {}
+    for module in (curves, densities):
+        monkeypatch.setattr(module, "save", lambda figure, file: figures.setdefault(file.name, figure))
+    yield figures
+    plt.close("all")
+
+
+def copy_of(run_dir: Path, folder: Path, **flags: object) -> Path:
+    """A run's records without its checkpoints, with other flags."""
+    shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("*.pth", "figures", "export", "events*"))
+    write_config(folder / "configs.yaml", read_yaml(folder / "configs.yaml") | flags, {})
+    return folder
+
+
+def test_a_sweep_has_a_panel_for_each_group_of_runs(run_dir, tmp_path, drawn):
+    flags = [{"loss_names": f"{loss}+sr0.3_tau0.015_margin{m}_n0.5", "margin": m} for loss in "AB" for m in (0.1, 0.3)]
+    flags += [{"loss_names": "A", "margin": 0.3, "seed": 2}, {"loss_names": "C", "margin": 0.2}]
+    runs = [read_run(copy_of(run_dir, tmp_path / str(n), **given)) for n, given in enumerate(flags)]
+    runs[4].r1["BGE+TSE"] = runs[1].r1["BGE+TSE"] + 8
+    curves.sweep(runs, "margin", tmp_path / "sweep")
+    panels = drawn["sweep"].axes
+    assert [axes.get_title() for axes in panels] == ["loss_names A", "loss_names B"], "C has one margin alone"
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    means = [axes.containers[2].lines[0].get_xydata() for axes in panels]
+    r1 = runs[0].r1["BGE+TSE"]
+    assert means[0].tolist() == [[0.1, r1], [0.3, r1 + 4]], "seeds are averaged"
+    assert means[1].tolist() == [[0.1, r1], [0.3, r1]]
+    assert labels(runs[3:5]) == ["loss_names B, seed 1", "loss_names A, seed 2"]
+    with pytest.raises(UserError, match=r"no tested runs differ in τ \(--tau\) alone"):
+        curves.sweep(runs, "tau", tmp_path / "sweep")
+
+
+def test_densities_of_several_runs_are_to_one_scale(run_dir, tmp_path, drawn):
+    short = copy_of(run_dir, tmp_path / "short", margin=0.2)
+    (short / "epochs/0002.npz").unlink()
+    runs = [read_run(run_dir), read_run(short)]
+    densities.similarities_over_epochs(runs, tmp_path / "similarities")
+    long, short = drawn["similarities"].axes
+    assert (long.get_xlim(), long.get_ylim()) == (short.get_xlim(), short.get_ylim())
+    assert [text.get_text() for text in long.get_yticklabels()] == ["1", "2"]
+    for mine, other in zip(long.lines[:2], short.lines, strict=True):  # the same epoch is the same line
+        assert mine.get_ydata() == pytest.approx(other.get_ydata())
+
+
+def test_legends_name_the_components_and_curves_tell_how_right_the_division_was(run_dir, tmp_path, drawn):
+    run = read_run(run_dir)
+    densities.losses_over_epochs(run, tmp_path / "losses")
+    names = [text.get_text() for text in drawn["losses"].legends[0].get_texts()]
+    assert names == ["truly clean", "truly noisy", "fitted: clean", "fitted: noisy"]
+    curves.training_curves(run, tmp_path / "known")
+    truth = drawn["known"].axes[3]
+    for line in truth.lines:
+        assert line.get_ydata() == pytest.approx([100 * record["ccd"][line.get_label()] for record in run.records])
+    assert [line.get_label() for line in truth.lines] == ["precision", "recall"]
+    curves.training_curves(read_run(copy_of(run_dir, tmp_path / "clean", noisy_rate=0.0)), tmp_path / "unknown")
+    assert [text.get_text() for text in drawn["unknown"].axes[3].texts] == ["which captions are wrong is not known"]
+
+
+def test_what_can_not_be_drawn_is_left_out_and_told(run_dir, tmp_path, capsys):
+    poor = copy_of(run_dir, tmp_path / "poor")
+    (poor / "epochs/0001.npz").write_bytes(b"PK")
+    visualize.main([str(poor), "--device", "cpu"])
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 3
+    assert "left out losses_over_epochs, similarities: " in told[0]
+    assert "0001.npz is damaged" in told[0]
+    assert "left out retrieval, selection: " in told[1]
+    assert "holds no best.pth" in told[1]
+    check_figures(poor / "figures", ["curves", "r1"])
+    visualize.main([str(run_dir), "--root_dir", "/nowhere", "--out", str(tmp_path / "moved"), "--device", "cpu"])
+    assert "left out retrieval, selection: no folder /nowhere/RSTPReid" in capsys.readouterr().out
+    check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
+
+
+def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
+    folders = [copy_of(run_dir, tmp_path / name) for name in "ab"]
+    for folder in folders:
+        shutil.rmtree(folder / "epochs")
+        records = [{k: v for k, v in record.items() if k != "val"} for record in read_run(folder).records]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    with pytest.raises(UserError, match=r"left out r1_of_runs: no epoch was validated; left out similarities: no"):
+        visualize.main([*map(str, folders), "--out", str(tmp_path / "out")])
+    (folders[0] / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, epoch 1: no number lr"):
+        visualize.main([str(folders[0])])
+    (folders[1] / "test_metrics.json").write_text("[1]")
+    for command in (visualize, export):
+        with pytest.raises(UserError, match=r"test_metrics.json is damaged"):
+            command.main([str(folders[1])])
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.html", "audit.json", "precision_recall.png"])
+def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, tmp_path, monkeypatch, name):
+    replace = Path.replace
+
+    def breaks_off(partial: Path, file: Path) -> None:
+        if file.name == name and file.is_file():
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        replace(partial, file)
+
+    monkeypatch.setattr(Path, "replace", breaks_off)
+    audit.main([str(run_dir), "--out", str(tmp_path), "--top", "1"])
+    older = (tmp_path / name).read_bytes()
+    with pytest.raises(OSError, match="Input/output"):
+        audit.main([str(run_dir), "--out", str(tmp_path), "--top", "2"])
+    assert (tmp_path / name).read_bytes() == older
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_a_run_without_division_has_the_other_figures(others, tmp_path):
     visualize.main([str(others[1]), "--out", str(tmp_path), "--device", "cpu"])
     check_figures(tmp_path, ["curves", "r1", "similarities", "retrieval", "selection"])
@@ -105,6 +225,7 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
         (audit, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["RUN", "--checkpoint", "worst.pth"], "no checkpoint .*worst.pth"),
+        (export, ["RUN", "--checkpoint", "../best.pth"], r"--checkpoint ../best.pth: must be the name of a file in"),
         (export, ["RUN", "--out", "RUN"], "must be another folder than the run's own"),
         (audit, ["RUN", "--top", "0"], "--top 0: must be at least 1"),
         (audit, ["RUN", "--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
@@ -240,6 +361,55 @@ def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
         train(
             root, tmp_path / "other", "--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""
         )
+
+
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "  =1",
+    "＝1",
+    "'=1",
+    "say 'red'",
+    'plain, "red"\nand blue',
+    "",
+)
+
+
+def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
+    listed = datasets_on_disk.entries("CUHK-PEDES")
+    for number, (entry, text) in enumerate(zip(listed, FORMULAS, strict=False)):
+        entry["captions"][0] = text
+        entry["file_path"] = f"={number}.jpg" if number % 2 else f" {number}/=a {number}.jpg"
+    datasets_on_disk.write(tmp_path, "CUHK-PEDES", listed)
+    split = read_splits("CUHK-PEDES", tmp_path, ["train"])["train"]
+    pairs = Pairs(split, tmp_path / "CUHK-PEDES/imgs", np.arange(24))
+    findings = Findings([epoch.pairs for epoch in read_history(run_dir)])
+    write_table(findings, pairs, range(24), tmp_path / "pairs.csv")
+    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for pair, row in enumerate(rows):
+        entry = listed[pair // 2]
+        assert row["person"] == str(entry["id"]), "the annotation file's own number"
+        assert row["caption"] in (entry["captions"][pair % 2], f"'{entry['captions'][pair % 2]}")
+        assert row["image"] in (entry["file_path"], f"'{entry['file_path']}")
+        assert not any(value.lstrip(" ").startswith(tuple("=+-@\t\r＝")) for value in row.values())
+    for apostrophes, delimiter in ((True, ","), (True, ";"), (False, ",")):
+        with (tmp_path / "mine.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0], delimiter=delimiter)
+            writer.writeheader()
+            for row in rows[:-1]:
+                kept = {name: value if apostrophes else value.removeprefix("'") for name, value in row.items()}
+                writer.writerow(kept | {"exclude": "x"})
+        assert read_excluded(tmp_path / "mine.csv", split, pairs.permutation).tolist() == list(range(23))
+    write_table(findings, pairs, [23, 5], tmp_path / "mine.csv")
+    with (tmp_path / "mine.csv").open(encoding="utf-8-sig", newline="") as stream:
+        rows = [(int(row["pair"]), row["exclude"]) for row in csv.DictReader(stream)]
+    marked = [(pair, "x") for pair in range(23) if pair != 5]
+    assert rows == [(23, ""), (5, "x"), *marked], "suspects first, then what is marked and suspect no more"
 
 
 def test_other_data_are_not_audited(run_dir, tmp_path):

@@ -18,9 +18,9 @@ from safetensors.torch import save
 from processor.evaluation import Metrics
 from utils.checkpoints import load_checkpoint
 from utils.errors import DataError, OptionError
-from utils.files import in_one_step
+from utils.files import in_one_step, write_text
 from utils.flags import FLAGS, FREE, NAMES_TOO, PATHS
-from utils.options import command_parser, parse, read_yaml, resolve_run, write_config
+from utils.options import command_parser, parse, read_yaml, resolve_run, run_facts, write_config
 from utils.program import run_program
 from utils.runs import EXPORTED
 
@@ -43,19 +43,22 @@ def main(argv: Sequence[str]) -> None:
 
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
+    if Path(args["checkpoint"]).name != args["checkpoint"]:
+        raise OptionError(f"--checkpoint {args['checkpoint']}: must be the name of a file in {run_dir}, as last.pth")
     file = run_dir / args["checkpoint"]
     out = Path(args["out"] or run_dir / "export")
     if out.resolve() == run_dir.resolve():
         raise OptionError(f"--out {out}: must be another folder than the run's own")
     options = resolve_run(run_dir / "configs.yaml", {})
+    metrics = _metrics(run_dir, file.name)
     model = model_from_checkpoint(file, options)
     config = read_yaml(run_dir / "configs.yaml")
-    about = config.pop("_run_", {})
+    about = run_facts(run_dir / "configs.yaml")
     flags = _flags({"dataset_name": options.dataset_name, **config})
-    card = model_card(flags, about, _metrics(run_dir, file.name), file.name, load_checkpoint(file).get("epoch"))
+    card = model_card(flags, about, metrics, file.name, load_checkpoint(file).get("epoch"))
     out.mkdir(parents=True, exist_ok=True)
     write_config(out / "configs.yaml", flags, {"git_revision": about.get("git_revision", "unknown")})
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     with in_one_step(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, {"format": "pt"}))
@@ -69,26 +72,27 @@ def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
     return flags | {name: Path(value).stem if Path(value).is_absolute() else value for name, value in named.items()}
 
 
-def _metrics(run_dir: Path, checkpoint: str) -> Metrics | None:
-    """What `test.py` has written about the checkpoint."""
+def _metrics(run_dir: Path, checkpoint: str) -> Metrics:
+    """What `test.py` has written about the checkpoint, if anything."""
     file = run_dir / "test_metrics.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get(checkpoint)
+        metrics = json.loads(file.read_text(encoding="utf-8")).get(checkpoint, {})
+        return {name: {column: float(value) for column, value in row.items()} for name, row in metrics.items()}
     except OSError:
-        return None
-    except ValueError:
+        return {}
+    except (ValueError, TypeError, AttributeError):
         raise DataError(f"{file} is damaged: evaluate again with python test.py {run_dir}") from None
 
 
 def model_card(
-    flags: Mapping[str, Any], about: Mapping[str, Any], metrics: Metrics | None, checkpoint: str, epoch: int | None
+    flags: Mapping[str, Any], about: Mapping[str, Any], metrics: Metrics, checkpoint: str, epoch: int | None
 ) -> str:
     """The card, in the form that model hubs read.
 
     Args:
         flags: of the run.
         about: the `_run_` part of its configuration.
-        metrics: of this checkpoint on the test split, in percent.
+        metrics: of this checkpoint on the test split, in percent; empty if it was not tested.
         epoch: epochs that the checkpoint has seen, if it says so.
     """
     noise = about.get("noise_index", {})
@@ -106,7 +110,7 @@ def model_card(
         "## Data and noise",
         "",
         f"- Trained on {flags['dataset_name']}'s training split, from the weights of {flags.get('pretrain_choice')}.",
-        f"- Captions that changed places: {'unknown' if rate is None else f'{rate:.0%}'}"
+        f"- Captions that changed places: {'unknown' if rate is None else f'{100 * rate:g}%'}"
         + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
         f"- Pairs left out by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
         f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}{_chosen(flags, checkpoint)}; "
@@ -148,7 +152,7 @@ def _chosen(flags: Mapping[str, Any], checkpoint: str) -> str:
     return f", chosen on the split {split}"
 
 
-def _metrics_table(metrics: Metrics | None) -> list[str]:
+def _metrics_table(metrics: Metrics) -> list[str]:
     if not metrics:
         return ["Not evaluated."]
     columns = list(next(iter(metrics.values())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ import numpy as np
 matplotlib.use("Agg")  # before pyplot: there may be no display
 from matplotlib import pyplot as plt
 from PIL import Image
+
+from utils.files import in_one_step
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
 CLEAN, NOISY, BOTH = "#0072B2", "#D55E00", "#000000"
@@ -35,7 +37,9 @@ def save(figure: plt.Figure, file: Path) -> None:
     with warnings.catch_warnings():  # captions may be in any script; what the font lacks is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         for file in files:
-            figure.savefig(file, dpi=120 if file.suffix == ".png" else 200)
+            with in_one_step(file) as partial:
+                kind = file.suffix.removeprefix(".")
+                figure.savefig(partial, format=kind, dpi=120 if kind == "png" else 200)
     plt.close(figure)
 
 
@@ -56,7 +60,7 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
 def over_epochs(axes: plt.Axes, what: str) -> None:
     """Label axes with epochs below and `what` at the left."""
     axes.set(xlabel="epoch", ylabel=what)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
 
 
@@ -66,8 +70,16 @@ def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: in
     for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
         draw_losses(axes, vote.loss, vote.components, truly_clean)
         axes.set(title=f"{name}, epoch {epoch}", xlabel="per-pair loss, scaled", ylabel="density")
-        axes.legend()
+    legend_below(figure, rows[0])
     save(figure, file)
+
+
+def legend_below(figure: plt.Figure, grid: Iterable[plt.Axes]) -> None:
+    """One legend below all axes, of everything that any of them names."""
+    named = {name: handle for axes in grid for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        columns = min(len(named), max(2, int(figure.get_figwidth() / 1.5)))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def draw_losses(axes: plt.Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
@@ -76,17 +88,21 @@ def draw_losses(axes: plt.Axes, loss: np.ndarray, components: np.ndarray | None,
     Where no pair is known to be noisy nothing is claimed of them.
     """
     bins = np.linspace(0, 1, 61)
-    parts, colours, labels = [loss[truly_clean], loss[~truly_clean]], [CLEAN, NOISY], ["clean", "noisy"]
+    parts, colours, labels = (
+        [loss[truly_clean], loss[~truly_clean]],
+        [(CLEAN, 0.75), (NOISY, 0.4)],
+        ["truly clean", "truly noisy"],
+    )
     if truly_clean.all():
         parts, colours, labels = [loss], ["#999999"], ["pairs"]
     share = [np.full(len(part), 1 / (len(loss) * (bins[1] - bins[0]))) for part in parts]
-    axes.hist(parts, bins, weights=share, stacked=True, color=colours, alpha=0.7, label=labels)
+    axes.hist(parts, bins, weights=share, stacked=True, color=colours, label=labels)
     if components is None:
         return
     x = np.linspace(0, 1, 400)
-    for (weight, mean, variance), line in zip(components, ("-", "--"), strict=True):
+    for (weight, mean, variance), line, name in zip(components, ("-", "--"), ("clean", "noisy"), strict=True):
         density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
-        axes.plot(x, density, line, color=BOTH, linewidth=1.2)
+        axes.plot(x, density, line, color=BOTH, linewidth=1.2, label=f"fitted: {name}")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
 
 

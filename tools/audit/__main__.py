@@ -5,7 +5,7 @@
 It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over both votes and all epochs);
 `pairs.html`, the first of them with thumbnails; figures; and where the run put captions out of place itself
 `audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of `pairs.csv`
-(a later audit keeps it), and give the file to `train.py --exclude`.
+(a later audit keeps it, and no other change), and give the file to `train.py --exclude`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prettytable import PrettyTable
 
 from utils.errors import OptionError
+from utils.files import write_text
 from utils.options import command_parser, parse, read_yaml
 from utils.program import run_program
 
@@ -81,7 +82,7 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
     if len(suspects):
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():
-        (out / "audit.json").write_text(json.dumps(judgement, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "audit.json", json.dumps(judgement, indent=1) + "\n")
         precision_recall(findings, judgement, out / "precision_recall")
         print(judgement_table(judgement))
     print(f"wrote {out}: pairs.csv, pairs.html and figures")

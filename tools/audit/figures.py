@@ -34,17 +34,19 @@ def precision_recall(findings: Findings, judgement: Mapping[str, object], file: 
 def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
     """Pairs with their captions and P(clean) of BGE and TSE; framed by the truth where it is known (figures 7 to 9)."""
     rows = -(-len(suspects) // _COLUMNS)
-    figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 3.9 * rows), squeeze=False)
-    figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.06 / rows, bottom=0.28 / rows, wspace=0.9, hspace=0.45)
+    figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 4.1 * rows), squeeze=False)
+    figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.1 / rows, bottom=0.27 / rows, wspace=0.9, hspace=0.58)
     for axes in grid.flat[len(suspects) :]:
         axes.axis("off")
     for axes, pair in zip(grid.flat, suspects, strict=False):
         axes.imshow(read_image(pairs.file(pair), _CELL).transpose(1, 2, 0), aspect="auto")
         axes.set(xticks=[], yticks=[])
-        bge, tse = findings.last.clean_probability[:, pair]
-        axes.set_title(f"P(clean) {bge:.2f}, {tse:.2f}", fontsize=8, pad=3)
+        title, frame, width = "P(clean) {:.2f}, {:.2f}".format(*findings.last.clean_probability[:, pair]), "#999999", 2
+        if findings.truth is not None:
+            truth, frame, width = ("noisy", NOISY, 3) if findings.truth[pair] else ("clean", CLEAN, 3)
+            title = f"in truth {truth}\n{title}"
+        axes.set_title(title, fontsize=8, pad=3)
         axes.set_xlabel(wrap(pairs.caption(pair), 25, 7), fontsize=7.5, loc="center")
         for side in axes.spines.values():
-            known = findings.truth is not None
-            side.set(color=(NOISY if findings.truth[pair] else CLEAN) if known else "#999999", linewidth=2 + known)
+            side.set(color=frame, linewidth=width)
     save(figure, file)

@@ -9,9 +9,7 @@ from functools import cached_property
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from processor.history import PairHistory
-
-VOTES = ("BGE", "TSE")
+from processor.history import VOTES, PairHistory
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,7 @@ class Findings:
 
     def scores(self) -> dict[str, np.ndarray]:
         """(kept,) scores for "noisy" that are judged against the truth."""
-        return {
-            "BGE": self.doubts[0, self.kept],
-            "TSE": self.doubts[1, self.kept],
-            "both": self.suspicion[self.kept],
-        }
+        return {**dict(zip(VOTES, self.doubts[:, self.kept], strict=True)), "both": self.suspicion[self.kept]}
 
     def judgement(self) -> dict[str, object] | None:
         """How right the votes were: average precision, and each one's confusion in the last epoch; None without truth.
@@ -84,7 +78,11 @@ class Findings:
         if self.truth is None:
             return None
         truth, noisy = self.truth[self.kept], ~self.last.clean[:, self.kept]
-        votes = {"BGE": noisy[0], "TSE": noisy[1], "both noisy": noisy.all(axis=0), "either noisy": noisy.any(axis=0)}
+        votes = {
+            **dict(zip(VOTES, noisy, strict=True)),
+            "both noisy": noisy.all(axis=0),
+            "either noisy": noisy.any(axis=0),
+        }
         return {
             "pairs": len(truth),
             "chance": float(truth.mean()),

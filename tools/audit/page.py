@@ -12,8 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import read_image
+from processor.history import VOTES
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
+from utils.files import write_text
 
 _SIZE = (192, 96)  # height, width of a thumbnail
 _PAGE = """<!doctype html>
@@ -40,7 +42,7 @@ def write_page(findings: Findings, pairs: Pairs, suspects: Sequence[int], title:
     cards = "\n".join(_card(findings, pairs, int(pair)) for pair in shown)
     height, width = _SIZE
     text = _PAGE.format(title=html.escape(title), about=html.escape(about), cards=cards, width=width, height=height)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
@@ -48,7 +50,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
     votes = "".join(
         f"<small>{name}: P(clean) {last.clean_probability[n, pair]:.2f}, loss {last.loss[n, pair]:.3f}, "
         f"noisy in {times[n]} of {len(findings.epochs)} epochs</small>"
-        for n, name in enumerate(("BGE", "TSE"))
+        for n, name in enumerate(VOTES)
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
     told = f"<small>in truth <b>{truth}</b></small>" if truth else ""

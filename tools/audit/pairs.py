@@ -12,7 +12,7 @@ from datasets.annotations import Split, locate, read_splits
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
 from utils.errors import DataError
-from utils.options import read_yaml, resolve
+from utils.options import resolve, run_facts
 from utils.runs import short_name
 
 
@@ -31,6 +31,10 @@ class Pairs:
     def image(self, pair: int) -> str:
         """A pair's image as the annotation file has it."""
         return as_text(Path(os.path.relpath(self.file(pair), self.imgs)).as_posix())
+
+    def person(self, pair: int) -> int:
+        """The id that the annotation file gives the person of a pair's image."""
+        return int(self.split.person_ids[self.split.caption_pids[pair]])
 
     def caption(self, pair: int) -> str:
         """A pair's caption, in place or not."""
@@ -54,7 +58,7 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     if len(split.captions) != count:
         raise DataError(f"{run_dir} was trained on {count:,} pairs, {name} in {root} has {len(split.captions):,}")
     noise = find_noise(short_name(name), count, options.noisy_rate, options.noisy_file)
-    was = read_yaml(config).get("_run_", {}).get("noise_index", {})
-    if was.get("sha256") != noise.sha256:
+    was = run_facts(config).get("noise_index")
+    if not isinstance(was, dict) or was.get("sha256") != noise.sha256:
         raise DataError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
     return Pairs(split, locate(name, root).imgs, noise.permutation)

@@ -6,7 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.exclusion import check_pair, is_marked, read_rows
+from datasets.exclusion import as_cell, read_marks
+from processor.history import VOTES
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import in_one_step
@@ -16,12 +17,7 @@ COLUMNS = (
     "exclude",
     "suspicion",
     "held_noisy_by",
-    "BGE_p_clean",
-    "TSE_p_clean",
-    "BGE_loss",
-    "TSE_loss",
-    "BGE_times_noisy",
-    "TSE_times_noisy",
+    *(f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in VOTES),
     "epochs",
     "person",
     "image",
@@ -38,7 +34,7 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     Raises:
         DataError: the older file can't be read, or is of other data.
     """
-    marked = _marked(file, pairs) if file.is_file() else set()
+    marked = read_marks(file, pairs.split, pairs.permutation) if file.is_file() else set()
     suspects = [*suspects, *sorted(marked.difference(suspects))]
     truth, last = findings.truth, findings.last
     with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
@@ -48,14 +44,5 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
             row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.held_by(pair)]
             row += [f"{value:.4f}" for value in (*last.clean_probability[:, pair], *last.loss[:, pair])]
             row += [*findings.times_noisy[:, pair], len(findings.epochs)]
-            row += [pairs.split.caption_pids[pair], pairs.image(pair), pairs.caption(pair)]
+            row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(pairs.caption(pair))]
             writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])
-
-
-def _marked(file: Path, pairs: Pairs) -> set[int]:
-    marked = set()
-    for line, row in read_rows(file):
-        where = f"{file}, line {line}"
-        if is_marked(row, where):
-            marked.add(check_pair(row, pairs.split, pairs.permutation, where))
-    return marked

@@ -6,16 +6,19 @@
 One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures over the epochs, the density of similarities
 over training (figure 3), retrieved images framed by right and wrong, and what token selection chose. Several: R1 per
 epoch (figure 5), densities side by side, and test R1 over m, τ and R where they differ in one of them (figures 4, 6).
+What can't be drawn, as the checkpoint or the data are not there, is left out with a word why.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import OptionError
+from utils.errors import OptionError, UserError, printable
 from utils.options import command_parser, parse
 from utils.program import choose_device, run_program
 
@@ -51,37 +54,53 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    drawn = draw_one(runs[0], out, device, given) if single else draw_several(runs, out)
+    drawn, left_out = draw(of_one(runs[0], device, given) if single else of_several(runs), out)
+    told = [f"left out {', '.join(names)}: {printable(reason)}" for reason, names in left_out.items()]
+    if not drawn:
+        raise OptionError("; ".join(told))
     show_in_tensorboard(out, drawn, max(run.records[-1]["epoch"] for run in runs))
+    for line in told:
+        print(line)
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
 
-def draw_one(run: Run, out: Path, device: torch.device, given: dict[str, str]) -> list[Path]:
-    """Everything about one run."""
+def of_one(run: Run, device: torch.device, given: dict[str, str]) -> dict[str, Callable[[Path], None]]:
+    """How to draw each figure of one run, by its name."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
-    from utils.figures import r1_per_epoch
 
-    curves.training_curves(run, out / "curves")
-    r1_per_epoch(run.records, out / "r1")
-    drawn = [out / "curves", out / "r1"]
-    if densities.losses_over_epochs(run, out / "losses_over_epochs"):
-        drawn.append(out / "losses_over_epochs")
-    if densities.similarities_over_epochs([run], out / "similarities"):
-        drawn.append(out / "similarities")
-    return drawn + pictures.draw_pictures(load_run(run.folder, device, **given), out)
+    loaded = cache(lambda: load_run(run.folder, device, **given))
+    return {
+        "curves": partial(curves.training_curves, run),
+        "r1": partial(curves.r1_of_run, run),
+        "losses_over_epochs": partial(densities.losses_over_epochs, run),
+        "similarities": partial(densities.similarities_over_epochs, [run]),
+        "retrieval": lambda file: pictures.retrieval_sheet(loaded(), file),
+        "selection": lambda file: pictures.selection_sheet(loaded(), file),
+    }
 
 
-def draw_several(runs: Sequence[Run], out: Path) -> list[Path]:
-    """What compares runs."""
+def of_several(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
+    """How to draw each figure that compares runs, by its name."""
     from tools.visualize import curves, densities
 
-    drawn = curves.sweeps(runs, out)
-    if curves.r1_of_runs(runs, out / "r1_of_runs"):
-        drawn.append(out / "r1_of_runs")
-    if densities.similarities_over_epochs(runs, out / "similarities"):
-        drawn.append(out / "similarities")
-    return drawn
+    return {
+        "r1_of_runs": partial(curves.r1_of_runs, runs),
+        "similarities": partial(densities.similarities_over_epochs, runs),
+        **{f"sweep_{name}": partial(curves.sweep, runs, name) for name in curves.SWEPT},
+    }
+
+
+def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    """Draw what can be drawn; the files without their ending, and the names of the others by what was in their way."""
+    drawn, left_out = [], defaultdict(list)
+    for name, figure in figures.items():
+        try:
+            figure(out / name)
+            drawn.append(out / name)
+        except UserError as error:
+            left_out[error.line].append(name)
+    return drawn, left_out
 
 
 def show_in_tensorboard(out: Path, drawn: Sequence[Path], epoch: int) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from processor.evaluation import SIMILARITIES
-from tools.visualize.runs import Run, differing, labels
-from utils.figures import BOTH, CLEAN, NOISY, STYLES, over_epochs, save
+from tools.visualize.runs import NothingToDraw, Run, differing, label, labels
+from utils.figures import BOTH, CLEAN, NOISY, STYLES, legend_below, over_epochs, r1_per_epoch, save
 
 # Okabe and Ito's colours, each with a line and a marker of its own.
 _LINES = [
@@ -23,94 +23,146 @@ _LINES = [
     ("#56B4E9", "--", "P"),
     ("#E69F00", "-.", "X"),
 ]
+_METRICS = {"R1": "-", "R5": "--", "R10": ":", "mAP": "-."}
+_COLUMNS = 3
 SWEPT = {"margin": "m", "tau": "τ", "select_ratio": "R"}  # the paper's figures 4 and 6
 
 
 def training_curves(run: Run, file: Path) -> None:
-    """Losses, learning rate, CCD's counts and its precision and recall, and validation, over the epochs."""
+    """Losses, learning rate, CCD's counts, its precision and recall where the truth is known, and validation."""
     epochs = [record["epoch"] for record in run.records]
-    figure, ((loss, rate), (counts, metrics)) = plt.subplots(2, 2, figsize=(8, 5.4), layout="constrained")
+    layout = [["loss", "rate"], ["counts", "truth"], ["val", "val"]]
+    figure, axes = plt.subplot_mosaic(layout, figsize=(8, 7.6), layout="constrained")
     for name, key in (("BGE", "bge_loss"), ("TSE", "tse_loss"), ("BGE+TSE", "loss")):
         colour, line = STYLES[name]
-        loss.plot(epochs, [record[key] for record in run.records], line, color=colour, marker=".", label=name)
-    over_epochs(loss, "training loss of a batch")
-    loss.legend()
-    rate.plot(epochs, [record["lr"] for record in run.records], color=BOTH, marker=".")
-    over_epochs(rate, "learning rate")
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    _division(run, counts)
-    validated = [record for record in run.records if "val" in record]
-    for name, line in (("R1", "-"), ("R5", "--"), ("R10", ":"), ("mAP", "-.")):
+        values = [record[key] for record in run.records]
+        axes["loss"].plot(epochs, values, line, color=colour, marker=".", label=name)
+    over_epochs(axes["loss"], "training loss of a batch")
+    axes["loss"].set_ylim(bottom=0)
+    axes["loss"].legend()
+    axes["rate"].plot(epochs, [record["lr"] for record in run.records], color=BOTH, marker=".")
+    over_epochs(axes["rate"], "learning rate")
+    axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes["rate"].set_ylim(bottom=0)
+    _division(run, axes["counts"], axes["truth"])
+    validated = run.validated
+    if not validated:
+        _nothing(axes["val"], "no epoch was validated")
+    for (name, line), (colour, _, marker) in zip(_METRICS.items(), _LINES, strict=False):
         values = [record["val"]["BGE+TSE"][name] for record in validated]
-        metrics.plot([record["epoch"] for record in validated], values, line, color=BOTH, marker=".", label=name)
-    over_epochs(metrics, "validation, BGE+TSE (%)")
-    metrics.legend(ncols=2)
+        shown = [record["epoch"] for record in validated]
+        axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
+    if validated:
+        over_epochs(axes["val"], "validation, BGE+TSE (%)")
+        axes["val"].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     save(figure, file)
 
 
-def _division(run: Run, axes: plt.Axes) -> None:
+def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
     divided = [record for record in run.records if record.get("ccd")]
-    if not divided:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no pairs were divided", ha="center", va="center")
-        return
+    known = bool(run.flags["noisy_rate"]) and all(record["ccd"]["precision"] is not None for record in divided)
     epochs = [record["epoch"] for record in divided]
-    for name, colour, line in (("clean", CLEAN, "-"), ("noisy", NOISY, "--"), ("uncertain", "#777777", ":")):
-        axes.plot(epochs, [record["ccd"][name] for record in divided], line, color=colour, marker=".", label=name)
-    over_epochs(axes, "pairs by CCD")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    if divided:
+        for name, colour, line in (("clean", CLEAN, "-"), ("noisy", NOISY, "--"), ("uncertain", "#777777", ":")):
+            counts.plot(epochs, [record["ccd"][name] for record in divided], line, color=colour, marker=".", label=name)
+        over_epochs(counts, "pairs by CCD")
+        counts.set_ylim(bottom=0)
+        counts.legend()
+    else:
+        _nothing(counts, "no pairs were divided")
+    if divided and known:
+        for name, line in (("precision", "-"), ("recall", "--")):
+            values = [100 * record["ccd"][name] for record in divided]
+            truth.plot(epochs, values, line, color=CLEAN, marker=".", label=name)
+        over_epochs(truth, "CCD's clean set (%)")
+        truth.set_ylim(0, 102)
+        truth.legend()
+    else:
+        _nothing(truth, "which captions are wrong is not known" if divided else "")
 
 
-def r1_of_runs(runs: Sequence[Run], file: Path) -> bool:
-    """Validation R1 of BGE+TSE per epoch, a line a run (paper, figure 5); False where no run was validated."""
-    if not any("val" in record for run in runs for record in run.records):
-        return False
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
-        validated = [record for record in run.records if "val" in record]
+def _nothing(axes: plt.Axes, why: str) -> None:
+    axes.axis("off")
+    axes.text(0.5, 0.5, why, ha="center", va="center")
+
+
+def r1_of_run(run: Run, file: Path) -> None:
+    """Validation R1 per epoch, a line an embedding.
+
+    Raises:
+        NothingToDraw: no epoch was validated.
+    """
+    if not run.validated:
+        raise NothingToDraw("no epoch was validated")
+    r1_per_epoch(run.validated, file)
+
+
+def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
+    """Validation R1 of BGE+TSE per epoch, a line a run (paper, figure 5).
+
+    Raises:
+        NothingToDraw: no run was validated.
+    """
+    if not any(run.validated for run in runs):
+        raise NothingToDraw("no epoch was validated")
+    beside = len(runs) > 5  # the legend
+    figure, axes = plt.subplots(figsize=(9 if beside else 6, max(3.8, 0.22 * len(runs))), layout="constrained")
+    for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
         colour, line, marker = _LINES[number % len(_LINES)]
-        r1 = [record["val"]["BGE+TSE"]["R1"] for record in validated]
+        r1 = [record["val"]["BGE+TSE"]["R1"] for record in run.validated]
         every = max(1, len(r1) // 12)
-        epochs = [record["epoch"] for record in validated]
+        epochs = [record["epoch"] for record in run.validated]
         again = {"markerfacecolor": "white"} if number // len(_LINES) % 2 else {}
-        axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=label, **again)
+        axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=name, **again)
     over_epochs(axes, "R1 on validation (%)")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)) if len(runs) > 5 else axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}))
     save(figure, file)
-    return True
 
 
-def sweeps(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Test R1 over the values of m, τ or R, for each that takes several values while all other flags agree.
+def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
+    """Test R1 over the values of m, τ or R (paper, figures 4 and 6), a panel for all runs that agree in all else.
 
     Runs that differ in their seed are averaged, and their spread drawn.
+
+    Args:
+        name: of the flag, one of `SWEPT`.
+
+    Raises:
+        NothingToDraw: nowhere does the flag take several values.
     """
-    drawn = []
-    tested = [run for run in runs if run.r1() is not None]
-    for name, symbol in SWEPT.items():
-        groups = defaultdict(list)
-        others = [other for other in differing(tested) if other not in (name, "seed")]
-        for run in tested:
-            groups[str([run.flags.get(other) for other in others])].append(run)
-        group = max(groups.values(), key=lambda group: len({run.flags[name] for run in group}), default=[])
-        values = sorted({run.flags[name] for run in group})
-        if len(values) > 1:
-            drawn.append(folder / f"sweep_{name}")
-            _sweep(group, name, symbol, values, drawn[-1])
-    return drawn
+    tested = [run for run in runs if run.r1]
+    others = [other for other in differing(tested) if other not in (name, "seed")]
+    groups = defaultdict(list)
+    for run in tested:
+        groups[str([run.flags.get(other) for other in others])].append(run)
+    swept = [group for group in groups.values() if len({run.flags[name] for run in group}) > 1]
+    if not swept:
+        raise NothingToDraw(f"no tested runs differ in {SWEPT[name]} (--{name}) alone")
+    columns, rows = min(_COLUMNS, len(swept)), -(-len(swept) // _COLUMNS)
+    size = (3.4 * columns + 1, 3 * rows + 0.4)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    values = sorted({run.flags[name] for group in swept for run in group})
+    apart = differing([group[0] for group in swept])
+    for axes, group in zip(grid.flat, swept, strict=False):
+        _draw_sweep(axes, group, name)
+        axes.set_title(label(group[0], [other for other in others if other in apart]), fontsize=9)
+        axes.set(xlabel=f"{SWEPT[name]} (--{name})", xticks=values)
+        axes.tick_params(axis="x", labelrotation=45 if len(values) > 4 else 0, labelbottom=True)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(swept) :]:
+        axes.axis("off")
+    figure.supylabel("R1 on test, best checkpoint (%)", fontsize="medium")
+    legend_below(figure, grid[0, :1])
+    save(figure, file)
 
 
-def _sweep(runs: Sequence[Run], name: str, symbol: str, values: Sequence[float], file: Path) -> None:
-    figure, axes = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
+def _draw_sweep(axes: plt.Axes, runs: Sequence[Run], name: str) -> None:
+    values = sorted({run.flags[name] for run in runs})
     for row in SIMILARITIES:
-        r1 = [[run.r1(row) for run in runs if run.flags[name] == value] for value in values]
+        r1 = [[run.r1[row] for run in runs if run.flags[name] == value] for value in values]
         spread = [statistics.stdev(found) if len(found) > 1 else 0 for found in r1]
         colour, line = STYLES[row]
         mean = [statistics.mean(found) for found in r1]
         axes.errorbar(values, mean, spread, fmt=line, color=colour, marker="o", markersize=4, capsize=3, label=row)
-    axes.set(xlabel=f"{symbol} (--{name})", ylabel="R1 on test, best checkpoint (%)", xticks=values)
-    axes.tick_params(axis="x", labelrotation=45 if len(values) > 5 else 0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save(figure, file)

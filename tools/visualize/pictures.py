@@ -22,19 +22,23 @@ _PAIRS = 6
 _INK = (0.0, 0.447, 0.698)  # of chosen words; the stronger, the more the sentence attends to them
 
 
-def draw_pictures(run: LoadedRun, folder: Path) -> list[Path]:
-    """Draw `retrieval` and `selection` on the test split into a folder."""
-    split = read_splits(run.options.dataset_name, Path(run.options.root_dir), ["test"])["test"]
-    device = next(run.model.parameters()).device
-    gallery = open_gallery(run.options, "test", split, device)
-    retrieval, selection = folder / "retrieval", folder / "selection"
-    draw_retrieval(encode(run.model, gallery), gallery, retrieval)
-    selection_sheet(run, split, selection)
-    return [retrieval, selection]
+def retrieval_sheet(run: LoadedRun, file: Path) -> None:
+    """The best images for captions of the test split, framed by right and wrong.
+
+    Raises:
+        DataError: the data are missing or damaged.
+    """
+    gallery = open_gallery(run.options, "test", _test_split(run), next(run.model.parameters()).device)
+    draw_retrieval(encode(run.model, gallery), gallery, file)
 
 
-def selection_sheet(run: LoadedRun, split: Split, file: Path) -> None:
-    """Images, what token selection left of them, and a caption of each with its chosen words marked."""
+def selection_sheet(run: LoadedRun, file: Path) -> None:
+    """Images of the test split, what token selection left of them, and a caption of each with its chosen words marked.
+
+    Raises:
+        DataError: the data are missing or damaged.
+    """
+    split = _test_split(run)
     captions = np.unique(np.linspace(0, len(split.captions) - 1, min(_PAIRS, len(split.captions))).astype(int))
     rows = -(-len(captions) // 2)
     figure, grid = plt.subplots(rows, 6, figsize=(10, 2.3 * rows), squeeze=False, width_ratios=[1, 1, 2.6] * 2)
@@ -48,6 +52,10 @@ def selection_sheet(run: LoadedRun, split: Split, file: Path) -> None:
             place.imshow(picture, aspect="auto")
         _draw_words(axes[2], chosen_words(run.model, tokenizer, split.captions[caption]))
     save(figure, file)
+
+
+def _test_split(run: LoadedRun) -> Split:
+    return read_splits(run.options.dataset_name, Path(run.options.root_dir), ["test"])["test"]
 
 
 def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:

@@ -5,34 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from processor.history import EpochHistory, read_history
-from utils.errors import DataError, OptionError
+from utils.errors import DataError, OptionError, UserError
 from utils.flags import FREE
 from utils.options import defaults, read_yaml
 from utils.records import read_records
 from utils.runs import CHECKPOINTS
 
 # Flags in which runs may differ and still be the same experiment.
-_INCIDENTAL = FREE | {"name"}
+_INCIDENTAL = FREE | {"name", "record_test"}
 _LABEL = 40
+_DRAWN = ("lr", "loss", "bge_loss", "tse_loss")  # of every line of metrics.jsonl
+
+
+class NothingToDraw(UserError):
+    """Runs lack what a figure shows; the message says what."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, flags, lines of metrics.jsonl, history, and test metrics (None before the test)."""
+    """A run: folder, flags, lines of metrics.jsonl, and test R1 (%) of its best checkpoint by row, if tested."""
 
     folder: Path
     flags: dict[str, Any]
     records: list[dict[str, Any]]
-    history: list[EpochHistory]
-    test: dict[str, Any] | None
+    r1: dict[str, float]
 
-    def r1(self, row: str = "BGE+TSE") -> float | None:
-        """Test R1 (%) of the best checkpoint."""
-        return self.test[CHECKPOINTS[0]][row]["R1"] if self.test and CHECKPOINTS[0] in self.test else None
+    @property
+    def validated(self) -> list[dict[str, Any]]:
+        """The records of epochs with a validation."""
+        return [record for record in self.records if "val" in record]
+
+    @cached_property
+    def history(self) -> list[EpochHistory]:
+        """What the run has kept of its epochs.
+
+        Raises:
+            DataError: a file of it is damaged.
+        """
+        return read_history(self.folder)
 
 
 def read_run(folder: Path) -> Run:
@@ -44,28 +59,44 @@ def read_run(folder: Path) -> Run:
     """
     flags = {**defaults(), **read_yaml(folder / "configs.yaml")}
     flags.pop("_run_", None)
-    records = read_records(folder / "metrics.jsonl")
+    flags["loss_names"] = str(flags["loss_names"]).partition("+")[0]  # a label repeats other flags
+    file = folder / "metrics.jsonl"
+    records = read_records(file)
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
-    file = folder / "test_metrics.json"
+    for record in records:
+        if missing := [name for name in _DRAWN if not isinstance(record.get(name), int | float)]:
+            raise DataError(f"{file}, epoch {record['epoch']}: no number {missing[0]}, it is damaged or of other code")
+    return Run(folder, flags, records, _test_r1(folder / "test_metrics.json"))
+
+
+def _test_r1(file: Path) -> dict[str, float]:
     try:
-        test = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError:
+        best = json.loads(file.read_text(encoding="utf-8")).get(CHECKPOINTS[0], {})
+        return {row: float(metrics["R1"]) for row, metrics in best.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise DataError(f"{file} is damaged: delete it and evaluate again") from None
-    return Run(folder, flags, records, read_history(folder), test)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The flags in which runs differ, but for incidental ones."""
+    """The flags in which runs differ, but for incidental ones; the seed comes last."""
     names = [name for name in (runs[0].flags if runs else ()) if name not in _INCIDENTAL]
-    return [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
+    found = [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
+    return sorted(found, key=lambda name: name == "seed")
+
+
+def label(run: Run, names: Sequence[str]) -> str:
+    """A run in the words of some of its flags."""
+    return ", ".join(f"{name} {Path(str(run.flags.get(name))).name}" for name in names)[:_LABEL]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each run: by the flags in which they differ, else, and where that is not enough, by its folder."""
     names = differing(runs)
-    found = [", ".join(f"{name} {Path(str(run.flags.get(name))).name}" for name in names)[:_LABEL] for run in runs]
+    found = [label(run, names) for run in runs]
     if len(set(found)) < len(runs):
-        half = [label[: _LABEL // 2] for label in found]
-        found = [f"{label} {run.folder.resolve().name}".strip() for label, run in zip(half, runs, strict=True)]
+        half = [text[: _LABEL // 2] for text in found]
+        found = [f"{text} {run.folder.resolve().name}".strip() for text, run in zip(half, runs, strict=True)]
     return found
