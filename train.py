@@ -95,11 +95,11 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         _check_data(data, run_dir / "configs.yaml")
     elif is_main():
         _write_config(options, data, run_dir)
+    start_logging(run_dir / "train_log.txt")
     if checkpoint and checkpoint.is_file():
         run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options)
     if checkpoint and is_main() and progress.epoch < options.num_epoch:
         (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
-    start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch if checkpoint else None)
     test = data.test if options.record_test else None
     settings = _run_settings(options)

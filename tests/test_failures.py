@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
     assert str(caught.value).startswith("epoch 1, step 2: the loss is not a finite number, with pairs ")
-    assert "no checkpoint was written yet" in str(caught.value)
+    assert "no good checkpoint was written yet" in str(caught.value)
     listed = str(caught.value).split("with pairs ")[1].split(";")[0].split(", ")
     assert len(set(map(int, listed))) == 8
 
@@ -88,6 +88,25 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, 
         train(root_dir, tmp_path)
     (good,) = tmp_path.glob("*/*/last.pth")
     assert f"the last good checkpoint is {good}" in str(caught.value)
+    content = load_checkpoint(good)
+    assert content["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("lr", "first_lr_factor", "epochs", "told"),
+    [
+        ("1e39", "1e-43", "3", "after the last step: a weight is not a finite number"),
+        ("1e30", "1e-34", "2", "the model's embeddings are not finite numbers"),
+    ],
+)
+def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
+    """Loss and gradients are finite in the one step of each epoch; the second epoch's is too large."""
+    more = ["--lr", lr, "--warmup_factor", first_lr_factor, "--num_epoch", epochs, "--eval_period", epochs]
+    with pytest.raises(UserError, match=f"^epoch 2, {told}") as caught:
+        train(root_dir, tmp_path, "--batch_size", "24", *more)
+    (good,) = tmp_path.glob("*/*/last.pth")
+    assert f"the last good checkpoint is {good}; try a smaller --lr" in str(caught.value)
     content = load_checkpoint(good)
     assert content["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in content["model"].values())
