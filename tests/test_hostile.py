@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -293,6 +294,19 @@ def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path):
         read_clip(str(tmp_path / "ViT.pt"))
 
 
+@pytest.mark.parametrize("read", [load_checkpoint, read_clip])
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/code/__torch__.py"])
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, read, name):
+    file = tmp_path / "file.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}}, file)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open(name, "w") as entry:
+        for _ in range(70):
+            entry.write(bytes(1 << 20))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("it was unfolded"))
+    with pytest.raises(UserError, match=r"file.pth can't be read.*: its .* bytes would unfold to 73,4"):
+        read(str(file)) if read is read_clip else read(file)
+
+
 @quick
 @given(lines=st.lists(any_json.map(json.dumps) | st.text(max_size=20), max_size=5))
 def test_any_metrics_file_gives_records(tmp_path_factory, lines):
@@ -365,8 +379,9 @@ def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
         torch.zeros(2, device="meta"),
         torch.zeros(2, 2).to_sparse(),
         torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(1).expand(1 << 20, 1 << 20),
     ],
-    ids=["meta", "sparse", "complex"],
+    ids=["meta", "sparse", "complex", "repeating"],
 )
 def test_a_model_is_of_plain_tensors(tmp_path, value):
     torch.save({"model": published.weights("rde") | {"base_model.visual.proj": value}}, tmp_path / "a.pth")
