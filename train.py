@@ -75,12 +75,16 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
 
     device = choose_device(options.device)
     seed_everything(options.seed)
-    model = build(options).to(device)
-    model.clip.set_grad_checkpointing(options.grad_checkpointing)
-    if options.compile:
-        check_compiler(device)
-        model.clip.compile_blocks()
-    data = load_data(options, device)
+    try:
+        model = build(options).to(device)
+        model.clip.set_grad_checkpointing(options.grad_checkpointing)
+        if options.compile:
+            check_compiler(device)
+            model.clip.compile_blocks()
+        data = load_data(options, device)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("no run was begun or changed, give the same command again")
+        raise
     if options.test:
         metrics, _ = evaluate(model, data.test)
         if is_main():
@@ -105,19 +109,20 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     settings = _run_settings(options)
     try:
         run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
+        wait_for_all()  # the checkpoints are written now
+        start_logging(run_dir / "test_log.txt")
+        evaluate_run(
+            [run_dir / name for name in CHECKPOINTS],
+            lambda file: model_from_checkpoint(file, options).to(device),
+            data.test,
+            f"{options.dataset_name}, {data.test.name}",
+            run_dir,
+        )
     except KeyboardInterrupt:
-        saved = "what the last whole epoch led to is saved" if progress.epoch else "no epoch was done yet"
+        done = (run_dir / "last.pth").is_file()
+        saved = "what the last whole epoch led to is saved" if done else "no epoch was done yet"
         logger.info("Stopped: %s; go on with: train.py --resume %s", saved, run_dir)
         raise
-    wait_for_all()  # the checkpoints are written now
-    start_logging(run_dir / "test_log.txt")
-    evaluate_run(
-        [run_dir / name for name in CHECKPOINTS],
-        lambda file: model_from_checkpoint(file, options).to(device),
-        data.test,
-        f"{options.dataset_name}, {data.test.name}",
-        run_dir,
-    )
     logger.info("Run folder %s", run_dir)
     if locked:
         locked.close()

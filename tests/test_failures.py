@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.program import run_program
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,80 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="none of the training images can be read"):
         train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "told"),
+    [
+        ("datasets.images._decode", "interrupted: no run was begun or changed, give the same command again\n"),
+        ("processor.run.train_epoch", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
+        ("processor.run.evaluate", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
+        ("processor.test_split.evaluate", "what the last whole epoch led to is saved; go on with: train.py --resume "),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    monkeypatch.setattr(interrupted, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(SystemExit) as left:
+            run_program(lambda _: train(tmp_path, tmp_path / "logs", "--num_epoch", "1", "--warmup_epochs", "0"))
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert left.value.code == 128 + signal.SIGTERM
+    printed = capsys.readouterr()
+    run_dir = next((tmp_path / "logs").glob("*/*"), None)
+    assert told.format(run_dir=run_dir) in printed.err + printed.out
+    assert (run_dir is None) == printed.err.startswith("interrupted: ")
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"RANK": "x"}, "RANK=x, which must be 0 to 1"),
+        ({"RANK": "2"}, "RANK=2, which must be 0 to 1"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which must be 0 to 1"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, which must be 1 to "),
+        ({"MASTER_PORT": ""}, "MASTER_PORT=, which must be 1 to 65535"),
+    ],
+)
+def test_an_environment_that_no_launcher_left_is_told(changed, told):
+    environment = os.environ | LAUNCHED | changed
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py"], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the environment says {told}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_while_others_may_tell_leaves_at_once():
+    program = f"""import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils import errors, program
+
+def run(main):
+    raise errors.OptionError("this process's mistake")
+
+def sleep(seconds):
+    print("waiting", flush=True)
+    wait(60)
+
+wait, time.sleep, program._run_launched = time.sleep, sleep, run
+program.run_program(None)
+"""
+    environment = os.environ | LAUNCHED | {"RANK": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert child.stdout.readline() == "waiting\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == -signal.SIGINT
 
 
 def test_a_second_interrupt_leaves_at_once():
