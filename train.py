@@ -81,7 +81,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         if options.compile:
             check_compiler(device)
             model.clip.compile_blocks()
-        data = load_data(options, device)
+        data = load_data(options, device, continued=checkpoint is not None)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("no run was begun or changed, give the same command again")
         raise
@@ -151,7 +151,7 @@ class Data(NamedTuple):
     remarks: list[str]
 
 
-def load_data(options: EasyDict, device: torch.device) -> Data:
+def load_data(options: EasyDict, device: torch.device, *, continued: bool) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
     from datasets.annotations import DATASETS, read_splits
     from datasets.check import check_splits
@@ -168,7 +168,7 @@ def load_data(options: EasyDict, device: torch.device) -> Data:
     test = open_gallery(options, "test", splits["test"], device)
     validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
-    images = open_training_images(options, split)
+    images = open_training_images(options, split, continued=continued)
     ids = Tokenizer()(split.captions, options.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, settings, excluded)
     if not len(pairs.training_batches(0)):

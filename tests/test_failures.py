@@ -128,6 +128,38 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        ("start_logging(Path('/dev/full')); logger.info('a line')", "/dev/full"),
+        ("start_logging(Path('/dev/null')); logger.info('a line')", "standard output"),
+        ("recorder = Recorder(folder, 0); recorder.file = Path('/dev/full'); recorder.add({'epoch': 1})", "/dev/full"),
+        ("(folder / 'a.txt.partial').symlink_to('/dev/full'); write_text(folder / 'a.txt', 'a')", "{folder}/a.txt"),
+        ("(folder / 'r1.png').symlink_to('/dev/full'); save(pyplot.figure(), folder / 'r1.png')", "{folder}/r1.png"),
+    ],
+)
+def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
+    program = f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from utils.figures import plt as pyplot, save
+from utils.files import write_text
+from utils.log import logger, start_logging
+from utils.program import run_program
+from utils.recorder import Recorder
+
+def main(_):
+    folder = Path({str(tmp_path)!r})
+    {write}
+
+run_program(main)
+"""
+    with open("/dev/full" if named == "standard output" else "/dev/null", "w") as stdout:  # noqa: PTH123
+        done = subprocess.run([sys.executable, "-c", program], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == f"error: {named.format(folder=tmp_path)}: No space left on device\n"
+    assert done.returncode == 2
+
+
 def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, monkeypatch):
     scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
@@ -140,12 +172,14 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, m
 def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
-    broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(UserError) as caught:
-        train(tmp_path, tmp_path / "logs")
-    assert str(caught.value).startswith(f"image {broken} can't be read")
-    assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
-    run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+    with datasets_on_disk.away(broken):
+        with pytest.raises(UserError) as caught:
+            train(tmp_path, tmp_path / "logs")
+        assert str(caught.value).startswith(f"image {broken} can't be read")
+        assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
+        run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+        with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
+            train(tmp_path, tmp_path / "logs")
     log = (run_dir / "train_log.txt").read_text()
     assert f"left out: image {broken} can't be read" in log
     assert "2 of 24 training pairs are left out" in log
@@ -154,8 +188,8 @@ def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tm
     assert str(broken) in facts["skipped_images"][0]
     for record in records(run_dir):
         assert record["ccd"]["clean"] + record["ccd"]["noisy"] + record["ccd"]["uncertain"] == 22
-    with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
-        train(tmp_path, tmp_path / "logs")
+    (run_dir / "test_metrics.json").unlink()
+    training_root.main(["--resume", str(run_dir)])  # as it began, though the picture is there again
     (run_dir / "test_metrics.json").unlink()
     datasets_on_disk.write(tmp_path, "RSTPReid")
     with pytest.raises(UserError, match=r"other images can't be read than .*: of pairs \[10, 11\], now of \[\]"):

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from PIL import ImageFile
 from safetensors.torch import save
 
 import train as training_root
@@ -371,6 +374,16 @@ def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a.jpg can't be read"):
         read_image(tmp_path / "a.jpg", (8, 8))
     assert not (tmp_path / "started").exists()
+
+
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path, monkeypatch):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 9_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(header) - 4) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    for upright in (False, True):
+        with pytest.raises(UserError, match=r"a.png can't be read: it claims 10000×9000 pixels, more than 89,478,485$"):
+            read_image(tmp_path / "a.png", (8, 8), upright=upright)
 
 
 @pytest.mark.parametrize(

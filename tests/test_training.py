@@ -512,8 +512,10 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
     with lock(run_dir):
         with pytest.raises(UserError, match="is being trained by another process"):
             training_root.main(["--resume", str(run_dir)])
-        with pytest.raises(UserError, match="no unfinished run in"):
+        older = shutil.copytree(run_dir, run_dir.with_name("20250101_000000_older"))
+        with pytest.raises(UserError, match=f"{run_dir} is being trained by another process; name an older one"):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
+        assert (older / "train_log.txt").read_bytes() == (run_dir / "train_log.txt").read_bytes()
 
 
 def test_a_run_is_not_continued_on_other_noise(trained, tmp_path):

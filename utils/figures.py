@@ -16,6 +16,8 @@ matplotlib.use("Agg")  # before pyplot: there may be no display
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from utils.files import naming
+
 matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
 CLEAN, NOISY, BOTH = "#0072B2", "#D55E00", "#000000"
 STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BOTH, "-")}
@@ -35,7 +37,8 @@ def save(figure: plt.Figure, file: Path) -> None:
     with warnings.catch_warnings():  # captions may be in any script; what the font lacks is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         for file in files:
-            figure.savefig(file, dpi=120 if file.suffix == ".png" else 200)
+            with naming(file):
+                figure.savefig(file, dpi=120 if file.suffix == ".png" else 200)
     plt.close(figure)
 
 
