@@ -154,7 +154,7 @@ class Data(NamedTuple):
 def load_data(options: EasyDict, device: torch.device, *, continued: bool) -> Data:
     """Read and check all data, images included, so that nothing is found missing after hours."""
     from datasets.annotations import DATASETS, read_splits
-    from datasets.check import check_splits
+    from datasets.check import check_splits, other_splits
     from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
     from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery, open_training_images
     from datasets.noise import find_noise
@@ -176,7 +176,8 @@ def load_data(options: EasyDict, device: torch.device, *, continued: bool) -> Da
         raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
     sizes = DATASETS[options.dataset_name].sizes if options.dataset_name in DATASETS else {}
     sizes = {name: size for name, size in sizes.items() if name in splits}
-    return Data(pairs, noise, validation, test, [finding.line for finding in check_splits(splits, sizes)])
+    remarks = [*other_splits(options.dataset_name, Path(options.root_dir)), *check_splits(splits, sizes)]
+    return Data(pairs, noise, validation, test, [finding.line for finding in remarks])
 
 
 def _check_data(data: Data, config: Path) -> None:

@@ -612,6 +612,15 @@ def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tm
     assert (trained[0] / "figures/retrieval_elsewhere.png").is_file()
 
 
+def test_annotation_files_of_one_name_have_results_of_their_own(tmp_path):
+    options = [training_options.defaults() for _ in range(3)]
+    for folder, of_folder in zip("abc", options):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").touch()
+        of_folder.dataset_name = str(tmp_path / folder / "x.json")
+    assert [evaluation_root._suffix(other, options[0]) for other in options] == ["", "_b_x", "_c_x"]
+
+
 def test_weights_that_are_not_numbers_are_not_evaluated(trained, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained[0], run_dir)
