@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -19,21 +18,18 @@ from torch.optim import Optimizer
 from processor.epoch import EpochResult, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import division_arrays, similarity_histograms, write_epoch
+from processor.progress import Progress, save
 from processor.scoring import score_pairs
 from processor.types import DualEncoder, EvaluationData, TrainingData
 from solver.ccd import Division, MixtureSettings, divide
 from solver.losses import LossSettings
 from solver.schedule import ScheduleSettings, set_learning_rates
 from utils import figures
-from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.distributed import decided_once
-from utils.errors import NotFiniteError, WeightsError, brief
-from utils.flags import FREE
+from utils.errors import NotFiniteError
 from utils.log import logger
 from utils.ranks import is_main
 from utils.recorder import Recorder
-
-CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -57,15 +53,6 @@ class RunSettings:
     log_period: int
     grad_accum: int
     kept: dict[str, Any]
-
-
-@dataclass
-class Progress:
-    """Where a run stands: epochs done, the best R1 (percent) so far, and after which epoch that was (0: none)."""
-
-    epoch: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
 
 
 def train(
@@ -110,11 +97,7 @@ def train(
             write_epoch(run_dir, epoch + 1, history)
             figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
             recorder.add_pictures(run_dir / "figures", epoch + 1)
-            content = _content(model, settings, progress)
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            save_checkpoint(content | state, run_dir / "last.pth")
-            if progress.best_epoch == progress.epoch:  # second: after a kill between the two `restore` makes up for it
-                save_checkpoint(content, run_dir / "best.pth")
+            save(model, optimizer, scaler, progress, settings.kept, run_dir)
     if recorder:
         recorder.close()
 
@@ -163,63 +146,6 @@ def _train(
         result.peak_memory_gb,
     )
     return result
-
-
-def restore(
-    content: dict[str, Any],
-    model: DualEncoder,
-    optimizer: Optimizer,
-    scaler: GradScaler,
-    progress: Progress,
-    source: Path,
-    options: Mapping[str, Any],
-) -> None:
-    """Put model, optimizer, scaler and progress back to where a `last.pth` was written, and best.pth beside it.
-
-    Args:
-        options: of the run; the checkpoint must have the same, but for `FREE` ones.
-
-    Raises:
-        WeightsError: the checkpoint can't be continued.
-    """
-    if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
-        raise WeightsError(f"{source} can't be continued: only a last.pth of this version of train.py can")
-    kept = content.get("options")
-    if not isinstance(kept, dict):
-        raise WeightsError(f"{source} can't be continued: it does not say of which run it is")
-    if other := [name for name in options if name not in FREE and kept.get(name, options[name]) != options[name]]:
-        raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
-    model.load_published(content["model"], str(source))
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(content["optimizer"])
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group |= {"initial_lr": own["lr"], **own}  # how to step is the run's to say, not the file's
-        scaler.load_state_dict(content.get("scaler", {}))
-        progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
-        progress.best_epoch = int(content["best_epoch"])
-    except Exception as error:  # whatever torch raises over states that are not its own
-        raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
-    fits = all(
-        value.shape in (parameter.shape, ())
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    )
-    named = {frozenset(state) for state in optimizer.state.values()}
-    fits = fits and named <= {frozenset(("step", "exp_avg", "exp_avg_sq")), frozenset(("momentum_buffer",))}
-    fits = fits and len(named) == bool(progress.epoch) and math.isfinite(progress.best)
-    if not fits or not 0 <= progress.best_epoch <= progress.epoch <= options["num_epoch"]:
-        raise WeightsError(f"{source} can't be continued: its optimizer or epoch {progress.epoch} is not this run's")
-    best = source.parent / "best.pth"
-    if progress.best_epoch == progress.epoch > 0:  # then best.pth is the same, or a kill came before it was written
-        if is_main():
-            save_checkpoint({name: content[name] for name in content if name not in ("optimizer", "scaler")}, best)
-    elif progress.best_epoch and not best.is_file():
-        raise WeightsError(f"{source} can't be continued: best.pth is missing beside it")
-    elif progress.best_epoch and (found := load_checkpoint(best).get("epoch")) != progress.best_epoch:
-        logger.warning("%s is of epoch %s, not %d: the best is chosen anew", best, found, progress.best_epoch)
-        progress.best, progress.best_epoch = -1.0, 0
 
 
 def _divide(
@@ -281,14 +207,3 @@ def _validate(
         progress.best, progress.best_epoch = r1, progress.epoch
         logger.info("  the best so far: R1 %.2f", r1)
     return metrics, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)
-
-
-def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "model": model.published_state(),
-        "epoch": progress.epoch,
-        "best": progress.best,
-        "best_epoch": progress.best_epoch,
-        "options": settings.kept,
-    }

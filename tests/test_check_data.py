@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import train as training_root
 from datasets.annotations import DATASETS
 from datasets.check import check_dataset
 from datasets.noise import draw_permutation
+from datasets.run_data import load_data
 from tests import datasets_on_disk
 from tools import check_data
 from utils.errors import UserError
@@ -156,7 +156,7 @@ def test_training_tells_the_remarks_that_need_no_image(tmp_path):
     listed[7]["split"] = "trian"
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     options = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
-    lines = training_root.load_data(resolve(options), torch.device("cpu"), continued=False).remarks
+    lines = load_data(resolve(options), torch.device("cpu"), continued=False).remarks
     assert lines[0] == "entries of another split: entry 7: 'trian'; only train, val and test are read"
     assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
 

@@ -28,7 +28,7 @@ from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model.weights import model_from_checkpoint
-from processor import run as processor_run
+from processor import progress
 from processor.metrics import retrieval_metrics
 from solver.losses import cosine_similarity
 from tests import datasets_on_disk, published
@@ -192,7 +192,7 @@ def train_killed_and_continued(
     given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch, epoch: int = 2, name: str = "last.pth"
 ) -> None:
     """Train, die while an epoch's checkpoint is written, and go on."""
-    save, saved = processor_run.save_checkpoint, []
+    save, saved = progress.save_checkpoint, []
 
     def dies(content, file):
         if content["epoch"] == epoch and file.name == name and not saved:
@@ -201,7 +201,7 @@ def train_killed_and_continued(
             raise Killed
         save(content, file)
 
-    monkeypatch.setattr(processor_run, "save_checkpoint", dies)
+    monkeypatch.setattr(progress, "save_checkpoint", dies)
     with contextlib.suppress(Killed):
         training_root.main(given)
     assert saved
