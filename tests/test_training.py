@@ -34,6 +34,7 @@ from solver.losses import cosine_similarity
 from tests import datasets_on_disk, published
 from tests.test_model import golden_model
 from utils import options as training_options
+from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.flags import FLAGS
 from utils.runs import lock
@@ -205,10 +206,12 @@ def train_killed_and_continued(
     with contextlib.suppress(Killed):
         training_root.main(given)
     assert saved
+    epochs = {file.name: load_checkpoint(file)["epoch"] for file in output_dir.glob("*/*/*.pth")}
+    assert epochs.get("best.pth", 0) <= epochs.get("last.pth", 0), "no best is one that last.pth knows nothing of"
     training_root.main(["--resume", "--output_dir", str(output_dir)])
 
 
-@pytest.mark.parametrize(("epoch", "name"), [(2, "last.pth"), (1, "best.pth")])
+@pytest.mark.parametrize(("epoch", "name"), [(1, "last.pth"), (2, "last.pth"), (1, "best.pth")])
 def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch, epoch, name):
     train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch, epoch, name)
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
