@@ -12,7 +12,7 @@ from utils.errors import OptionError
 from utils.flags import FLAGS
 from utils.options import parse, resolve_run
 from utils.program import run_program
-from utils.runs import CHECKPOINTS, EXPORTED, newest_run, short_name
+from utils.runs import CHECKPOINTS, EXPORTED, newest_run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,8 +52,9 @@ def _suffix(options: EasyDict, run: EasyDict) -> str:
 
 
 def _data_suffix(options: EasyDict, run: EasyDict) -> str:
-    if options.dataset_name != run.dataset_name:
-        return f"_{short_name(options.dataset_name)}"
+    file = Path(options.dataset_name)
+    if file.resolve() != Path(run.dataset_name).resolve():
+        return f"_{file.resolve().parent.name}_{file.stem}" if file.is_file() else f"_{options.dataset_name}"
     own = Path(run.root_dir)
     if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():
         return f"_{Path(options.root_dir).resolve().name}"

@@ -5,24 +5,23 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from easydict import EasyDict
 
+from utils.checks import loss_of
 from utils.errors import OptionError
 from utils.flags import FREE
-from utils.options import build_parser, loss_of, parse, resolve, run_facts, write_config
+from utils.options import build_parser, parse, resolve, write_config
 from utils.program import run_program
 from utils.ranks import is_main, world_size
 from utils.runs import CHECKPOINTS, checkpoint_to_continue, lock, newest_unfinished_run, short_name
 
 # torch and all that needs it is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from datasets.loaders import Gallery, TrainingPairs
-    from datasets.noise import Noise
+    from datasets.run_data import RunData
     from model.rde import RDE
     from processor.run import RunSettings
 
@@ -63,24 +62,18 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
     import torch
 
-    from model.weights import model_from_checkpoint
-    from processor import run
     from processor.evaluation import evaluate, table
-    from processor.test_split import evaluate_run
+    from processor.progress import Progress, restore
+    from processor.run import train as train_epochs
     from solver.optimizer import OptimizerSettings, build_optimizer
     from utils.checkpoints import load_checkpoint
     from utils.distributed import decided_once, wait_for_all
     from utils.log import logger, start_logging
-    from utils.program import check_compiler, choose_device, seed_everything
+    from utils.program import choose_device, seed_everything
 
     device = choose_device(options.device)
     seed_everything(options.seed)
-    model = build(options).to(device)
-    model.clip.set_grad_checkpointing(options.grad_checkpointing)
-    if options.compile:
-        check_compiler(device)
-        model.clip.compile_blocks()
-    data = load_data(options, device)
+    model, data = _prepare(options, device, continued=checkpoint is not None)
     if options.test:
         metrics, _ = evaluate(model, data.test)
         if is_main():
@@ -88,28 +81,58 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         return
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
-    progress = run.Progress()
+    progress = Progress()
     run_dir = checkpoint.parent if checkpoint else decided_once(lambda: _make_run_dir(options))
     locked = lock(run_dir) if is_main() else None
     if checkpoint:
-        _check_data(data, run_dir / "configs.yaml")
+        data.check(run_dir / "configs.yaml")
     elif is_main():
         _write_config(options, data, run_dir)
+    start_logging(run_dir / "train_log.txt")
     if checkpoint and checkpoint.is_file():
-        run.restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options)
+        restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options)
     if checkpoint and is_main() and progress.epoch < options.num_epoch:
         (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
-    start_logging(run_dir / "train_log.txt")
     _log_start(options, data, run_dir, progress.epoch if checkpoint else None)
     test = data.test if options.record_test else None
     settings = _run_settings(options)
     try:
-        run.train(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
+        train_epochs(model, optimizer, scaler, data.pairs, data.validation, test, settings, run_dir, progress)
+        wait_for_all()  # the checkpoints are written now
+        _test(options, data, run_dir, device)
     except KeyboardInterrupt:
-        saved = "what the last whole epoch led to is saved" if progress.epoch else "no epoch was done yet"
+        done = (run_dir / "last.pth").is_file()
+        saved = "what the last whole epoch led to is saved" if done else "no epoch was done yet"
         logger.info("Stopped: %s; go on with: train.py --resume %s", saved, run_dir)
         raise
-    wait_for_all()  # the checkpoints are written now
+    logger.info("Run folder %s", run_dir)
+    if locked:
+        locked.close()
+
+
+def _prepare(options: EasyDict, device: torch.device, *, continued: bool) -> tuple[RDE, RunData]:
+    """The model to begin with and the data, all that takes time before a run is begun or touched."""
+    from datasets.run_data import load_data
+    from utils.program import check_compiler
+
+    try:
+        model = build(options).to(device)
+        model.clip.set_grad_checkpointing(options.grad_checkpointing)
+        if options.compile:
+            check_compiler(device)
+            model.clip.compile_blocks()
+        return model, load_data(options, device, continued=continued)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("no run was begun or changed, give the same command again")
+        raise
+
+
+def _test(options: EasyDict, data: RunData, run_dir: Path, device: torch.device) -> None:
+    """Evaluate both checkpoints on the test split."""
+    from model.weights import model_from_checkpoint
+    from processor.test_split import evaluate_run
+    from utils.log import start_logging
+
     start_logging(run_dir / "test_log.txt")
     evaluate_run(
         [run_dir / name for name in CHECKPOINTS],
@@ -118,9 +141,6 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         f"{options.dataset_name}, {data.test.name}",
         run_dir,
     )
-    logger.info("Run folder %s", run_dir)
-    if locked:
-        locked.close()
 
 
 def build(options: EasyDict) -> RDE:
@@ -136,99 +156,24 @@ def build(options: EasyDict) -> RDE:
     )
 
 
-class Data(NamedTuple):
-    """What a run reads: training pairs with their noise, the splits that choose and test, and what is odd in them."""
-
-    pairs: TrainingPairs
-    noise: Noise
-    validation: Gallery
-    test: Gallery
-    remarks: list[str]
-
-
-def load_data(options: EasyDict, device: torch.device) -> Data:
-    """Read and check all data, images included, so that nothing is found missing after hours."""
-    from datasets.annotations import DATASETS, read_splits
-    from datasets.check import check_splits
-    from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
-    from datasets.loaders import LoadingSettings, TrainingPairs, open_gallery, open_training_images
-    from datasets.noise import find_noise
-    from datasets.tokenizer import Tokenizer
-
-    names = dict.fromkeys(("train", options.val_dataset, "test"))
-    splits = read_splits(options.dataset_name, Path(options.root_dir), names)
-    split = splits["train"]
-    noise = find_noise(short_name(options.dataset_name), len(split.captions), options.noisy_rate, options.noisy_file)
-    excluded = read_excluded(Path(options.exclude), split, noise.permutation) if options.exclude else NOTHING_EXCLUDED
-    test = open_gallery(options, "test", splits["test"], device)
-    validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
-    settings = LoadingSettings(**(_of(LoadingSettings, options) | {"device": device}))
-    images = open_training_images(options, split)
-    ids = Tokenizer()(split.captions, options.text_length)
-    pairs = TrainingPairs(split, images, ids, noise.permutation, settings, excluded)
-    if not len(pairs.training_batches(0)):
-        wanted = options.batch_size // options.num_instance
-        raise OptionError(f"--batch_size {options.batch_size}: a batch needs {wanted} persons with sampler identity")
-    sizes = DATASETS[options.dataset_name].sizes if options.dataset_name in DATASETS else {}
-    sizes = {name: size for name, size in sizes.items() if name in splits}
-    return Data(pairs, noise, validation, test, [finding.line for finding in check_splits(splits, sizes)])
-
-
-def _check_data(data: Data, config: Path) -> None:
-    """A continued run must meet the captions, the pairs and the images it began with."""
-    from datasets.exclusion import NOTHING_EXCLUDED
-
-    facts = {"excluded": _about_excluded(NOTHING_EXCLUDED), **run_facts(config)}
-    for name, what, now in (
-        ("noise_index", "noise index is", data.noise.about),
-        ("excluded", "excluded pairs are", _about_excluded(data.pairs.excluded)),
-    ):
-        was = facts.get(name)
-        if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
-            raise OptionError(f"the {what} not the run's own: {config} names {was}, found is {now}")
-    was, found = facts.get("skipped_pairs", []), _skipped_pairs(data)
-    if was != found:
-        raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {found}")
-
-
-def _about_excluded(excluded: np.ndarray) -> dict[str, int | str]:
-    from datasets.noise import digest
-
-    return {"pairs": len(excluded), "sha256": digest(excluded)}
-
-
-def _skipped_pairs(data: Data) -> list[int]:
-    return sorted(pair for pairs in data.pairs.skipped().values() for pair in pairs)
-
-
 def _make_run_dir(options: EasyDict) -> Path:
     from utils.runs import make_run_dir
 
     return make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
 
 
-def _write_config(options: EasyDict, data: Data, run_dir: Path) -> None:
+def _write_config(options: EasyDict, data: RunData, run_dir: Path) -> None:
     """Write the run's configuration, with which it can be continued, and noise that has no file of its own."""
-    import numpy as np
     import torch
 
-    from datasets.noise import DRAWN
     from utils.runs import git_revision
 
-    about = {
-        "git_revision": git_revision(),
-        "torch": str(torch.__version__),
-        "noise_index": data.noise.about,
-        "excluded": _about_excluded(data.pairs.excluded),
-    }
-    if data.noise.origin == DRAWN:
-        np.save(run_dir / "noise_index.npy", data.noise.permutation)
-    about |= {"skipped_images": list(data.pairs.skipped()), "skipped_pairs": _skipped_pairs(data)}
-    about |= {"processes": world_size()}
+    data.keep_noise(run_dir)
+    about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts, "processes": world_size()}
     write_config(run_dir / "configs.yaml", options, about)
 
 
-def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int | None) -> None:
+def _log_start(options: EasyDict, data: RunData, run_dir: Path, epochs_done: int | None) -> None:
     """Tell what is trained on what; `epochs_done` is None for a new run."""
     from utils.log import logger
 
@@ -241,7 +186,7 @@ def _log_start(options: EasyDict, data: Data, run_dir: Path, epochs_done: int | 
         logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
     for why, pairs in data.pairs.skipped().items():
         logger.warning("  left out: %s; pairs %s", why, ", ".join(map(str, pairs)))
-    if left_out := len(_skipped_pairs(data)):
+    if left_out := len(data.facts["skipped_pairs"]):
         logger.warning("  %d of %d training pairs are left out for it", left_out, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())

@@ -89,6 +89,17 @@ def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int
     return [*_sizes(splits, sizes), *_captions(splits)]
 
 
+def other_splits(dataset_name: str, root_dir: Path) -> list[Finding]:
+    """Entries that nothing reads, their split being misspelt, say, of annotations that `read_splits` has accepted."""
+    entries = read_entries(locate(dataset_name, root_dir).file)
+    return _elsewhere((number, entry["split"]) for number, entry in enumerate(entries))
+
+
+def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
+    others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
+    return _some("entries of another split", others, "only train, val and test are read", False)
+
+
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     entries: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     malformed, elsewhere = [], []
@@ -101,9 +112,9 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
         if checked.split in entries:
             entries[checked.split].append(checked)
         else:
-            elsewhere.append(f"entry {number}: {checked.split!r}")
+            elsewhere.append((number, checked.split))
     findings = _some("malformed entries", malformed, "mend or remove them: training stops at the first")
-    findings += _some("entries of another split", elsewhere, "only train, val and test are read", False)
+    findings += _elsewhere(elsewhere)
     missing = [name for name in ("train", "test") if not entries[name]]
     return entries, findings + _some("splits without entries", missing, f"is {place.file} complete?")
 

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,6 +29,9 @@ from utils.log import progress
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # beyond which Pillow only warns
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+_AHEAD = 512  # images that are decoded before the first of them is written: bounds memory, and the wait at an interrupt
 
 
 def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:
@@ -35,12 +40,17 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
     Args:
         upright: for anybody's pictures: turned as the camera says (EXIF), as viewers do, and a JPEG of many times the
             pixels that (height, width) needs decoded smaller. Data sets are read as they are.
+
+    Raises:
+        ValueError: its header claims more pixels than any picture of a person has; it is not decoded.
+        Exception: whatever Pillow raises over a broken file.
     """
     with Image.open(path, formats=_FORMATS) as image:
-        if not upright:
-            return image.convert("RGB")
-        image.draft(None, (4 * size[1], 4 * size[0]))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        if upright:
+            image.draft(None, (4 * size[1], 4 * size[0]))
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f"it claims {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
 
 def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> np.ndarray:
@@ -109,12 +119,18 @@ class CachedImages:
 
 
 def open_images(
-    paths: Sequence[Path], size: tuple[int, int], cache_dir: Path, *, skip_broken: bool = False
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    cache_dir: Path,
+    *,
+    skip_broken: bool = False,
+    retry_broken: bool = True,
 ) -> CachedImages:
     """All images at one size; decoded, with a progress bar, where the cache does not hold them yet.
 
     Args:
         skip_broken: images that can't be read are no error but listed in the result's `broken`.
+        retry_broken: try again to read what could not be read when the cache was built.
 
     Raises:
         BrokenImagesError: an image can't be read.
@@ -124,6 +140,8 @@ def open_images(
     with one_first():
         if not file.is_file():
             _build(paths, size, file, skip_broken)
+        elif retry_broken:
+            _mend(paths, size, file)
     images = CachedImages(file)
     if images.broken and not skip_broken:
         raise BrokenImagesError(images.broken, len(paths))
@@ -145,6 +163,16 @@ def _read_broken(file: Path) -> dict[int, str]:
         raise DataError(f"the image cache {file} is damaged, delete it and {listed}: {brief(error)}") from None
 
 
+def _write_broken(broken: Mapping[int, str], file: Path) -> None:
+    listed = _broken_file(file)
+    if not broken:
+        listed.unlink(missing_ok=True)
+        return
+    partial = listed.with_name(f"{uuid4().hex}.partial")  # of its own, as processes share the cache
+    partial.write_text(json.dumps(broken), encoding="utf-8")
+    partial.replace(listed)
+
+
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
@@ -159,19 +187,33 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
         _remove_abandoned(file.parent)
         partial = file.with_name(f"{uuid4().hex}.partial")
         try:
-            if broken := _write(paths, size, partial):
-                if not skip_broken:
-                    raise BrokenImagesError(broken, len(paths))
-                listed = partial.with_suffix(".json")
-                listed.write_text(json.dumps(broken), encoding="utf-8")
-                listed.replace(_broken_file(file))
-            else:
-                _broken_file(file).unlink(missing_ok=True)  # of a cache that was deleted
+            if (broken := _write(paths, size, partial)) and not skip_broken:
+                raise BrokenImagesError(broken, len(paths))
+            _write_broken(broken, file)
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
+
+
+def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
+    """Put images into the cache that could not be read when it was built, a network's disk being away, say.
+
+    A run that goes on without them does not look at their place.
+    """
+    broken = _read_broken(file)
+    try:
+        tried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
+        mended = {number: image for number, image in tried.items() if not isinstance(image, DataError)}
+        if mended:
+            images = np.load(file, mmap_mode="r+")
+            for number, image in mended.items():
+                images[number] = image
+            images.flush()
+            _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"the image cache {file} can't be mended, delete it: {brief(error)}") from None
 
 
 def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:
@@ -203,7 +245,8 @@ def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray
 
     # Pillow decodes and resizes outside the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from progress(pool.map(read, paths), "decoding images", len(paths))
+        parts = (pool.map(read, paths[start : start + _AHEAD]) for start in range(0, len(paths), _AHEAD))
+        yield from progress(chain.from_iterable(parts), "decoding images", len(paths))
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -219,11 +219,12 @@ class Gallery:
             yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.device).long()
 
 
-def open_training_images(options: Mapping[str, Any], split: Split) -> CachedImages:
+def open_training_images(options: Mapping[str, Any], split: Split, *, continued: bool) -> CachedImages:
     """The training split's images.
 
     Args:
         options: of the run; read are `dataset_name`, `root_dir`, `img_size`, `image_cache` and `on_bad_image`.
+        continued: the run began without the images that could not be read, and must go on so.
 
     Raises:
         DataError: as `open_images`; a broken image is told with its pairs unless `on_bad_image` is "skip", and where
@@ -231,7 +232,9 @@ def open_training_images(options: Mapping[str, Any], split: Split) -> CachedImag
     """
     skip = options["on_bad_image"] == "skip"
     try:
-        images = open_images(split.images, options["img_size"], image_cache_dir(options), skip_broken=skip)
+        images = open_images(
+            split.images, options["img_size"], image_cache_dir(options), skip_broken=skip, retry_broken=not continued
+        )
     except BrokenImagesError as error:
         pairs = ", ".join(map(str, _pairs_of(split, min(error.broken))))
         raise DataError(f"{error}; training pairs {pairs} (--on_bad_image skip leaves them out)") from None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.huggingface import is_huggingface, to_openai
-from utils.checkpoints import is_state, load_tensors
+from utils.checkpoints import is_state, load_tensors, refuse_unfolding
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
@@ -45,6 +45,7 @@ def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
     """
     path = _find(pretrain_choice)
     try:
+        refuse_unfolding(path)
         if path.suffix == ".safetensors":
             state = load_file(path)
         elif code := _torchscript(path):

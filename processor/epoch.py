@@ -18,13 +18,9 @@ from processor.step import backward
 from processor.types import DualEncoder, PairBatch
 from solver.losses import LossSettings
 from utils.distributed import sum_gradients
-from utils.errors import UserError
+from utils.errors import NotFiniteError
 from utils.log import logger, progress
 from utils.program import peak_memory_gb
-
-
-class NotFiniteError(UserError):
-    """A loss or a gradient is no longer a finite number; the message names the step and its pairs."""
 
 
 @dataclass(frozen=True)

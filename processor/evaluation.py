@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from processor.metrics import RetrievalMetrics, queries_at_a_time
 from processor.types import DualEncoder, EvaluationData
 from utils.distributed import decided_once, gather
-from utils.errors import UserError
+from utils.errors import NotFiniteError
 from utils.log import progress
 
 Metrics = dict[str, dict[str, float]]
@@ -42,7 +42,7 @@ def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
     """Encode every image and caption once; of several processes each encodes a share and gets all.
 
     Raises:
-        UserError: an embedding is not finite.
+        NotFiniteError: an embedding is not finite.
     """
     model.eval()
     images = [model.encode_image(batch) for batch in progress(data.image_batches(), "images")]
@@ -57,7 +57,7 @@ def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
     )
     text = tuple(F.normalize(gather(torch.cat(part), count)[order], dim=1) for part in zip(*texts, strict=True))
     if not all(torch.isfinite(part).all() for part in (*image, *text)):
-        raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
+        raise NotFiniteError("the model's embeddings are not finite numbers: its weights are damaged or diverged")
     return Encoded(image, text)
 
 

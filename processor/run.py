@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.amp import GradScaler
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from processor.epoch import EpochResult, NotFiniteError, train_epoch
+from processor.epoch import EpochResult, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import division_arrays, similarity_histograms, write_epoch
+from processor.progress import Progress, save
 from processor.scoring import score_pairs
 from processor.types import DualEncoder, EvaluationData, TrainingData
 from solver.ccd import Division, MixtureSettings, divide
 from solver.losses import LossSettings
 from solver.schedule import ScheduleSettings, set_learning_rates
 from utils import figures
-from utils.checkpoints import save_checkpoint
 from utils.distributed import decided_once
-from utils.errors import WeightsError, brief
-from utils.flags import FREE
+from utils.errors import NotFiniteError
 from utils.log import logger
 from utils.ranks import is_main
 from utils.recorder import Recorder
-
-CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,6 @@ class RunSettings:
     kept: dict[str, Any]
 
 
-@dataclass
-class Progress:
-    """Where a run stands: epochs done, and the best R1 (percent) so far."""
-
-    epoch: int = 0
-    best: float = -1.0
-
-
 def train(
     model: DualEncoder,
     optimizer: Optimizer,
@@ -84,7 +74,7 @@ def train(
     `run_dir`.
 
     Raises:
-        NotFiniteError: a loss or gradient is not finite.
+        NotFiniteError: a loss, a gradient, a weight or an embedding is not finite; no such weights are saved.
     """
     recorder = Recorder(run_dir, progress.epoch) if is_main() else None
     epochs = settings.schedule.num_epoch
@@ -92,23 +82,34 @@ def train(
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written
         set_learning_rates(optimizer, epoch, settings.schedule)
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, optimizer.param_groups[0]["lr"])
-        label, ccd, history = _divide(model, training, settings, epoch, run_dir)
-        result = _train(model, optimizer, scaler, training, label, settings, epoch, run_dir)
-        record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
-        progress.epoch += 1
-        if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
-            record["val"], history["similarity"] = _validate(model, validation, settings, run_dir, progress)
-            if test is not None:
-                record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
+        with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights that did not do
+            label, ccd, history = _divide(model, training, settings, epoch, run_dir)
+        with _naming(epoch, run_dir / "last.pth"):
+            result = _train(model, optimizer, scaler, training, label, settings, epoch)
+            record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **result.asdict(), "ccd": ccd}
+            progress.epoch += 1
+            if progress.epoch % settings.eval_period == 0 or progress.epoch == epochs:
+                record["val"], history["similarity"] = _validate(model, validation, settings, progress)
+                if test is not None:
+                    record["test"] = record["val"] if test is validation else evaluate(model, test)[0]
         if recorder:
             recorder.add(record)
             write_epoch(run_dir, epoch + 1, history)
             figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
             recorder.add_pictures(run_dir / "figures", epoch + 1)
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            save_checkpoint(_content(model, settings, progress) | state, run_dir / "last.pth")
+            save(model, optimizer, scaler, progress, settings.kept, run_dir)
     if recorder:
         recorder.close()
+
+
+@contextmanager
+def _naming(epoch: int, good: Path) -> Iterator[None]:
+    """Add to the news of numbers that are none the epoch (from 0) and the checkpoint to go back to, if it is there."""
+    try:
+        yield
+    except NotFiniteError as error:
+        found = f"the last good checkpoint is {good}" if good.is_file() else "no good checkpoint was written yet"
+        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {found}; try a smaller --lr") from None
 
 
 def _train(
@@ -119,25 +120,23 @@ def _train(
     label: np.ndarray,
     settings: RunSettings,
     epoch: int,
-    run_dir: Path,
 ) -> EpochResult:
     """Train an epoch and log how it went."""
-    try:
-        result = train_epoch(
-            model,
-            optimizer,
-            scaler,
-            training.training_batches(epoch),
-            label,
-            settings.loss,
-            settings.loss_settings,
-            trained=settings.trained,
-            log_period=settings.log_period,
-            grad_accum=settings.grad_accum,
-        )
-    except NotFiniteError as error:
-        good = f"the last good checkpoint is {run_dir / 'last.pth'}" if epoch else "no checkpoint was written yet"
-        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {good}; try a smaller --lr") from None
+    result = train_epoch(
+        model,
+        optimizer,
+        scaler,
+        training.training_batches(epoch),
+        label,
+        settings.loss,
+        settings.loss_settings,
+        trained=settings.trained,
+        log_period=settings.log_period,
+        grad_accum=settings.grad_accum,
+    )
+    weights = [value for value in model.published_state().values() if value.is_floating_point()]
+    if not math.isfinite(get_total_norm(weights, math.inf)):  # finite gradients don't keep a step from ruining them
+        raise NotFiniteError("after the last step: a weight is not a finite number")
     logger.info(
         "  trained in %.1f s (%.0f pairs/s, %.0f%% of it waiting for data), loss %.3f, peak memory %.1f GB",
         result.seconds,
@@ -147,55 +146,6 @@ def _train(
         result.peak_memory_gb,
     )
     return result
-
-
-def restore(
-    content: dict[str, Any],
-    model: DualEncoder,
-    optimizer: Optimizer,
-    scaler: GradScaler,
-    progress: Progress,
-    source: Path,
-    options: Mapping[str, Any],
-) -> None:
-    """Put model, optimizer, scaler and progress back to where a `last.pth` was written.
-
-    Args:
-        options: of the run; the checkpoint must have the same, but for `FREE` ones.
-
-    Raises:
-        WeightsError: the checkpoint can't be continued.
-    """
-    if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
-        raise WeightsError(f"{source} can't be continued: only a last.pth that train.py wrote can")
-    kept = content.get("options")
-    if not isinstance(kept, dict):
-        raise WeightsError(f"{source} can't be continued: it does not say of which run it is")
-    if other := [name for name in options if name not in FREE and kept.get(name, options[name]) != options[name]]:
-        raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
-    model.load_published(content["model"], str(source))
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(content["optimizer"])
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group |= {"initial_lr": own["lr"], **own}  # how to step is the run's to say, not the file's
-        scaler.load_state_dict(content.get("scaler", {}))
-        progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
-    except Exception as error:  # whatever torch raises over states that are not its own
-        raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
-    fits = all(
-        value.shape in (parameter.shape, ())
-        for parameter, state in optimizer.state.items()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    )
-    named = {frozenset(state) for state in optimizer.state.values()}
-    fits = fits and named <= {frozenset(("step", "exp_avg", "exp_avg_sq")), frozenset(("momentum_buffer",))}
-    fits = fits and len(named) == bool(progress.epoch) and math.isfinite(progress.best)
-    if not fits or not 0 <= progress.epoch <= options["num_epoch"]:
-        raise WeightsError(f"{source} can't be continued: its optimizer or epoch {progress.epoch} is not this run's")
-    if progress.best >= 0 and not (source.parent / "best.pth").is_file():
-        raise WeightsError(f"{source} can't be continued: best.pth is missing beside it")
 
 
 def _divide(
@@ -226,11 +176,8 @@ def _decide(
     usable = training.usable
     lost = np.flatnonzero(~np.isfinite(losses).all(axis=0) & usable)
     if len(lost):
-        good = f"last good checkpoint: {run_dir / 'best.pth'}" if epoch else "the starting weights are damaged"
-        told = (
-            f"epoch {epoch + 1}: {len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
-        )
-        raise NotFiniteError(f"{told}; {good}; try a smaller --lr")
+        told = f"{len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
+        raise NotFiniteError(f"division: {told}{'' if epoch else '; the starting weights are damaged'}")
     truly_clean = training.truly_clean[usable]
     division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
     report = division.report(truly_clean) | {"seconds": time.perf_counter() - start}
@@ -250,25 +197,13 @@ def _decide(
 
 
 def _validate(
-    model: DualEncoder, validation: EvaluationData, settings: RunSettings, run_dir: Path, progress: Progress
+    model: DualEncoder, validation: EvaluationData, settings: RunSettings, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
-    """Validation metrics and histograms of similarity; a better R1 than ever makes the model the best."""
+    """Validation metrics and histograms of similarity; a better R1 than ever makes the epoch the best."""
     metrics, encoded = evaluate(model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {progress.epoch}"))
     r1 = metrics[settings.trained]["R1"]
     if r1 > progress.best:
-        progress.best = r1
-        if is_main():
-            save_checkpoint(_content(model, settings, progress), run_dir / "best.pth")
+        progress.best, progress.best_epoch = r1, progress.epoch
         logger.info("  the best so far: R1 %.2f", r1)
     return metrics, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)
-
-
-def _content(model: DualEncoder, settings: RunSettings, progress: Progress) -> dict[str, Any]:
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "model": model.published_state(),
-        "epoch": progress.epoch,
-        "best": progress.best,
-        "options": settings.kept,
-    }

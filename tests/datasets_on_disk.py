@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +49,17 @@ def write(root: Path, dataset_name: str, listed: list[dict] | None = None, file:
     annotations = folder / (file or name)
     annotations.write_text(json.dumps(listed), encoding="utf-8")
     return annotations
+
+
+@contextmanager
+def away(image: Path) -> Iterator[None]:
+    """Within, an image can't be read though the file system still lists it as it was."""
+    content, stat = image.read_bytes(), image.stat()
+
+    def replace(by: bytes) -> None:
+        image.write_bytes(by)
+        os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    replace(bytes(len(content)))
+    yield
+    replace(content)

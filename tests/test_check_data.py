@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from datasets.annotations import DATASETS, read_splits
-from datasets.check import check_dataset, check_splits
+from datasets.annotations import DATASETS
+from datasets.check import check_dataset
 from datasets.noise import draw_permutation
+from datasets.run_data import load_data
 from tests import datasets_on_disk
 from tools import check_data
 from utils.errors import UserError
+from utils.options import resolve
 
 
 def check(tmp_path: Path, *more: str, status: int) -> dict[str, dict]:
@@ -150,9 +153,11 @@ def test_a_rate_without_an_index_is_remarked(tmp_path):
 def test_training_tells_the_remarks_that_need_no_image(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     listed[3]["captions"][0] = ""
+    listed[7]["split"] = "trian"
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
-    splits = read_splits("RSTPReid", tmp_path, ["train", "val", "test"])
-    lines = [finding.line for finding in check_splits(splits, DATASETS["RSTPReid"].sizes)]
+    options = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
+    lines = load_data(resolve(options), torch.device("cpu"), continued=False).remarks
+    assert lines[0] == "entries of another split: entry 7: 'trian'; only train, val and test are read"
     assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
 
 

@@ -240,6 +240,17 @@ def test_several_broken_images_are_counted(tmp_path, pictures):
         open_images(pictures, (96, 32), tmp_path / "cache")
 
 
+def test_an_image_that_can_be_read_again_is_put_into_the_cache(tmp_path, pictures):
+    with datasets_on_disk.away(pictures[4]):
+        assert list(open_images(pictures, (96, 32), tmp_path, skip_broken=True).broken) == [4]
+    assert list(open_images(pictures, (96, 32), tmp_path, skip_broken=True, retry_broken=False).broken) == [4]
+    images = open_images(pictures, (96, 32), tmp_path)
+    assert images.broken == {}
+    assert len(list(tmp_path.glob("images_*"))) == 1
+    for row, path in enumerate(pictures):
+        np.testing.assert_array_equal(images[slice(row, row + 1)][0], read_image(path, (96, 32)))
+
+
 def test_a_cache_that_cannot_be_written_or_read_is_told(tmp_path, pictures):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"the image cache .* can't be written"):

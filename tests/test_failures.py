@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.program import run_program
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
     assert str(caught.value).startswith("epoch 1, step 2: the loss is not a finite number, with pairs ")
-    assert "no checkpoint was written yet" in str(caught.value)
+    assert "no good checkpoint was written yet" in str(caught.value)
     listed = str(caught.value).split("with pairs ")[1].split(";")[0].split(", ")
     assert len(set(map(int, listed))) == 8
 
@@ -93,6 +95,25 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, 
     assert all(torch.isfinite(value).all() for value in content["model"].values())
 
 
+@pytest.mark.parametrize(
+    ("lr", "first_lr_factor", "epochs", "told"),
+    [
+        ("1e39", "1e-43", "3", "after the last step: a weight is not a finite number"),
+        ("1e30", "1e-34", "2", "the model's embeddings are not finite numbers"),
+    ],
+)
+def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
+    """Loss and gradients are finite in the one step of each epoch; the second epoch's is too large."""
+    more = ["--lr", lr, "--warmup_factor", first_lr_factor, "--num_epoch", epochs, "--eval_period", epochs]
+    with pytest.raises(UserError, match=f"^epoch 2, {told}") as caught:
+        train(root_dir, tmp_path, "--batch_size", "24", *more)
+    (good,) = tmp_path.glob("*/*/last.pth")
+    assert f"the last good checkpoint is {good}; try a smaller --lr" in str(caught.value)
+    content = load_checkpoint(good)
+    assert content["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     file = tmp_path / "last.pth"
     save_checkpoint({"model": {"weight": torch.ones(1000)}}, file)
@@ -107,6 +128,38 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        ("start_logging(Path('/dev/full')); logger.info('a line')", "/dev/full"),
+        ("start_logging(Path('/dev/null')); logger.info('a line')", "standard output"),
+        ("recorder = Recorder(folder, 0); recorder.file = Path('/dev/full'); recorder.add({'epoch': 1})", "/dev/full"),
+        ("(folder / 'a.txt.partial').symlink_to('/dev/full'); write_text(folder / 'a.txt', 'a')", "{folder}/a.txt"),
+        ("(folder / 'r1.png').symlink_to('/dev/full'); save(pyplot.figure(), folder / 'r1.png')", "{folder}/r1.png"),
+    ],
+)
+def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
+    program = f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from utils.figures import plt as pyplot, save
+from utils.files import write_text
+from utils.log import logger, start_logging
+from utils.program import run_program
+from utils.recorder import Recorder
+
+def main(_):
+    folder = Path({str(tmp_path)!r})
+    {write}
+
+run_program(main)
+"""
+    with open("/dev/full" if named == "standard output" else "/dev/null", "w") as stdout:  # noqa: PTH123
+        done = subprocess.run([sys.executable, "-c", program], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == f"error: {named.format(folder=tmp_path)}: No space left on device\n"
+    assert done.returncode == 2
+
+
 def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, monkeypatch):
     scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
@@ -119,12 +172,14 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, m
 def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
-    broken.write_bytes(broken.read_bytes()[:300])
-    with pytest.raises(UserError) as caught:
-        train(tmp_path, tmp_path / "logs")
-    assert str(caught.value).startswith(f"image {broken} can't be read")
-    assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
-    run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+    with datasets_on_disk.away(broken):
+        with pytest.raises(UserError) as caught:
+            train(tmp_path, tmp_path / "logs")
+        assert str(caught.value).startswith(f"image {broken} can't be read")
+        assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
+        run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+        with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
+            train(tmp_path, tmp_path / "logs")
     log = (run_dir / "train_log.txt").read_text()
     assert f"left out: image {broken} can't be read" in log
     assert "2 of 24 training pairs are left out" in log
@@ -133,8 +188,8 @@ def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tm
     assert str(broken) in facts["skipped_images"][0]
     for record in records(run_dir):
         assert record["ccd"]["clean"] + record["ccd"]["noisy"] + record["ccd"]["uncertain"] == 22
-    with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
-        train(tmp_path, tmp_path / "logs")
+    (run_dir / "test_metrics.json").unlink()
+    training_root.main(["--resume", str(run_dir)])  # as it began, though the picture is there again
     (run_dir / "test_metrics.json").unlink()
     datasets_on_disk.write(tmp_path, "RSTPReid")
     with pytest.raises(UserError, match=r"other images can't be read than .*: of pairs \[10, 11\], now of \[\]"):
@@ -164,6 +219,80 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="none of the training images can be read"):
         train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "told"),
+    [
+        ("datasets.images._decode", "interrupted: no run was begun or changed, give the same command again\n"),
+        ("processor.run.train_epoch", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
+        ("processor.run.evaluate", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
+        ("processor.test_split.evaluate", "what the last whole epoch led to is saved; go on with: train.py --resume "),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    monkeypatch.setattr(interrupted, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with pytest.raises(SystemExit) as left:
+            run_program(lambda _: train(tmp_path, tmp_path / "logs", "--num_epoch", "1", "--warmup_epochs", "0"))
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert left.value.code == 128 + signal.SIGTERM
+    printed = capsys.readouterr()
+    run_dir = next((tmp_path / "logs").glob("*/*"), None)
+    assert told.format(run_dir=run_dir) in printed.err + printed.out
+    assert (run_dir is None) == printed.err.startswith("interrupted: ")
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"RANK": "x"}, "RANK=x, which must be 0 to 1"),
+        ({"RANK": "2"}, "RANK=2, which must be 0 to 1"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which must be 0 to 1"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, which must be 1 to "),
+        ({"MASTER_PORT": ""}, "MASTER_PORT=, which must be 1 to 65535"),
+    ],
+)
+def test_an_environment_that_no_launcher_left_is_told(changed, told):
+    environment = os.environ | LAUNCHED | changed
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py"], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the environment says {told}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_while_others_may_tell_leaves_at_once():
+    program = f"""import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils import errors, program
+
+def run(main):
+    raise errors.OptionError("this process's mistake")
+
+def sleep(seconds):
+    print("waiting", flush=True)
+    wait(60)
+
+wait, time.sleep, program._run_launched = time.sleep, sleep, run
+program.run_program(None)
+"""
+    environment = os.environ | LAUNCHED | {"RANK": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert child.stdout.readline() == "waiting\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == -signal.SIGINT
 
 
 def test_a_second_interrupt_leaves_at_once():

@@ -6,7 +6,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from PIL import ImageFile
 from safetensors.torch import save
 
 import train as training_root
@@ -293,6 +297,19 @@ def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path):
         read_clip(str(tmp_path / "ViT.pt"))
 
 
+@pytest.mark.parametrize("read", [load_checkpoint, read_clip])
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/code/__torch__.py"])
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, read, name):
+    file = tmp_path / "file.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}}, file)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open(name, "w") as entry:
+        for _ in range(70):
+            entry.write(bytes(1 << 20))
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("it was unfolded"))
+    with pytest.raises(UserError, match=r"file.pth can't be read.*: its .* bytes would unfold to 73,4"):
+        read(str(file)) if read is read_clip else read(file)
+
+
 @quick
 @given(lines=st.lists(any_json.map(json.dumps) | st.text(max_size=20), max_size=5))
 def test_any_metrics_file_gives_records(tmp_path_factory, lines):
@@ -359,14 +376,25 @@ def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
     assert not (tmp_path / "started").exists()
 
 
+def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path, monkeypatch):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 10_000, 9_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(header) - 4) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    for upright in (False, True):
+        with pytest.raises(UserError, match=r"a.png can't be read: it claims 10000×9000 pixels, more than 89,478,485$"):
+            read_image(tmp_path / "a.png", (8, 8), upright=upright)
+
+
 @pytest.mark.parametrize(
     "value",
     [
         torch.zeros(2, device="meta"),
         torch.zeros(2, 2).to_sparse(),
         torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(1).expand(1 << 20, 1 << 20),
     ],
-    ids=["meta", "sparse", "complex"],
+    ids=["meta", "sparse", "complex", "repeating"],
 )
 def test_a_model_is_of_plain_tensors(tmp_path, value):
     torch.save({"model": published.weights("rde") | {"base_model.visual.proj": value}}, tmp_path / "a.pth")

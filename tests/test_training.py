@@ -28,12 +28,13 @@ from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model.weights import model_from_checkpoint
-from processor import run as processor_run
+from processor import progress
 from processor.metrics import retrieval_metrics
 from solver.losses import cosine_similarity
 from tests import datasets_on_disk, published
 from tests.test_model import golden_model
 from utils import options as training_options
+from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
 from utils.flags import FLAGS
 from utils.runs import lock
@@ -171,9 +172,11 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/*/last.pth")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
+    assert child.poll() is None, "it was killed, and had not ended"
+    child.kill()
     child.wait()
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    assert not (run_dir / "test_metrics.json").exists()
     run("train.py", "--resume", "--output_dir", tmp_path)
     assert records(run_dir) == records(trained[0])
     assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
@@ -186,31 +189,50 @@ class Killed(BaseException):
     """Stands for a SIGKILL: nothing of ours may catch it."""
 
 
-def train_killed_and_continued(given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, die while the second epoch's last.pth is written, and go on."""
-    save, saved = processor_run.save_checkpoint, []
+def train_killed_and_continued(
+    given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch, epoch: int = 2, name: str = "last.pth"
+) -> None:
+    """Train, die while an epoch's checkpoint is written, and go on."""
+    save, saved = progress.save_checkpoint, []
 
-    def dies_in_the_second_epoch(content, file):
-        if content["epoch"] == 2 and file.name == "last.pth" and not saved:
+    def dies(content, file):
+        if content["epoch"] == epoch and file.name == name and not saved:
             saved.append(file)
             file.with_name(file.name + ".partial").write_bytes(b"half a checkpoint")
             raise Killed
         save(content, file)
 
-    monkeypatch.setattr(processor_run, "save_checkpoint", dies_in_the_second_epoch)
+    monkeypatch.setattr(progress, "save_checkpoint", dies)
     with contextlib.suppress(Killed):
         training_root.main(given)
     assert saved
+    epochs = {file.name: load_checkpoint(file)["epoch"] for file in output_dir.glob("*/*/*.pth")}
+    assert epochs.get("best.pth", 0) <= epochs.get("last.pth", 0), "no best is one that last.pth knows nothing of"
     training_root.main(["--resume", "--output_dir", str(output_dir)])
 
 
-def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch):
-    train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch)
+@pytest.mark.parametrize(("epoch", "name"), [(1, "last.pth"), (2, "last.pth"), (1, "best.pth")])
+def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch, epoch, name):
+    train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch, epoch, name)
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     assert records(run_dir) == records(trained[0])
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
     assert histories(run_dir) == histories(trained[0])
+
+
+def test_from_an_older_copy_the_best_is_chosen_anew(trained, tmp_path):
+    """best.pth has gone on since the copy was made, and what it was then is lost."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained[0], run_dir)
+    last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pth", "best.pth"))
+    torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, run_dir / "copy.pth")
+    torch.save(best | {"epoch": 3}, run_dir / "best.pth")
+    training_root.main(["--resume_ckpt_file", str(run_dir / "copy.pth")])
+    last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pth", "best.pth"))
+    assert best["epoch"] == last["best_epoch"] == 3
+    torch.testing.assert_close(best["model"], last["model"], rtol=0, atol=0)
+    assert "best.pth is of epoch 3, not 1: the best is chosen anew" in (run_dir / "train_log.txt").read_text()
 
 
 def test_only_unfinished_runs_are_continued(trained):
@@ -493,8 +515,10 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
     with lock(run_dir):
         with pytest.raises(UserError, match="is being trained by another process"):
             training_root.main(["--resume", str(run_dir)])
-        with pytest.raises(UserError, match="no unfinished run in"):
+        older = shutil.copytree(run_dir, run_dir.with_name("20250101_000000_older"))
+        with pytest.raises(UserError, match=f"{run_dir} is being trained by another process; name an older one"):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
+        assert (older / "train_log.txt").read_bytes() == (run_dir / "train_log.txt").read_bytes()
 
 
 def test_a_run_is_not_continued_on_other_noise(trained, tmp_path):
@@ -555,6 +579,7 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
     [
         lambda content: content.pop("epoch"),
         lambda content: content.update(epoch=99),
+        lambda content: content.update(best_epoch=99),
         lambda content: content.update(epoch=float("inf")),
         lambda content: content.update(optimizer=3),
         lambda content: content["optimizer"]["param_groups"].pop(),
@@ -588,6 +613,15 @@ def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tm
     assert (trained[0] / "test_metrics.json").read_bytes() == own
     assert (trained[0] / "test_metrics_elsewhere.json").is_file()
     assert (trained[0] / "figures/retrieval_elsewhere.png").is_file()
+
+
+def test_annotation_files_of_one_name_have_results_of_their_own(tmp_path):
+    options = [training_options.defaults() for _ in range(3)]
+    for folder, of_folder in zip("abc", options):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").touch()
+        of_folder.dataset_name = str(tmp_path / folder / "x.json")
+    assert [evaluation_root._suffix(other, options[0]) for other in options] == ["", "_b_x", "_c_x"]
 
 
 def test_weights_that_are_not_numbers_are_not_evaluated(trained, tmp_path):

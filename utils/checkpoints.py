@@ -18,6 +18,8 @@ from torch import Tensor
 from utils.errors import WeightsError, brief
 from utils.files import in_one_step
 
+_MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
+
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
     """Write tensors and plain values, replacing `file` in one step.
@@ -45,6 +47,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return {"model": load_file(file)}
+        refuse_unfolding(file)
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
             raise ValueError(f"{damaged} is damaged")
         content = load_tensors(file)
@@ -53,6 +56,20 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not is_state(content.get("model")):
         raise WeightsError(f"checkpoint {file} holds no model")
     return content
+
+
+def refuse_unfolding(file: Path) -> None:
+    """Refuse an archive that would fill memory: it says to hold more than its own length and some code.
+
+    Raises:
+        ValueError: how much it says to hold.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        unfolded = sum(entry.file_size for entry in archive.infolist())
+    if unfolded > file.stat().st_size + _MOST_CODE:
+        raise ValueError(f"its {file.stat().st_size:,} bytes would unfold to {unfolded:,}")
 
 
 def load_tensors(file: Path) -> Any:
@@ -75,4 +92,6 @@ def is_state(content: object) -> bool:
 def _is_plain(value: object) -> bool:
     if not isinstance(value, Tensor) or value.is_nested or value.is_meta or value.is_quantized:
         return False
-    return value.layout == torch.strided and not value.is_complex()
+    if value.layout != torch.strided or value.is_complex():
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()  # one that repeats itself would unfold when it is copied

@@ -31,6 +31,10 @@ class WeightsError(UserError):
     """A file of weights is missing, broken or made for another model."""
 
 
+class NotFiniteError(UserError):
+    """What training computes is no longer finite numbers; the message says where it was seen."""
+
+
 def brief(error: BaseException) -> str:
     """Another library's error in one line: the beginning of its first, or its type's name where it says nothing."""
     lines = str(error).strip().splitlines()

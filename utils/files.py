@@ -8,6 +8,16 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(file: Path | str) -> Iterator[None]:
+    """Have what goes wrong while `file` is written name it: of a full disk the system does not say."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextmanager
 def in_one_step(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which takes its place when the block is done.
 
@@ -15,8 +25,9 @@ def in_one_step(file: Path) -> Iterator[Path]:
     """
     partial = file.with_name(f"{file.name}.partial")
     try:
-        yield partial
-        partial.replace(file)
+        with naming(file):
+            yield partial
+            partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
 

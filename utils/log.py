@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import printable
+from utils.files import naming
 from utils.ranks import is_main
 
 logger = logging.getLogger("rde")
@@ -23,8 +24,19 @@ class _Console(logging.Handler):
         try:
             tqdm.write(printable(self.format(record), sys.stdout.encoding or "utf-8", "\n"))
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read along has left; the run goes on into its file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+            if not isinstance(error, BrokenPipeError):  # then whoever read along has left; the run goes on
+                error.filename = "standard output"
+                raise
+
+
+class _File(logging.FileHandler):
+    """A log that can't be written ends the program like any other file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        with naming(self.baseFilename):
+            raise  # this is called while the error is handled
 
 
 def start_logging(file: Path) -> None:
@@ -38,7 +50,7 @@ def start_logging(file: Path) -> None:
         logger.removeHandler(handler)
         handler.close()
     logger.addHandler(_Console())
-    to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    to_file = _File(file, encoding="utf-8", errors="backslashreplace")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(to_file)
 

@@ -6,24 +6,19 @@ Nothing heavy is imported here, so that `--help` and a mistyped flag are answere
 from __future__ import annotations
 
 import argparse
-import math
-import os
-import re
 import reprlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from easydict import EasyDict
 
+from utils.checks import check_together, checked, is_file
 from utils.errors import OptionError
 from utils.files import write_text
-from utils.flags import DATASETS, FLAGS, GROUPS, LOSSES, NAMES_TOO, PATHS, READ_BY_TEST, Flag
+from utils.flags import FLAGS, GROUPS, NAMES_TOO, PATHS, READ_BY_TEST, Flag
 
-_LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
-_NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
 _DIGITS = 40
 _LARGEST = 1 << 20  # bytes of a configuration; one that lists skipped pairs is some hundred thousand
 _TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
@@ -114,11 +109,11 @@ def resolve(given: dict[str, Any]) -> EasyDict:
         options.update(read_config(Path(given["config"])))
     for name, value in given.items():
         if name in FLAGS:
-            options[name] = _checked(name, value, f"--{name}")
+            options[name] = checked(name, value, f"--{name}")
     for name in PATHS:  # a run may be looked at from another folder
-        if options[name] and (name not in NAMES_TOO or _is_file(options[name])):
+        if options[name] and (name not in NAMES_TOO or is_file(options[name])):
             options[name] = str(Path(options[name]).absolute())
-    _check_together(options)
+    check_together(options)
     return options
 
 
@@ -133,7 +128,7 @@ def resolve_run(config: Path, given: dict[str, Any]) -> EasyDict:
     options = defaults()
     for name, value in {**read_yaml(config), **given}.items():
         if name in READ_BY_TEST:
-            options[name] = _checked(name, value, f"--{name}" if name in given else f"configuration {config}: {name}")
+            options[name] = checked(name, value, f"--{name}" if name in given else f"configuration {config}: {name}")
     return options
 
 
@@ -204,84 +199,8 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise OptionError(
                 f"configuration {file}: {reprlib.repr(key)} is no flag; python train.py --help lists them"
             )
-        options[key] = _checked(key, value, f"configuration {file}: {key}")
+        options[key] = checked(key, value, f"configuration {file}: {key}")
     return options
-
-
-def _checked(name: str, value: Any, where: str) -> Any:
-    """The value in its flag's type, if it is allowed."""
-    flag = FLAGS[name]
-    if isinstance(flag.default, tuple):
-        if not isinstance(value, list | tuple) or (flag.length and len(value) != flag.length):
-            raise OptionError(f"{where}: expected {flag.length or 'some'} numbers, found {reprlib.repr(value)}")
-        return tuple(_scalar(flag, item, flag.default[0], where) for item in value)
-    return _scalar(flag, value, flag.default, where)
-
-
-def _scalar(flag: Flag, value: Any, like: Any, where: str) -> Any:
-    if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
-        with suppress(OverflowError):
-            value = float(value)
-    if isinstance(like, float) and isinstance(value, str):  # YAML reads 1e-5 as a text
-        with suppress(ValueError):
-            value = float(value)
-    if type(value) is not type(like):
-        raise OptionError(f"{where}: expected {type(like).__name__}, found {reprlib.repr(value)}")
-    if flag.choices and value not in flag.choices:
-        raise OptionError(f"{where} {value}: choose from {', '.join(flag.choices)}")
-    if not isinstance(value, str | bool):
-        if not math.isfinite(value):
-            raise OptionError(f"{where} {value}: must be a finite number")
-        if not (flag.low <= value <= flag.high and flag.above < value < flag.below):
-            raise OptionError(f"{where} {value}: must be {flag.bounds}")
-    return value
-
-
-def loss_of(loss_names: str) -> str:
-    """The loss in `loss_names`: what stands before "+"; what follows is a label of the published script's form.
-
-    Raises:
-        OptionError: an unknown loss, or anything else after the "+".
-    """
-    loss, plus, label = loss_names.partition("+")
-    if loss not in LOSSES:
-        raise OptionError(f"--loss_names {loss_names}: '{loss}' is not one of {', '.join(LOSSES)}")
-    if plus and not _LABEL.fullmatch(label):
-        raise OptionError(
-            f"--loss_names {loss_names}: one loss is trained, and '{label}' is no label (sr0.3_tau0.015_margin0.1_n0.2)"
-        )
-    return loss
-
-
-def _check_together(options: EasyDict) -> None:
-    loss_of(options.loss_names)
-    if list(options.milestones) != sorted(set(options.milestones)):
-        raise OptionError(f"--milestones {_shown(options.milestones)}: must increase")
-    if options.warmup_epochs > options.num_epoch:
-        raise OptionError(f"--warmup_epochs {options.warmup_epochs}: must be at most --num_epoch {options.num_epoch}")
-    if options.sampler == "identity" and options.batch_size % options.num_instance:
-        raise OptionError(
-            f"--num_instance {options.num_instance}: must divide --batch_size {options.batch_size} (sampler identity)"
-        )
-    if options.grad_accum > 1 and options.tse_bn == "batch":
-        raise OptionError(
-            f"--grad_accum {options.grad_accum}: with --tse_bn batch the whole batch must be encoded at once "
-            "(torchrun spreads it over several GPUs)"
-        )
-    if not _NAME.fullmatch(options.name):
-        raise OptionError(f"--name {options.name!r:.120}: must be 1 to 100 letters, digits, '_', '.', '+' or '-'")
-    for name in ("root_dir", "output_dir"):
-        if not options[name]:
-            raise OptionError(f"--{name}: must not be empty")
-    if options.dataset_name not in DATASETS and not _is_file(options.dataset_name):
-        raise OptionError(
-            f"--dataset_name {options.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
-        )
-
-
-def _is_file(name: str) -> bool:
-    """Whether there is such a file; whatever the name is, this is no error."""
-    return os.path.isfile(name)  # noqa: PTH113
 
 
 def run_facts(config: Path) -> dict[str, Any]:

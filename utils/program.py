@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from utils.errors import OptionError, UserError, brief, printable
-from utils.ranks import is_main, launched, local_rank
+from utils.ranks import check_launcher, is_main, launched, local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,17 @@ _OTHERS_FIRST = 5
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143.
+    """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143, with its notes.
 
     Of several processes that a launcher started, the first to fail tells why.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    try:
+        check_launcher()
+    except OptionError as error:  # nobody can say which process is the one to tell it
+        print(f"error: {printable(error.line)}", file=sys.stderr)
+        sys.exit(2)
     try:
         if launched():
             _run_launched(main)
@@ -39,7 +44,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
             main(sys.argv[1:])
     except KeyboardInterrupt as interrupt:
         if is_main():
-            print("interrupted", file=sys.stderr)
+            print(printable(": ".join(["interrupted", *getattr(interrupt, "__notes__", ())])), file=sys.stderr)
         _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         line = _line(error)
@@ -74,15 +79,19 @@ def _line(error: Exception) -> str:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     """Leave in good order, once; the next signal ends the process at once."""
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_DFL)
+    _end_at_signals()
     raise KeyboardInterrupt(number)
+
+
+def _end_at_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _let_others_tell(later: int) -> None:
     """Wait until the launcher would have ended this process for the failure of another that has the same to tell, or of
     which our error is but a consequence: main processes go before others, mistakes before failures (`later` 1)."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_at_signals()
     time.sleep(_OTHERS_FIRST * (later + (not is_main())))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.files import write_text
+from utils.files import naming, write_text
 from utils.records import read_records
 
 
@@ -50,7 +50,7 @@ class Recorder:
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record; it must hold `epoch`."""
         self.records.append(record)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with naming(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         for name, value in flatten(record).items():
             self._tensorboard.add_scalar(name, value, record["epoch"])

@@ -59,16 +59,19 @@ def newest_run(output_dir: Path, holding: str) -> Path:
 
 
 def newest_unfinished_run(output_dir: Path) -> Path:
-    """The youngest run whose epochs and test are not all done and which no process is training.
+    """The youngest run whose epochs and test are not all done.
 
     Raises:
-        OptionError: there is none.
+        OptionError: there is none, or another process is training it.
     """
     runs = [path.parent for path in output_dir.glob("*/*/configs.yaml")]
-    runs = [run for run in runs if not is_finished(run) and not is_locked(run)]
+    runs = [run for run in runs if not is_finished(run)]
     if not runs:
         raise OptionError(f"no unfinished run in {output_dir}/")
-    return max(runs, key=lambda run: run.name)
+    newest = max(runs, key=lambda run: run.name)
+    if is_locked(newest):
+        raise OptionError(f"{newest} is being trained by another process; name an older one: --resume RUN_DIR")
+    return newest
 
 
 def checkpoint_to_continue(run: Path) -> Path:

@@ -1,0 +1,99 @@
+"""All that a run reads, checked before it begins; and what its configuration keeps, to know it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datasets.annotations import DATASETS, read_splits
+from datasets.check import check_splits, other_splits
+from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
+from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, open_gallery, open_training_images
+from datasets.noise import DRAWN, Noise, digest, find_noise
+from datasets.tokenizer import Tokenizer
+from utils.errors import OptionError
+from utils.files import in_one_step
+from utils.options import run_facts
+from utils.runs import short_name
+
+
+class RunData(NamedTuple):
+    """Training pairs with their noise, the splits that choose and test, and what is odd in them."""
+
+    pairs: TrainingPairs
+    noise: Noise
+    validation: Gallery
+    test: Gallery
+    remarks: list[str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the noise, of the excluded pairs and of those without an image, for the run's configuration."""
+        skipped = self.pairs.skipped()
+        return {
+            "noise_index": self.noise.about,
+            "excluded": _about(self.pairs.excluded),
+            "skipped_images": list(skipped),
+            "skipped_pairs": sorted(pair for pairs in skipped.values() for pair in pairs),
+        }
+
+    def check(self, config: Path) -> None:
+        """A continued run must meet the captions, the pairs and the images it began with.
+
+        Raises:
+            OptionError: other ones than its configuration names.
+        """
+        facts = {"excluded": _about(NOTHING_EXCLUDED), **run_facts(config)}
+        for name, what in (("noise_index", "noise index is"), ("excluded", "excluded pairs are")):
+            was, now = facts.get(name), self.facts[name]
+            if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
+                raise OptionError(f"the {what} not the run's own: {config} names {was}, found is {now}")
+        was, now = facts.get("skipped_pairs", []), self.facts["skipped_pairs"]
+        if was != now:
+            raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {now}")
+
+    def keep_noise(self, run_dir: Path) -> None:
+        """Write noise that has no file of its own into the run's folder."""
+        if self.noise.origin == DRAWN:
+            with in_one_step(run_dir / "noise_index.npy") as partial, partial.open("wb") as stream:
+                np.save(stream, self.noise.permutation)
+
+
+def _about(excluded: np.ndarray) -> dict[str, int | str]:
+    return {"pairs": len(excluded), "sha256": digest(excluded)}
+
+
+def load_data(options: Mapping[str, Any], device: torch.device, *, continued: bool) -> RunData:
+    """Read and check all data, images included, so that nothing is found missing after hours.
+
+    Args:
+        options: of the run.
+        continued: as for `open_training_images`.
+
+    Raises:
+        DataError, OptionError: what is missing, broken, or does not go together.
+    """
+    name, root_dir = options["dataset_name"], Path(options["root_dir"])
+    splits = read_splits(name, root_dir, dict.fromkeys(("train", options["val_dataset"], "test")))
+    split = splits["train"]
+    noise = find_noise(short_name(name), len(split.captions), options["noisy_rate"], options["noisy_file"])
+    excluded = NOTHING_EXCLUDED
+    if options["exclude"]:
+        excluded = read_excluded(Path(options["exclude"]), split, noise.permutation)
+    test = open_gallery(options, "test", splits["test"], device)
+    validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
+    own = {field: options[field] for field in LoadingSettings.__dataclass_fields__}
+    images = open_training_images(options, split, continued=continued)
+    ids = Tokenizer()(split.captions, options["text_length"])
+    pairs = TrainingPairs(split, images, ids, noise.permutation, LoadingSettings(**own | {"device": device}), excluded)
+    if not len(pairs.training_batches(0)):
+        wanted = options["batch_size"] // options["num_instance"]
+        raise OptionError(f"--batch_size {options['batch_size']}: a batch needs {wanted} persons with sampler identity")
+    sizes = DATASETS[name].sizes if name in DATASETS else {}
+    sizes = {of: size for of, size in sizes.items() if of in splits}
+    findings = [*other_splits(name, root_dir), *check_splits(splits, sizes)]
+    return RunData(pairs, noise, validation, test, [finding.line for finding in findings])
