@@ -12,7 +12,7 @@ from easydict import EasyDict
 from utils.checks import loss_of
 from utils.errors import OptionError
 from utils.flags import FREE
-from utils.options import build_parser, parse, resolve, write_config
+from utils.options import build_parser, parse, resolve, run_facts, write_config
 from utils.program import run_program
 from utils.ranks import is_main, world_size
 from utils.runs import CHECKPOINTS, checkpoint_to_continue, lock, newest_unfinished_run, short_name
@@ -178,6 +178,9 @@ def _log_start(options: EasyDict, data: RunData, run_dir: Path, epochs_done: int
     from utils.log import logger
 
     logger.info("%s %s", "Run folder" if epochs_done is None else f"Continuing after epoch {epochs_done}:", run_dir)
+    began = run_facts(run_dir / "configs.yaml").get("processes") if is_main() else world_size()
+    if began != world_size():
+        logger.info("  it began with %s processes and goes on with %d, the same to rounding", began, world_size())
     if world_size() > 1:
         logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())

@@ -210,7 +210,9 @@ def test_a_run_whose_launcher_was_stopped_is_continued_by_any_number_of_processe
     assert printed.count("Stopped: what the last whole epoch led to is saved; go on with: train.py --resume") == 1
     one, two = (the_run(real_runs, 3, world) for world in (1, 2))
     for run_dir in (one, two):
-        assert (run_dir / "train_log.txt").read_text().count("Continuing after epoch 1:") == 1
+        log = (run_dir / "train_log.txt").read_text()
+        assert log.count("Continuing after epoch 1:") == 1
+        assert log.count("it began with 2 processes and goes on with 1") == (run_dir == one)
     uninterrupted = the_run(real_runs, 0, 2)
     assert [name for name in differences(two, uninterrupted) if not name.startswith("figures")] == []
     (found,), whole = kept(real_runs, 3, 1), kept(real_runs, 0, 2)[0]
