@@ -30,7 +30,7 @@ def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path]
         OptionError: no folder, or no picture in it.
     """
     if not gallery.is_dir():
-        raise OptionError(f"--gallery {gallery}: no such folder")
+        raise OptionError(f"--gallery {gallery}: {'is no folder' if gallery.exists() else 'no such folder'}")
     pictures, others, closed = [], [], {}
 
     def note(error: OSError) -> None:
@@ -72,8 +72,12 @@ def read_batches(
             if not stat.S_ISREG((gallery / path).stat().st_mode):
                 raise DataError("not a regular file")
             return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
-        except (DataError, OSError) as error:
-            return Row(path, found, None, str(error).removeprefix(f"image {gallery / path} can't be read: ")), None
+        except OSError as error:
+            return Row(path, found, None, error.strerror), None
+        except DataError as error:
+            # The path stands beside it; Pillow says it once more.
+            reason = str(error).removeprefix(f"image {gallery / path} can't be read: ").partition(" PosixPath(")[0]
+            return Row(path, found, None, reason), None
 
     with ThreadPoolExecutor(workers) as pool:
         batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
