@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,9 +76,8 @@ def read_batches(
         except OSError as error:
             return Row(path, found, None, error.strerror), None
         except DataError as error:
-            # The path stands beside it; Pillow says it once more.
-            reason = str(error).removeprefix(f"image {gallery / path} can't be read: ").partition(" PosixPath(")[0]
-            return Row(path, found, None, reason), None
+            reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
+            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow says the path once more
 
     with ThreadPoolExecutor(workers) as pool:
         batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
