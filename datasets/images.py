@@ -38,8 +38,9 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
     """Decode an image as RGB.
 
     Args:
-        upright: for anybody's pictures: turned as the camera says (EXIF), as viewers do, and a JPEG of many times the
-            pixels that (height, width) needs decoded smaller. Data sets are read as they are.
+        upright: for anybody's pictures: turned as the camera says (EXIF) and on white where they are transparent, as
+            viewers do, and a JPEG of many times the pixels that (height, width) needs decoded smaller. Data sets are
+            read as they are.
 
     Raises:
         ValueError: its header claims more pixels than any picture of a person has; it is not decoded.
@@ -50,7 +51,21 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
             image.draft(None, (4 * size[1], 4 * size[0]))
         if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"it claims {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        return _to_rgb(_as_shown(image) if upright else image)
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, all but the darkest of which Pillow would make white
+        image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> np.ndarray:

@@ -69,7 +69,7 @@ def address(indexed) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0"},
+        env={**os.environ, "GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "http_proxy": "http://127.0.0.1:9"},
     )
     told = []
     for line in server.stdout:

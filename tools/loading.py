@@ -18,8 +18,9 @@ from utils.runs import CHECKPOINTS, EXPORTED
 
 
 class LoadedRun(NamedTuple):
-    """A run's options, the file that its weights are from, and its model in evaluation mode."""
+    """A run's folder and options, the file that its weights are from, and its model in evaluation mode."""
 
+    folder: Path
     options: EasyDict
     file: Path
     model: RDE
@@ -50,7 +51,7 @@ def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None
     """
     file = checkpoint or find_weights(run_dir)
     options = resolve_run(run_dir / "configs.yaml", given)
-    return LoadedRun(options, file, model_from_checkpoint(file, options).to(device).eval())
+    return LoadedRun(run_dir, options, file, model_from_checkpoint(file, options).to(device).eval())
 
 
 def require(module: str, requirements: str) -> ModuleType:

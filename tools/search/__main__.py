@@ -60,12 +60,13 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
     for name in ("query", "captions"):
         add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
         add[name].add_argument("--similarity", default=SIMILARITIES[2], help="BGE, TSE or BGE+TSE (default: BGE+TSE)")
-    add["query"].add_argument("--out", help="where to write .json and .png (default: INDEX/query)")
-    add["captions"].add_argument("--out", help="where to write .json (default: nowhere)")
+    add["query"].add_argument("--out", help="file to write, as .json and .png (default: INDEX/query)")
+    add["captions"].add_argument("--out", help="file to write, as .json (default: none)")
     add["export"].add_argument("--out", required=True, help="folder to write")
     add["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: %(default)s)")
     for name in ("query", "serve"):
-        add[name].add_argument("--run", help="the run's folder, where it has moved since it was indexed")
+        add[name].add_argument("--run", help="the run's folder, where it has moved since, or been exported")
+        add[name].add_argument("--checkpoint", help="the weights that made the index, where they have moved since")
         add[name].add_argument("--faiss", action="store_true", help="approximate search, for very many images")
 
 
@@ -75,8 +76,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("top", "batch_size", "num_workers"):
         if args.get(name, 1) < 1:
             raise OptionError(f"--{name} {args[name]}: must be at least 1")
-    if not 0 <= args.get("port", 0) < 65536:
-        raise OptionError(f"--port {args['port']}: must be at least 0 and at most 65535")
+    if not 0 < args.get("port", 1) < 65536:
+        raise OptionError(f"--port {args['port']}: must be at least 1 and at most 65535")
     if args.get("similarity", SIMILARITIES[0]) not in SIMILARITIES:
         raise OptionError(f"--similarity {args['similarity']}: choose from {', '.join(SIMILARITIES)}")
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from datasets.images import read_image
-from tools.loading import load_run, require
+from tools.loading import find_weights, load_run, require
 from tools.search.encode import Encoder
 from tools.search.engines import REQUIREMENTS, best_first
 from tools.search.index import update_index
-from tools.search.results import table, write
+from tools.search.results import named, table, write, write_json
 from tools.search.search import Searcher
 from tools.search.store import open_store
-from tools.search.texts import read_sentences, warn_long
+from tools.search.texts import read_sentences, shown, warn_long
 from utils.errors import OptionError, printable
 from utils.program import choose_device
 
@@ -28,14 +27,27 @@ def open_encoder(run: Path, checkpoint: Path | None, device: str) -> Encoder:
 
 
 def open_searcher(args: dict[str, Any]) -> Searcher:
-    """The index of `--index` with its model."""
+    """The index of `--index` with the model that made it.
+
+    Raises:
+        OptionError: the model is not where it was or should be, or is another.
+    """
     store = open_store(args["index"])
-    checkpoint = Path(store.about["checkpoint"])
-    if args["run"]:
-        checkpoint = args["run"] / checkpoint.name
-    if not checkpoint.is_file():
-        raise OptionError(f"{checkpoint}, which made {args['index']}, is not there: say with --run where the run is")
-    encoder = open_encoder(checkpoint.parent, checkpoint, args["device"])
+    run, made_by = args["run"] or store.about.run, store.about.checkpoint
+    if args["checkpoint"]:
+        files = [args["checkpoint"]]
+    elif args["run"]:  # it may have moved, or have been exported
+        files = [file for file in dict.fromkeys((run / made_by.name, find_weights(run))) if file.is_file()]
+    else:
+        files = [made_by]
+        for file in (made_by, run / "configs.yaml"):
+            if not file.is_file():
+                told = f"{file}, of the model that made {args['index']}, is not there: "
+                raise OptionError(told + "say with --run where the run is, or with --checkpoint where its weights are")
+    for file in files:
+        encoder = open_encoder(run, file, args["device"])
+        if encoder.fingerprint == store.about.fingerprint:
+            break
     return Searcher(store, encoder, approximate=args["faiss"])
 
 
@@ -54,8 +66,8 @@ def query(args: dict[str, Any]) -> None:
     results = searcher.search(texts, args["top"], args["similarity"])
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))
-    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"] / "query")
-    print(f"wrote {listed} and {sheet}")
+    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"])
+    print(printable(f"wrote {listed} and {sheet}"))
 
 
 def captions(args: dict[str, Any]) -> None:
@@ -68,13 +80,11 @@ def captions(args: dict[str, Any]) -> None:
     found = []
     for picture, scores in zip(args["picture"], images @ encoder.texts(texts).T, strict=True):
         ranked = best_first(scores, args["top"])
-        print(printable(picture), *(f"  {scores[n]:.3f}  {printable(texts[n])}" for n in ranked), sep="\n")
+        print(printable(picture), *(f"  {scores[n]:.3f}  {shown(texts[n])}" for n in ranked), sep="\n")
         captions = [{"rank": rank, "score": float(scores[n]), "caption": texts[n]} for rank, n in enumerate(ranked, 1)]
         found.append({"image": picture, "similarity": args["similarity"], "results": captions})
     if args["out"]:
-        file = args["out"].with_name(args["out"].name + ".json")
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {file}")
+        print(printable(f"wrote {write_json(found, named(args['out'], 'captions'))}"))
 
 
 def export(args: dict[str, Any]) -> None:
@@ -86,8 +96,9 @@ def export(args: dict[str, Any]) -> None:
 
 def serve(args: dict[str, Any]) -> None:
     """Open the page until interrupted."""
-    # Before the import, which reads them: the page's framework is to send nothing about itself.
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # Before the import, which reads them: the page's framework is to send nothing about itself, and asks this machine
+    # whether the page is there, which no proxy knows.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "*"}
     require("gradio", REQUIREMENTS)
     from tools.search.page import serve_page
 

@@ -13,12 +13,12 @@ from utils.files import in_one_step
 
 REQUIREMENTS = "requirements-demo.txt"
 _QUERIES_AT_A_TIME = 64
-# FAISS: inverted lists of vectors in 8 bits a number, of which the nearest share is searched; what it finds is ranked
-# again by the exact vectors.
-_SEARCHED = 1 / 8
-_SEARCHED_WHOLE = 10_000  # below so many vectors all lists are searched
-_CANDIDATES = 10
-_TRAINING_PER_LIST = 40
+# FAISS: of four numbers of a vector is kept which of 16 typical ones they are nearest to, half a byte; what then seems
+# nearest to a query is ranked again by the exact vectors. All codes are looked at: searching only the nearest of some
+# lists would keep from a sentence, which lies far from every image, much of what is nearest to it.
+_NUMBERS_A_CODE = 4
+_CANDIDATES, _LEAST_CANDIDATES = 10, 1000
+_LEAST_TRAINING, _TRAINING = 1000, 10_000
 _ADDED_AT_A_TIME = 50_000
 
 
@@ -26,7 +26,10 @@ class Engine(Protocol):
     """Searches N vectors of width D."""
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """For each of (Q, D) queries the positions (exact) or ids (FAISS) of up to `count` vectors, best first."""
+        """For each of (Q, D) queries the positions of the `count` nearest of the N vectors.
+
+        An approximate engine gives some more, from which their exact inner products are to choose.
+        """
         ...
 
 
@@ -62,36 +65,32 @@ class Faiss:
         self.index = index
 
     @classmethod
-    def build(cls, vectors: np.ndarray, ids: np.ndarray, seed: int = 0) -> Faiss:
-        """Cluster (N, D) vectors into about 2·√N lists, and fill them under their (N,) ids.
+    def build(cls, vectors: np.ndarray, seed: int = 0) -> Faiss:
+        """Learn codes from some of (N, D) vectors, and keep those of all.
 
-        What all vectors share is taken from them first. That changes all inner products of a query by the same number,
-        and so no order; but vectors of a narrow cone would crowd into the few lists nearest its middle.
+        What all vectors share, most of it in a narrow cone, is taken from them first: that changes all inner products
+        of a query by the same number, and the codes tell what is left.
         """
         faiss = require("faiss", REQUIREMENTS)
         n, width = vectors.shape
-        lists = max(1, min(int(2 * n**0.5), n // 39))  # 39 is the fewest that FAISS wants for a centre
-        index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
-        sample = np.random.default_rng(seed).choice(n, min(n, _TRAINING_PER_LIST * lists), replace=False)
+        index = faiss.index_factory(width, f"PQ{width // _NUMBERS_A_CODE}x4fs", faiss.METRIC_INNER_PRODUCT)
         mean = vectors.mean(axis=0)
+        sample = np.random.default_rng(seed).integers(n, size=np.clip(n, _LEAST_TRAINING, _TRAINING))
         index.train(vectors[np.sort(sample)] - mean)
         for start in range(0, n, _ADDED_AT_A_TIME):
-            rows = slice(start, start + _ADDED_AT_A_TIME)
-            index.add_with_ids(vectors[rows] - mean, ids[rows])
-        index.nprobe = lists if n < _SEARCHED_WHOLE else max(1, round(lists * _SEARCHED))
+            index.add(vectors[start : start + _ADDED_AT_A_TIME] - mean)
         return cls(index)
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """See `Engine.top`; ids, from which the exact vectors may choose better ones."""
-        wanted = min(self.index.ntotal, max(100, _CANDIDATES * count))
-        _, ids = self.index.search(np.ascontiguousarray(queries), wanted)
-        return [row[row >= 0] for row in ids]
+        """See `Engine.top`."""
+        wanted = min(self.index.ntotal, max(_LEAST_CANDIDATES, _CANDIDATES * count))
+        return list(self.index.search(np.ascontiguousarray(queries), wanted)[1])
 
     def write(self, file: Path) -> None:
         """Write in one step."""
         faiss = require("faiss", REQUIREMENTS)
-        with in_one_step(file) as partial:
-            faiss.write_index(self.index, str(partial))
+        with in_one_step(file) as partial, partial.open("wb") as stream:
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(stream.write))  # its own files take UTF-8 names only
 
     @classmethod
     def read(cls, file: Path) -> Faiss:
@@ -102,6 +101,7 @@ class Faiss:
         """
         faiss = require("faiss", REQUIREMENTS)
         try:
-            return cls(faiss.read_index(str(file)))
-        except RuntimeError as error:
+            with file.open("rb") as stream:
+                return cls(faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
+        except (OSError, RuntimeError) as error:
             raise OptionError(f"{file} can't be read, index again with --faiss: {str(error)[-80:]}") from None

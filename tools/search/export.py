@@ -9,7 +9,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from tools.search.store import Store
-from utils.errors import OptionError
+from utils.errors import OptionError, printable
+from utils.files import in_one_step, write_text
 
 
 def export_vectors(store: Store, out: Path) -> None:
@@ -24,15 +25,17 @@ def export_vectors(store: Store, out: Path) -> None:
     ids, paths, vectors = store.everything()
     if not paths:
         raise OptionError(f"{store.folder} holds no image that could be read")
-    about = {name: store.about[name] for name in ("fingerprint", "gallery", "width", "bge_width")}
+    about = {name: printable(str(value)) for name, value in store.about._asdict().items()}
     about |= {"metric": "inner product", "layout": "[bge, tse] / sqrt(2)"}
-    gallery = Path(store.about["gallery"])
     lines = (
-        json.dumps({"row": row, "id": int(number), "file": str(gallery / path)}) + "\n"
+        json.dumps({"row": row, "id": int(number), "file": str(store.about.gallery / path)}) + "\n"
         for row, (number, path) in enumerate(zip(ids, paths, strict=True))
     )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "vectors.safetensors").write_bytes(save({"vectors": vectors, "ids": ids}, about))
-    np.save(out / "vectors.npy", vectors)
-    (out / "vectors.jsonl").write_text("".join(lines), encoding="utf-8")
-    print(f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl")
+    with in_one_step(out / "vectors.safetensors") as partial:
+        partial.write_bytes(save({"vectors": vectors, "ids": ids}, about))
+    with in_one_step(out / "vectors.npy") as partial, partial.open("wb") as stream:
+        np.save(stream, vectors)
+    write_text(out / "vectors.jsonl", "".join(lines))
+    told = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"
+    print(printable(told))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path]
         OptionError: no folder, or no picture in it.
     """
     if not gallery.is_dir():
-        raise OptionError(f"--gallery {gallery}: no such folder")
+        raise OptionError(f"--gallery {gallery}: {'is no folder' if gallery.exists() else 'no such folder'}")
     pictures, others, closed = [], [], {}
 
     def note(error: OSError) -> None:
@@ -72,8 +73,11 @@ def read_batches(
             if not stat.S_ISREG((gallery / path).stat().st_mode):
                 raise DataError("not a regular file")
             return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
-        except (DataError, OSError) as error:
-            return Row(path, found, None, str(error).removeprefix(f"image {gallery / path} can't be read: ")), None
+        except OSError as error:
+            return Row(path, found, None, error.strerror), None
+        except DataError as error:
+            reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
+            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow says the path once more
 
     with ThreadPoolExecutor(workers) as pool:
         batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]

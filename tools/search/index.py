@@ -10,8 +10,9 @@ from tqdm import tqdm
 from tools.search.encode import Encoder
 from tools.search.engines import Faiss
 from tools.search.gallery import list_files, read_batches, stamp
-from tools.search.store import FILE, Store, create_store, open_store, writing
+from tools.search.store import FILE, About, Store, create_store, open_store, writing
 from utils.errors import OptionError, printable
+from utils.files import write_text
 
 PASSED_OVER = "passed_over.txt"
 _SHOWN = 20
@@ -31,6 +32,8 @@ def update_index(
         OptionError: no pictures; an index of another gallery or model; another process is at it.
     """
     gallery = gallery.absolute()
+    if gallery.resolve() == folder.resolve():
+        raise OptionError(f"--index {folder} is the gallery itself: choose another folder, which may be one inside it")
     pictures, others, closed = list_files(gallery, folder.resolve())
     with writing(folder):
         store = _open(folder, gallery, encoder)
@@ -49,24 +52,25 @@ def update_index(
         print(printable(told))
         _report(store, others, closed)
         if faiss:
-            print(f"wrote {build_faiss(store)}")
+            print(printable(f"wrote {build_faiss(store)}"))
         store.close()
 
 
 def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
-    about = {
-        "gallery": str(gallery),
-        "checkpoint": str(encoder.run.file.absolute()),
-        "fingerprint": encoder.fingerprint,
-        "width": str(encoder.width),
-        "bge_width": str(encoder.bge_width),
-    }
+    about = About(
+        gallery,
+        encoder.run.folder.absolute(),
+        encoder.run.file.absolute(),
+        encoder.fingerprint,
+        encoder.width,
+        encoder.bge_width,
+    )
     if not (folder / FILE).is_file():
         return create_store(folder, about)
     store = open_store(folder)
     check_model(store, encoder)
-    if store.about["gallery"] != about["gallery"]:
-        raise OptionError(f"{folder} is an index of {store.about['gallery']}: choose another --index for {gallery}")
+    if store.about.gallery != gallery:
+        raise OptionError(f"{folder} is an index of {store.about.gallery}: choose another --index for {gallery}")
     return store
 
 
@@ -76,10 +80,10 @@ def check_model(store: Store, encoder: Encoder) -> None:
     Raises:
         OptionError: it is another.
     """
-    if store.about["fingerprint"] != encoder.fingerprint:
+    if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
-            f"{store.folder} was made by another model ({store.about['checkpoint']} as it was then) than "
-            f"{encoder.run.file}: delete it and index again, or choose another --index"
+            f"{store.folder} was made by another model ({store.about.checkpoint} as it was then) than "
+            f"{encoder.run.file}: name its weights with --checkpoint, or delete the index and index again"
         )
 
 
@@ -89,11 +93,11 @@ def _report(store: Store, others: Sequence[Path], closed: Mapping[Path, str]) ->
     lines += [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not a picture by its name" for path in others]
     lines = [printable(line) for line in lines]
-    (store.folder / PASSED_OVER).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(store.folder / PASSED_OVER, "".join(f"{line}\n" for line in lines))
     if lines:
         print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
     if len(lines) > _SHOWN:
-        print(f"  … all of them in {store.folder / PASSED_OVER}")
+        print(printable(f"  … all of them in {store.folder / PASSED_OVER}"))
 
 
 def faiss_file(store: Store) -> Path:
@@ -111,10 +115,10 @@ def build_faiss(store: Store) -> Path:
     try:
         Faiss.read(file)
     except OptionError:
-        ids, _, vectors = store.everything()
-        if not len(ids):
+        _, paths, vectors = store.everything()
+        if not paths:
             raise OptionError(f"{store.folder} holds no picture that FAISS could search") from None
-        Faiss.build(vectors, ids).write(file)
+        Faiss.build(vectors).write(file)
     for other in store.folder.glob("vectors_*.faiss"):
         if other != file:
             other.unlink()

@@ -34,6 +34,7 @@ EXAMPLES = [
 ]
 _THUMBNAIL = (288, 180)  # height, width
 _MOST = 60
+_KEPT = (600, 3600)  # thumbnails are looked through so often, and deleted at such an age, in seconds
 # The browser is to load nothing from elsewhere, whatever the framework's page asks for.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -72,9 +73,8 @@ def serve_page(searcher: Searcher, port: int) -> None:
             )
         except OSError as error:
             raise OptionError(f"--port {port}: {str(error).splitlines()[0]}; choose another") from None
-        print(
-            f"{len(searcher.paths):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C", flush=True
-        )
+        told = f"{len(searcher.paths):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
+        print(printable(told), flush=True)
         page.block_thread()
 
 
@@ -99,7 +99,7 @@ class _Policy:
 
 def build_page(searcher: Searcher) -> gr.Blocks:
     """The page, not served yet."""
-    with gr.Blocks(analytics_enabled=False, title="RDE search") as page:
+    with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
         gr.Markdown(f"## Search {len(searcher.paths):,} pictures by a sentence")
         with gr.Row():
             text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence", lines=2)

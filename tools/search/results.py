@@ -11,8 +11,10 @@ from prettytable import PrettyTable
 
 from datasets.images import open_rgb
 from tools.search.search import Hit
+from tools.search.texts import shown
 from utils.errors import printable
 from utils.figures import Cell, picture_rows
+from utils.files import write_text
 
 CELL = (160, 64)  # height, width
 _SHEET_QUERIES, _SHEET_HITS = 20, 10
@@ -20,25 +22,39 @@ _SHEET_QUERIES, _SHEET_HITS = 20, 10
 
 def table(title: str, hits: Sequence[Hit]) -> str:
     """One query's results."""
-    shown = PrettyTable(["", "score", "BGE", "TSE", "file"], align="r")
-    shown.align["file"] = "l"
+    rows = PrettyTable(["", "score", "BGE", "TSE", "file"], align="r")
+    rows.align["file"] = "l"
     for hit in hits:
         scores = [f"{value:.3f}" for value in (hit.score, hit.bge, hit.tse)]
-        shown.add_row([hit.rank, *scores, printable(str(hit.file))])
-    return f"{printable(title)}\n{shown.get_string()}"
+        rows.add_row([hit.rank, *scores, printable(str(hit.file))])
+    return f"{shown(title)}\n{rows.get_string()}"
+
+
+def named(out: Path, name: str) -> Path:
+    """The files that `--out` means, without their ending: `name` in it where it is a folder."""
+    if out.is_dir():
+        return out / name
+    return out.with_suffix("") if out.suffix in (".json", ".png") else out
+
+
+def write_json(content: object, out: Path) -> Path:
+    """Write `out`.json."""
+    file = out.with_name(f"{out.name}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content, indent=1) + "\n")
+    return file
 
 
 def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hit]], out: Path) -> tuple[Path, Path]:
-    """Write `out`.json and `out`.png; the sheet shows the first 20 queries and ten results each."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write .json and .png, named as `out` says; the sheet shows the first 20 queries and ten results each."""
+    out = named(out, "query")
     content = [
         {"query": query, "similarity": similarity, "results": [hit.asdict() for hit in hits]}
         for query, hits in zip(queries, results, strict=True)
     ]
-    listed, sheet = out.with_name(out.name + ".json"), out.with_name(out.name + ".png")
-    listed.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    listed, sheet = write_json(content, out), out.with_name(f"{out.name}.png")
     rows = [
-        (query, [Cell(thumbnail(hit.file, CELL), f"{hit.score:.3f}") for hit in hits[:_SHEET_HITS]])
+        (shown(query), [Cell(thumbnail(hit.file, CELL), f"{hit.score:.3f}") for hit in hits[:_SHEET_HITS]])
         for query, hits in zip(queries[:_SHEET_QUERIES], results, strict=False)
     ]
     picture_rows(rows, sheet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,32 +44,33 @@ class Searcher:
     def __init__(self, store: Store, encoder: Encoder, *, approximate: bool = False) -> None:
         check_model(store, encoder)
         self.store, self.encoder = store, encoder
-        self.gallery = Path(store.about["gallery"])
-        self.engine: Engine
+        self.gallery = store.about.gallery
+        self._engine: Engine
+        self._vectors: Callable[[np.ndarray], np.ndarray]  # of some positions
         if approximate:
-            self.ids, self.paths = store.images()
-            self.engine = Faiss.read(faiss_file(store))
+            with store.one_moment():
+                ids, self.paths = store.images()
+                file = faiss_file(store)
+            self._engine = Faiss.read(file)
+            self._vectors = lambda rows: store.vectors(ids[rows])
         else:
-            self.ids, self.paths, vectors = store.everything()
-            self.engine = Exact(vectors)
+            _, self.paths, vectors = store.everything()
+            self._engine = Exact(vectors)
+            self._vectors = vectors.__getitem__
         if not self.paths:
             raise OptionError(f"{store.folder} holds no image that could be read")
 
     def search(self, texts: Sequence[str], top: int, similarity: str = SIMILARITIES[2]) -> list[list[Hit]]:
         """The `top` images for each sentence, by one of `SIMILARITIES`."""
         queries = self.encoder.texts(texts)
-        found = self.engine.top(self.encoder.weigh(queries, similarity), top)
-        return [self._rank(query, positions, top, similarity) for query, positions in zip(queries, found, strict=True)]
+        found = self._engine.top(self.encoder.weigh(queries, similarity), top)
+        return [self._rank(query, rows, top, similarity) for query, rows in zip(queries, found, strict=True)]
 
     def _rank(self, query: np.ndarray, found: np.ndarray, top: int, similarity: str) -> list[Hit]:
         """Rank what an engine has found by the exact vectors."""
-        if isinstance(self.engine, Exact):
-            rows, vectors = found, self.engine.vectors[found]
-        else:
-            found = np.sort(found)
-            rows, vectors = np.searchsorted(self.ids, found), self.store.vectors(found)
+        rows = np.sort(found)
         both = np.stack([self.encoder.weigh(query[None], name)[0] for name in SIMILARITIES])
-        scores = vectors @ both.T  # (found, 3)
+        scores = self._vectors(rows) @ both.T  # (found, 3)
         by = scores[:, SIMILARITIES.index(similarity)]
         return [
             Hit(rank, float(by[n]), float(scores[n, 0]), float(scores[n, 1]), self.gallery / self.paths[rows[n]])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.search.encode import Encoder
-from utils.errors import DataError, OptionError
+from utils.errors import DataError, OptionError, printable
 
 
 def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
@@ -20,7 +20,7 @@ def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
     texts = [check_sentence(text) for text in given]
     if file:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise DataError(f"{file} can't be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
@@ -44,6 +44,11 @@ def check_sentence(text: str) -> str:
     return text.strip()
 
 
+def shown(text: str, most: int = 300) -> str:
+    """The sentence on one line, cut to `most` characters."""
+    return printable(text if len(text) <= most else f"{text[:most].rstrip()} …")
+
+
 def too_long(text: str, encoder: Encoder) -> str:
     """A warning for a sentence that the model reads only the beginning of, "" for others."""
     tokens = len(encoder.tokenizer.encode(text))
@@ -56,4 +61,4 @@ def warn_long(texts: Sequence[str], encoder: Encoder) -> None:
     """Warn of each sentence that is too long."""
     for text in texts:
         if warning := too_long(text, encoder):
-            print(f"warning: {warning}: {text[:50].strip()} …", file=sys.stderr)
+            print(f"warning: {warning}: {shown(text, 50)}", file=sys.stderr)
