@@ -34,8 +34,8 @@ def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.
 
 
 def against_plain(setting: Setting) -> Rows:
-    """A large gallery on all cores, first, because its process inherits the peak of this one; one similarity of half,
-    once and twice CUHK-PEDES's test split; all three of it from embeddings, as in a test."""
+    """A large gallery on all cores, in a process of its own for its memory; one similarity of half, once and twice
+    CUHK-PEDES's test split; all three of it from embeddings, as in a test."""
     side = setting.scaled(LARGE)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         large = alone.submit(_large, side, setting.device).result()

@@ -135,7 +135,10 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
         ("start_logging(Path('/dev/null')); logger.info('a line')", "standard output"),
         ("recorder = Recorder(folder, 0); recorder.file = Path('/dev/full'); recorder.add({'epoch': 1})", "/dev/full"),
         ("(folder / 'a.txt.partial').symlink_to('/dev/full'); write_text(folder / 'a.txt', 'a')", "{folder}/a.txt"),
-        ("(folder / 'r1.png').symlink_to('/dev/full'); save(pyplot.figure(), folder / 'r1.png')", "{folder}/r1.png"),
+        (
+            "(folder / 'a.png.partial').symlink_to('/dev/full'); save(pyplot.figure(), folder / 'a.png')",
+            "{folder}/a.png",
+        ),
     ],
 )
 def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
@@ -293,6 +296,14 @@ program.run_program(None)
     child.send_signal(signal.SIGINT)
     assert child.communicate(timeout=30) == ("", "")
     assert child.returncode == -signal.SIGINT
+
+
+def test_a_terminal_that_lacks_a_captions_letters_is_served():
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
+    program += "run_program(lambda _: print('un caf\\xe9'))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr, done.returncode) == ("un caf\\xe9\n", "", 0)
 
 
 def test_a_second_interrupt_leaves_at_once():
