@@ -70,6 +70,8 @@ def _is_marked(row: Mapping[str, str], where: str) -> bool:
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Line numbers and rows; in UTF-8 or, as Excel calls it, Unicode text."""
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file} can't be read: it is no file")
     try:
         with file.open("rb") as stream:
             encoding = "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"

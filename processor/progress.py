@@ -78,13 +78,16 @@ def restore(
     Raises:
         WeightsError: the checkpoint can't be continued.
     """
-    if content.get("format") != CHECKPOINT_FORMAT or "optimizer" not in content:
+    if _number(content, "format") != CHECKPOINT_FORMAT or "optimizer" not in content:
         raise WeightsError(f"{source} can't be continued: only a last.pth of this version of train.py can")
     kept = content.get("options")
     if not isinstance(kept, dict):
         raise WeightsError(f"{source} can't be continued: it does not say of which run it is")
-    if other := [name for name in options if name not in FREE and kept.get(name, options[name]) != options[name]]:
+    kept = {**options, **kept}
+    if other := [name for name in options if name not in FREE and _differ(kept[name], options[name])]:
         raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
+    if not all(value.isfinite().all() for value in content["model"].values() if value.is_floating_point()):
+        raise WeightsError(f"{source} can't be continued: a weight is not a finite number")
     model.load_published(content["model"], str(source))
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     try:
@@ -92,14 +95,14 @@ def restore(
         for group, own in zip(optimizer.param_groups, groups, strict=True):
             group |= {"initial_lr": own["lr"], **own}  # how to step is the run's to say, not the file's
         scaler.load_state_dict(content.get("scaler", {}))
-        progress.epoch, progress.best = int(content["epoch"]), float(content["best"])
-        progress.best_epoch = int(content["best_epoch"])
+        progress.epoch, progress.best_epoch = (int(_number(content, name)) for name in ("epoch", "best_epoch"))
+        progress.best = float(_number(content, "best"))
     except Exception as error:  # whatever torch raises over states that are not its own
         raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
     fits = all(
-        value.shape in (parameter.shape, ())
+        value.shape in (parameter.shape, ()) and _is_moment(name, value)
         for parameter, state in optimizer.state.items()
-        for value in state.values()
+        for name, value in state.items()
         if isinstance(value, Tensor)
     )
     named = {frozenset(state) for state in optimizer.state.values()}
@@ -113,6 +116,20 @@ def restore(
             save_checkpoint({name: content[name] for name in content if name not in _STATES}, best)
     elif progress.best_epoch and not best.is_file():
         raise WeightsError(f"{source} can't be continued: best.pth is missing beside it")
-    elif progress.best_epoch and (found := load_checkpoint(best).get("epoch")) != progress.best_epoch:
+    elif progress.best_epoch and (found := _number(load_checkpoint(best), "epoch")) != progress.best_epoch:
         logger.warning("%s is of epoch %s, not %d: the best is chosen anew", best, found, progress.best_epoch)
         progress.best, progress.best_epoch = -1.0, 0
+
+
+def _number(content: Mapping[str, Any], name: str) -> float | None:
+    """A plain number of a checkpoint; None for anything else."""
+    value = content.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _differ(kept: Any, own: Any) -> bool:
+    return type(kept) is not type(own) or kept != own
+
+
+def _is_moment(name: str, value: Tensor) -> bool:
+    return bool(value.isfinite().all()) and (name != "exp_avg_sq" or bool((value >= 0).all()))

@@ -177,7 +177,8 @@ def _decide(
     lost = np.flatnonzero(~np.isfinite(losses).all(axis=0) & usable)
     if len(lost):
         told = f"{len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
-        raise NotFiniteError(f"division: {told}{'' if epoch else '; the starting weights are damaged'}")
+        why = "" if epoch else "; the starting weights are damaged, or --tau, --temperature or --margin is extreme"
+        raise NotFiniteError(f"division: {told}{why}")
     truly_clean = training.truly_clean[usable]
     division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
     report = division.report(truly_clean) | {"seconds": time.perf_counter() - start}

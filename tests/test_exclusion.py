@@ -52,6 +52,11 @@ def test_marked_rows_are_read_and_compared_with_the_data(split, tmp_path):
     assert read_excluded(file, split, PERMUTATION).tolist() == [3, 5, 23]
 
 
+def test_what_never_ends_is_no_list(split):
+    with pytest.raises(UserError, match="/dev/zero can't be read: it is no file"):
+        read_excluded(Path("/dev/zero"), split, PERMUTATION)
+
+
 @pytest.mark.parametrize(
     ("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-8-sig"), ("\t", "utf-8-sig"), ("\t", "utf-16")]
 )

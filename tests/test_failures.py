@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -261,6 +264,8 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which must be 0 to 1"),
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, which must be 1 to "),
         ({"MASTER_PORT": ""}, "MASTER_PORT=, which must be 1 to 65535"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR=, which is no machine's address"),
+        ({"MASTER_ADDR": "no host"}, "MASTER_ADDR=no host, which is no machine's address"),
     ],
 )
 def test_an_environment_that_no_launcher_left_is_told(changed, told):
@@ -298,12 +303,64 @@ program.run_program(None)
     assert child.returncode == -signal.SIGINT
 
 
+def test_a_signal_ends_a_process_that_waits_for_others():
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    program = f"""import sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import program
+
+program._NOT_HEARD = 1
+program.run_program(None)
+"""
+    environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port)}
+    child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL, env=environment)
+    while True:  # rank 0 listens before it waits for rank 1
+        time.sleep(0.05)
+        with suppress(ConnectionRefusedError), socket.create_connection(("localhost", port), 1):
+            break
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_a_network_that_is_not_set_up_is_one_line():
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port), "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "nope0"}
+    command = [sys.executable, ROOT / "test.py", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert f"error: the 1 processes can't meet at localhost:{port}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
+    def save(content: dict, stream: BinaryIO) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stream.write(content["model"])
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint({"model": b"weights"}, tmp_path / "last.pth")
+    assert (tmp_path / "last.pth").read_bytes() == b"weights"
+
+
 def test_a_terminal_that_lacks_a_captions_letters_is_served():
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
     program += "run_program(lambda _: print('un caf\\xe9'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr, done.returncode) == ("un caf\\xe9\n", "", 0)
+
+
+def test_a_reader_who_has_left_is_no_failure():
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
+    program += "run_program(lambda _: [print('a line', flush=True) for _ in range(99_999)])"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    assert child.wait() == 128 + signal.SIGPIPE
 
 
 def test_a_second_interrupt_leaves_at_once():

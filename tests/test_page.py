@@ -97,10 +97,10 @@ def browser() -> Iterator[object]:
         opened.close()
 
 
-def first_files(indexed, text: str, top: int, out: Path) -> list[str]:
+def first_files(indexed, text: str, top: int, out: Path, similarity: str = "BGE") -> list[str]:
     """The files that the command finds."""
     search.main(
-        ["query", text, "--index", str(indexed[1]), "--top", str(top), "--out", str(out), "--similarity", "BGE"]
+        ["query", text, "--index", str(indexed[1]), "--top", str(top), "--out", str(out), "--similarity", similarity]
     )
     return [Path(hit["file"]).name for hit in json.loads(out.with_suffix(".json").read_text())[0]["results"]]
 
@@ -115,11 +115,11 @@ def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, b
     text = "a man <b>in</b> a <script>document.title=2</script> blue coat"
     page.get_by_label("BGE", exact=True).check()
     page.locator("#sentence textarea").fill(text)
-    page.locator("#top input[type=number]").fill("12")
+    page.locator("#top input[type=number]").fill("7")
     page.locator("#search").click()
     page.wait_for_selector("#results img")
-    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
-    expected = first_files(indexed, text, 12, tmp_path / "q")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 7")
+    expected = first_files(indexed, text, 7, tmp_path / "q")
     shown = [label.strip().split(None, 1)[1] for label in page.locator("#results .caption-label").all_inner_texts()]
     assert shown == expected
     assert HOSTILE in shown
@@ -141,6 +141,20 @@ def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, b
     assert right.mean() > left.mean() + 20, "patches that were not chosen are faded"
     assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
     assert complaints == []
+    page.close()
+
+
+def test_enter_searches_by_both_embeddings_and_all_results_are_seen(indexed, address, browser, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    page.locator("#sentence textarea").fill("a man in green")
+    page.locator("#sentence textarea").press("Enter")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
+    shown = [label.strip().split(None, 1)[1] for label in page.locator("#results .caption-label").all_inner_texts()]
+    assert shown == first_files(indexed, "a man in green", 12, tmp_path / "q", "BGE+TSE")
+    grid = page.locator("#results .grid-wrap")
+    assert grid.evaluate("grid => grid.scrollHeight <= grid.clientHeight"), "no row is cut"
     page.close()
 
 

@@ -31,6 +31,7 @@ from tools import export
 from tools.loading import load_run
 from tools.search import __main__ as search
 from tools.search.engines import Exact, Faiss, best_first
+from tools.search.results import CELL, thumbnail
 from tools.search.store import open_store, writing
 from utils.errors import UserError
 
@@ -287,6 +288,22 @@ def test_weights_outside_a_run_are_found_again(run_dir, gallery, tmp_path):
     search.main(["query", "a man", "--index", str(folder), "--checkpoint", str(tmp_path / "moved.pth")])
 
 
+@pytest.mark.parametrize("size", [(2000, 4), (4, 2000), (1, 1)])
+def test_a_line_of_pixels_has_a_thumbnail(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "line.png")
+    shown = thumbnail(tmp_path / "line.png", CELL)
+    assert shown.size == (CELL[1], CELL[0])
+    assert shown.getpixel(((CELL[1] - 1) // 2, (CELL[0] - 1) // 2)) == (255, 0, 0)
+
+
+def test_a_pipe_is_no_picture(run_dir, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "captions.txt").write_text("a man")
+    command = ["captions", str(tmp_path / "pipe.jpg"), "--run", str(run_dir), "--from", str(tmp_path / "captions.txt")]
+    with pytest.raises(UserError, match=r"pipe\.jpg can't be read: it is no file"):
+        search.main(command)
+
+
 def test_an_exported_model_searches_its_runs_index(run_dir, indexed, tmp_path):
     export.main([str(run_dir), "--out", str(tmp_path / "export")])
     search.main(["query", "a man", "--index", str(indexed), "--run", str(tmp_path / "export")])
@@ -299,6 +316,9 @@ def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gal
     with pytest.raises(UserError, match="is not there: say with --run where the run is"):
         search.main(["query", "a man", "--index", str(folder)])
     search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])
+    search.main(["query", "a man", "--index", str(folder), "--checkpoint", str(tmp_path / "moved/best.pth")])
+    index(tmp_path / "moved", gallery.folder, folder)
+    search.main(["query", "a man", "--index", str(folder)])
     shutil.copy(write_run(tmp_path / "other", seed=3) / "best.pth", tmp_path / "moved/best.pth")
     with pytest.raises(UserError, match="was made by another model"):
         search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])

@@ -590,6 +590,12 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
         lambda content: content.pop("options"),
         lambda content: content["optimizer"]["state"].clear(),
         lambda content: [s.pop("exp_avg") for s in content["optimizer"]["state"].values()],
+        lambda content: [s["exp_avg"].fill_(math.nan) for s in content["optimizer"]["state"].values()],
+        lambda content: [s["exp_avg_sq"].fill_(-1) for s in content["optimizer"]["state"].values()],
+        lambda content: content.update(format=torch.ones(3)),
+        lambda content: content.update(epoch=torch.ones(2)),
+        lambda content: content["options"].update(lr=torch.ones(3)),
+        lambda content: content["model"]["base_model.text_projection"].fill_(math.nan),
     ],
 )
 def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change):
@@ -598,9 +604,11 @@ def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change
     content = torch.load(run_dir / "last.pth", weights_only=True)
     change(content)
     torch.save(content, run_dir / "last.pth")
+    best = (run_dir / "best.pth").read_bytes()
     with pytest.raises(UserError, match=r"last.pth can't be continued") as caught:
         training_root.main(["--resume", str(run_dir)])
     assert "\n" not in str(caught.value)
+    assert (run_dir / "best.pth").read_bytes() == best
     assert (run_dir / "test_metrics.json").is_file(), "nothing that was there is lost"
 
 

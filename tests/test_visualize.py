@@ -99,6 +99,19 @@ def test_several_runs_are_compared(run_dir, others, tmp_path):
     assert labels([read_run(folder) for folder in (run_dir, others[0])]) == ["margin 0.1", "margin 0.3"]
 
 
+def test_many_runs_are_told_apart(run_dir, tmp_path, drawn):
+    flags = [{"exclude": "", "tau": tau} for tau in (0.01, 0.015, 0.02)] + [{"exclude": "/some/where/marks.csv"}]
+    flags += [{"select_ratio": ratio, "margin": m} for ratio in (0.1, 0.2, 0.4, 0.5) for m in (0.2, 0.3, 0.4)]
+    runs = [read_run(copy_of(run_dir, tmp_path / str(n), **given)) for n, given in enumerate(flags)]
+    names = labels(runs)
+    assert names[0] == "exclude none, select_ratio 0.3, tau 0.01,\nmargin 0.1"
+    assert len(set(names)) == len(runs)
+    curves.r1_of_runs(runs, tmp_path / "r1_of_runs")
+    lines = drawn["r1_of_runs"].axes[0].lines
+    looks = [(line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
+    assert len(set(looks)) == len(runs)
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, Figure]:
     """The figures that are drawn, by name, in place of their files."""
@@ -172,7 +185,7 @@ def test_what_can_not_be_drawn_is_left_out_and_told(run_dir, tmp_path, capsys):
     assert "holds no best.pth" in told[1]
     check_figures(poor / "figures", ["curves", "r1"])
     visualize.main([str(run_dir), "--root_dir", "/nowhere", "--out", str(tmp_path / "moved"), "--device", "cpu"])
-    assert "left out retrieval, selection: no folder /nowhere/RSTPReid" in capsys.readouterr().out
+    assert "left out retrieval, selection: --root_dir /nowhere: no such folder" in capsys.readouterr().out
     check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
 
 
@@ -228,7 +241,7 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
         (export, ["RUN", "--checkpoint", "../best.pth"], r"--checkpoint ../best.pth: must be the name of a file in"),
         (export, ["RUN", "--out", "RUN"], "must be another folder than the run's own"),
         (audit, ["RUN", "--top", "0"], "--top 0: must be at least 1"),
-        (audit, ["RUN", "--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
+        (audit, ["RUN", "--root_dir", "/nowhere"], "--root_dir /nowhere: no such folder"),
         (visualize, ["RUN", "RUN"], "a run folder is given twice"),
     ],
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from utils.errors import WeightsError, brief
 from utils.files import in_one_step
+from utils.program import interrupts_wait
 
 _MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
 
@@ -28,7 +29,7 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
         WeightsError: the disk is full or read-only; an older `file` is untouched.
     """
     try:
-        with in_one_step(file) as partial, partial.open("wb") as stream:
+        with interrupts_wait(), in_one_step(file) as partial, partial.open("wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from utils.ranks import is_main, local_rank, share, world_size
+from utils.errors import OptionError, brief
+from utils.ranks import is_main, local_rank, master, share, world_size
 
 _STALLED = timedelta(minutes=10)  # for what all processes do at once; one that ended is noticed long before
 # For what one process does while the others wait: decoding a large data set from a slow disk takes hours, and would
@@ -24,9 +25,16 @@ _waiting_room = []  # the group for the latter
 
 
 def connect() -> None:
-    """Meet the other processes; tensors on NVIDIA's GPUs go over NCCL, others over gloo."""
+    """Meet the other processes; tensors on NVIDIA's GPUs go over NCCL, others over gloo.
+
+    Raises:
+        OptionError: they don't come, or the network is not set up for it.
+    """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=_STALLED)
+    try:
+        distributed.init_process_group(backend, timeout=_STALLED)
+    except (RuntimeError, ValueError) as error:
+        raise OptionError(f"the {world_size()} processes can't meet at {master()}: {brief(error)}") from None
     _waiting_room[:] = [distributed.new_group(backend="gloo", timeout=_PATIENT)]
 
 

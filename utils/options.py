@@ -125,11 +125,22 @@ def resolve_run(config: Path, given: dict[str, Any]) -> EasyDict:
     Raises:
         OptionError: the file is missing or no configuration.
     """
+    check_root_dir(given.get("root_dir"))
     options = defaults()
     for name, value in {**read_yaml(config), **given}.items():
         if name in READ_BY_TEST:
             options[name] = checked(name, value, f"--{name}" if name in given else f"configuration {config}: {name}")
     return options
+
+
+def check_root_dir(root_dir: str | None) -> None:
+    """See that the folder given for a finished run's data is there: SynthPEDES would be rendered into a mistyped one.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if root_dir is not None and not Path(root_dir).is_dir():
+        raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 # Seconds that an error is held back where another process may be the one to tell it: the launcher ends all others as
 # soon as one has ended.
 _OTHERS_FIRST = 5
+# Seconds after which a signal that this process has not heard of, as it waits for others, ends it.
+_NOT_HEARD = 10
+_heard = threading.Event()
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
@@ -50,6 +55,9 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         if is_main():
             print(printable(": ".join(["interrupted", *getattr(interrupt, "__notes__", ())])), file=sys.stderr)
         _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
+    except BrokenPipeError:  # whoever read along, head, say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit(128 + signal.SIGPIPE)
     except Exception as error:
         line = _line(error)
         if not line and not launched():
@@ -66,10 +74,26 @@ def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     from utils.distributed import connect, disconnect  # seconds, in which the launcher may be killed already
 
+    _watch_for_signals()
     connect()
     main(sys.argv[1:])
     disconnect()
     _exit(0)
+
+
+def _watch_for_signals() -> None:
+    """Have a signal end this process also while it waits for others: then Python's own handlers are not called."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        if not _heard.wait(_NOT_HEARD):
+            os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _line(error: Exception) -> str:
@@ -83,6 +107,7 @@ def _line(error: Exception) -> str:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     """Leave in good order, once; the next signal ends the process at once."""
+    _heard.set()
     _end_at_signals()
     raise KeyboardInterrupt(number)
 
@@ -90,6 +115,25 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 def _end_at_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Have a first interrupt wait for the end of the block, where a library would take it for an error of its own."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        _end_at_signals()
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _let_others_tell(later: int) -> None:

@@ -7,6 +7,7 @@ process. Nothing heavy is imported here.
 from __future__ import annotations
 
 import os
+import socket
 
 from utils.errors import OptionError
 
@@ -28,6 +29,11 @@ def check_launcher() -> None:
     for name in ("RANK", "LOCAL_RANK"):
         _check(name, 0, world_size() - 1)
     _check("MASTER_PORT", 1, 65535)
+    address = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address or ".", None)
+    except (OSError, UnicodeError):
+        raise OptionError(f"the environment says MASTER_ADDR={address}, which is no machine's address") from None
 
 
 def _check(name: str, low: int, high: int) -> None:
@@ -37,6 +43,11 @@ def _check(name: str, low: int, high: int) -> None:
             f"the environment says {name}={text}, which must be {low} to {high}: start with torchrun, which sets it, "
             f"or unset it to train in one process"
         )
+
+
+def master() -> str:
+    """Where the processes meet, under a launcher."""
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
 
 def rank() -> int:

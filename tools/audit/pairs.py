@@ -12,7 +12,7 @@ from datasets.annotations import Split, locate, read_splits
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
 from utils.errors import DataError
-from utils.options import resolve, run_facts
+from utils.options import check_root_dir, resolve, run_facts
 from utils.runs import short_name
 
 
@@ -51,6 +51,7 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     Raises:
         OptionError, DataError: no such data, or others than the run's.
     """
+    check_root_dir(root_dir)
     config = run_dir / "configs.yaml"
     options = resolve({"config": str(config), **({"root_dir": root_dir} if root_dir else {})})
     name, root = options.dataset_name, Path(options.root_dir)

@@ -36,6 +36,8 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
     run, made_by = args["run"] or store.about.run, store.about.checkpoint
     if args["checkpoint"]:
         files = [args["checkpoint"]]
+        if not args["run"] and not (run / "configs.yaml").is_file():
+            run = args["checkpoint"].parent  # it may have moved as a whole
     elif args["run"]:  # it may have moved, or have been exported
         files = [file for file in dict.fromkeys((run / made_by.name, find_weights(run))) if file.is_file()]
     else:
@@ -64,9 +66,9 @@ def query(args: dict[str, Any]) -> None:
     searcher = open_searcher(args)
     warn_long(texts, searcher.encoder)
     results = searcher.search(texts, args["top"], args["similarity"])
+    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"])
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))
-    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"])
     print(printable(f"wrote {listed} and {sheet}"))
 
 

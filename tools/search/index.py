@@ -71,6 +71,7 @@ def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
     check_model(store, encoder)
     if store.about.gallery != gallery:
         raise OptionError(f"{folder} is an index of {store.about.gallery}: choose another --index for {gallery}")
+    store.keep_place(about.run, about.checkpoint)
     return store
 
 

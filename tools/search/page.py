@@ -44,6 +44,7 @@ _CSS = """
 mark { border-radius: 3px; padding: 1px 3px; margin: 1px; color: inherit }
 footer { display: none !important }
 #results .thumbnail-lg { aspect-ratio: 5 / 8 }
+#results .grid-wrap { max-height: none !important }
 """
 
 
@@ -71,8 +72,8 @@ def serve_page(searcher: Searcher, port: int) -> None:
                     "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=_NAMES), Middleware(_Policy)]
                 },
             )
-        except OSError as error:
-            raise OptionError(f"--port {port}: {str(error).splitlines()[0]}; choose another") from None
+        except OSError:
+            raise OptionError(f"--port {port}: it is taken or not allowed; choose another") from None
         told = f"{len(searcher.paths):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
         print(printable(told), flush=True)
         page.block_thread()
@@ -102,7 +103,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
         gr.Markdown(f"## Search {len(searcher.paths):,} pictures by a sentence")
         with gr.Row():
-            text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence", lines=2)
+            text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence")
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
         with gr.Row():
             top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")

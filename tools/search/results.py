@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from prettytable import PrettyTable
 
 from datasets.images import open_rgb
@@ -63,8 +63,13 @@ def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hi
 
 def thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
     """The whole picture, upright, on (height, width) of white; a grey field where it is gone since it was indexed."""
+    height, width = size
     try:
         picture = open_rgb(file, size, upright=True)
     except Exception:  # Pillow's decoders raise whatever their format's parser does
-        return Image.new("RGB", (size[1], size[0]), "#bbbbbb")
-    return ImageOps.pad(picture, (size[1], size[0]), color="white")
+        return Image.new("RGB", (width, height), "#bbbbbb")
+    scale = min(width / picture.width, height / picture.height)
+    picture = picture.resize([max(1, round(side * scale)) for side in picture.size])  # a line, too, has a pixel
+    shown = Image.new("RGB", (width, height), "white")
+    shown.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    return shown

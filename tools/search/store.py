@@ -114,6 +114,12 @@ class Store:
             self._connection.executemany(sql, values)
             self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'version'")
 
+    def keep_place(self, run: Path, checkpoint: Path) -> None:
+        """Keep where the model is now."""
+        values = [(os.fsencode(run), "run"), (os.fsencode(checkpoint), "checkpoint")]
+        with _told(self.folder), self._connection:
+            self._connection.executemany("UPDATE meta SET value = ? WHERE key = ?", values)
+
     @property
     def version(self) -> int:
         """Grows with every change."""

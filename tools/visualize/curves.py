@@ -105,10 +105,12 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
     """
     if not any(run.validated for run in runs):
         raise NothingToDraw("no epoch was validated")
-    beside = len(runs) > 5  # the legend
-    figure, axes = plt.subplots(figsize=(9 if beside else 6, max(3.8, 0.22 * len(runs))), layout="constrained")
-    for number, (run, name) in enumerate(zip(runs, labels(runs), strict=True)):
-        colour, line, marker = _LINES[number % len(_LINES)]
+    names, beside = labels(runs), len(runs) > 5  # the legend
+    height = max(3.8, 0.2 * sum(name.count("\n") + 1 for name in names))
+    figure, axes = plt.subplots(figsize=(9 if beside else 6, height), layout="constrained")
+    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
+        colour, _, marker = _LINES[number % len(_LINES)]
+        _, line, _ = _LINES[(number + number // len(_LINES)) % len(_LINES)]
         r1 = [record["val"]["BGE+TSE"]["R1"] for record in run.validated]
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]

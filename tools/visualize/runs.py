@@ -18,7 +18,7 @@ from utils.runs import CHECKPOINTS
 
 # Flags in which runs may differ and still be the same experiment.
 _INCIDENTAL = FREE | {"name", "record_test"}
-_LABEL = 40
+_VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line that tells several
 _DRAWN = ("lr", "loss", "bge_loss", "tse_loss")  # of every line of metrics.jsonl
 
 
@@ -88,8 +88,14 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def label(run: Run, names: Sequence[str]) -> str:
-    """A run in the words of some of its flags."""
-    return ", ".join(f"{name} {Path(str(run.flags.get(name))).name}" for name in names)[:_LABEL]
+    """A run in the words of some of its flags, in lines of some length."""
+    values = (Path(str(run.flags.get(name))).name or "none" for name in names)
+    words = [f"{name} {value:.{_VALUE}}" for name, value in zip(names, values, strict=True)]
+    lines = [""]
+    for word in words:
+        joined = f"{lines[-1]}, {word}" if lines[-1] else word
+        lines[-1:] = [joined] if len(joined) <= _LINE else [f"{lines[-1]},", word]
+    return "\n".join(lines)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -97,6 +103,5 @@ def labels(runs: Sequence[Run]) -> list[str]:
     names = differing(runs)
     found = [label(run, names) for run in runs]
     if len(set(found)) < len(runs):
-        half = [text[: _LABEL // 2] for text in found]
-        found = [f"{text} {run.folder.resolve().name}".strip() for text, run in zip(half, runs, strict=True)]
+        found = [f"{text}\n{run.folder.resolve().name}".strip() for text, run in zip(found, runs, strict=True)]
     return found
