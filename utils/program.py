@@ -86,6 +86,7 @@ def _watch_for_signals() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a data loader's signals are not ours
 
     def watch() -> None:
         while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
