@@ -54,7 +54,8 @@ def _suffix(options: EasyDict, run: EasyDict) -> str:
 def _data_suffix(options: EasyDict, run: EasyDict) -> str:
     file = Path(options.dataset_name)
     if file.resolve() != Path(run.dataset_name).resolve():
-        return f"_{file.resolve().parent.name}_{file.stem}" if file.is_file() else f"_{options.dataset_name}"
+        names = (file.resolve().parent.name, file.stem) if file.is_file() else (options.dataset_name,)
+        return "".join(f"_{name}" for name in dict.fromkeys(names))
     own = Path(run.root_dir)
     if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():
         return f"_{Path(options.root_dir).resolve().name}"
