@@ -15,7 +15,7 @@ from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from benchmarks.setting import Rows, Setting, compare
 from datasets.annotations import Split, read_splits
-from datasets.images import open_images
+from datasets.image_cache import open_images
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
 from datasets.tokenizer import Tokenizer
 from processor.epoch import train_epoch

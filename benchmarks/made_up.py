@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datasets.annotations import Split
-from datasets.images import open_images
+from datasets.image_cache import open_images
 from datasets.loaders import Batch, LoadingSettings, TrainingPairs
 from datasets.tokenizer import EOS, SOS, Tokenizer
 from model.clip import ClipSizes

@@ -1,37 +1,20 @@
-"""Images decoded and resized once, then read from one memory-mapped file.
-
-Resizing comes before every random augmentation and is deterministic, so the file holds exactly what decoding again
-would give. It is keyed by size and by every image's path, length and time stamp, and renamed into place when complete:
-a killed build leaves nothing that could be mistaken for it, and processes share it.
-"""
+"""Decoding pictures, those of a data set and anybody's: as RGB, at one size, whatever they hold."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from utils.distributed import one_first
 from utils.errors import DataError, brief
-from utils.log import progress
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 _MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # beyond which Pillow only warns
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-_AHEAD = 512  # images that are decoded before the first of them is written: bounds memory, and the wait at an interrupt
 
 
 def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Image.Image:
@@ -87,187 +70,3 @@ def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> n
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)
-
-
-def image_cache_dir(options: Mapping[str, Any]) -> Path:
-    """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
-    if options["image_cache"]:
-        return Path(options["image_cache"])
-    own = Path(options["dataset_name"])  # an annotation file
-    dataset_dir = own.parent if own.is_file() else Path(options["root_dir"]) / options["dataset_name"]
-    if os.access(dataset_dir, os.W_OK):
-        return dataset_dir / ".image_cache"
-    return Path.home() / ".cache" / "rde" / "images"
-
-
-class BrokenImagesError(DataError):
-    """Images can't be read; `broken` says by their position why."""
-
-    def __init__(self, broken: Mapping[int, str], total: int) -> None:
-        others = f" ({len(broken)} of {total:,} images can't be read)" if len(broken) > 1 else ""
-        super().__init__(f"{broken[min(broken)]}{others}")
-        self.broken = broken
-
-
-class CachedImages:
-    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file anew.
-
-    Attributes:
-        broken: why, by position, images could not be read; they are black.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.broken = _read_broken(file)
-        try:
-            self._images = np.load(file, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"the image cache {file} is damaged, delete it: {brief(error)}") from None
-        self.shape = self._images.shape
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        return np.array(self._images[rows])
-
-    def __reduce__(self) -> tuple:
-        return CachedImages, (self.file,)
-
-
-def open_images(
-    paths: Sequence[Path],
-    size: tuple[int, int],
-    cache_dir: Path,
-    *,
-    skip_broken: bool = False,
-    retry_broken: bool = True,
-) -> CachedImages:
-    """All images at one size; decoded, with a progress bar, where the cache does not hold them yet.
-
-    Args:
-        skip_broken: images that can't be read are no error but listed in the result's `broken`.
-        retry_broken: try again to read what could not be read when the cache was built.
-
-    Raises:
-        BrokenImagesError: an image can't be read.
-        DataError: the cache can't be written, or is damaged.
-    """
-    file = cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
-    with one_first():
-        if not file.is_file():
-            _build(paths, size, file, skip_broken)
-        elif retry_broken:
-            _mend(paths, size, file)
-    images = CachedImages(file)
-    if images.broken and not skip_broken:
-        raise BrokenImagesError(images.broken, len(paths))
-    return images
-
-
-def _broken_file(file: Path) -> Path:
-    """Where it stands which images of a cache are broken; missing when none is."""
-    return file.with_suffix(".broken.json")
-
-
-def _read_broken(file: Path) -> dict[int, str]:
-    listed = _broken_file(file)
-    if not listed.is_file():
-        return {}
-    try:
-        return {int(number): str(why) for number, why in json.loads(listed.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"the image cache {file} is damaged, delete it and {listed}: {brief(error)}") from None
-
-
-def _write_broken(broken: Mapping[int, str], file: Path) -> None:
-    listed = _broken_file(file)
-    if not broken:
-        listed.unlink(missing_ok=True)
-        return
-    partial = listed.with_name(f"{uuid4().hex}.partial")  # of its own, as processes share the cache
-    partial.write_text(json.dumps(broken), encoding="utf-8")
-    partial.replace(listed)
-
-
-def _fingerprint(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken: bool) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(file.parent)
-        partial = file.with_name(f"{uuid4().hex}.partial")
-        try:
-            if (broken := _write(paths, size, partial)) and not skip_broken:
-                raise BrokenImagesError(broken, len(paths))
-            _write_broken(broken, file)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
-
-
-def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    """Put images into the cache that could not be read when it was built, a network's disk being away, say.
-
-    A run that goes on without them does not look at their place.
-    """
-    broken = _read_broken(file)
-    try:
-        tried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
-        mended = {number: image for number, image in tried.items() if not isinstance(image, DataError)}
-        if mended:
-            images = np.load(file, mmap_mode="r+")
-            for number, image in mended.items():
-                images[number] = image
-            images.flush()
-            _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
-    except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"the image cache {file} can't be mended, delete it: {brief(error)}") from None
-
-
-def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:
-    """An .npy file, image by image: unlike a new memory map, a file that is written says so when the disk is full.
-
-    Returns:
-        By position, why images can't be read; they are written black.
-    """
-    broken = {}
-    with file.open("wb") as stream:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, *size)}
-        np.lib.format.write_array_header_1_0(stream, header)
-        for number, image in enumerate(_decode(paths, size)):
-            if isinstance(image, DataError):
-                broken[number] = str(image)
-                image = np.zeros((3, *size), np.uint8)
-            stream.write(image.tobytes())
-    return broken
-
-
-def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray | DataError]:
-    """The images in order; in place of one that can't be read, the error."""
-
-    def read(path: Path) -> np.ndarray | DataError:
-        try:
-            return read_image(path, size)
-        except DataError as error:
-            return error
-
-    # Pillow decodes and resizes outside the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = (pool.map(read, paths[start : start + _AHEAD]) for start in range(0, len(paths), _AHEAD))
-        yield from progress(chain.from_iterable(parts), "decoding images", len(paths))
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed builds left: nothing was added to it for an hour."""
-    for path in folder.glob("*.partial"):
-        if time.time() - path.stat().st_mtime > 3600:
-            path.unlink(missing_ok=True)

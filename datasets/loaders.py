@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
 from datasets.exclusion import NOTHING_EXCLUDED
-from datasets.images import BrokenImagesError, CachedImages, image_cache_dir, open_images
+from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from utils.errors import DataError

@@ -18,7 +18,7 @@ from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from datasets.annotations import read_splits
-from datasets.images import open_images
+from datasets.image_cache import open_images
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from PIL import Image
 
 from datasets import noise
 from datasets.annotations import DATASETS, read_splits
-from datasets.images import open_images, read_image
+from datasets.image_cache import open_images
+from datasets.images import read_image
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer

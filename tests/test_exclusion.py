@@ -11,7 +11,7 @@ import torch
 import train as training_root
 from datasets.annotations import read_splits
 from datasets.exclusion import read_excluded
-from datasets.images import open_images
+from datasets.image_cache import open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer

@@ -230,7 +230,7 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
 @pytest.mark.parametrize(
     ("interrupted", "told"),
     [
-        ("datasets.images._decode", "interrupted: no run was begun or changed, give the same command again\n"),
+        ("datasets.image_cache._decode", "interrupted: no run was begun or changed, give the same command again\n"),
         ("processor.run.train_epoch", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
         ("processor.run.evaluate", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
         ("processor.test_split.evaluate", "what the last whole epoch led to is saved; go on with: train.py --resume "),

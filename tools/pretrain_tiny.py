@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from datasets.annotations import Split, read_splits
-from datasets.images import CachedImages, open_images
+from datasets.image_cache import CachedImages, open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.synthpedes import write_synthpedes
 from datasets.tokenizer import Tokenizer
