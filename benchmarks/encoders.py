@@ -132,7 +132,7 @@ def levers(setting: Setting) -> Rows:
     batch, model = _batch(setting), ours(setting)
 
     def without(**off: bool) -> PlainModel:
-        return PlainModel(model, **(dict.fromkeys(("maps", "whole", "padded", "loops"), False) | off))
+        return PlainModel(model, **(dict.fromkeys(("maps", "whole", "padded", "loops", "mkl"), False) | off))
 
     models = {
         "all on": without(),
@@ -140,6 +140,7 @@ def levers(setting: Setting) -> Rows:
         "all tokens through the last block": without(whole=True),
         "captions padded to 77": without(padded=True),
         "captions pooled one by one": without(loops=True),
+        "float32 products on the CPU by MKL": without(mkl=True),
     }
     fused = build_optimizer(model, model.new_parameters(), OptimizerSettings())
     single = plain.build_optimizer(model, model.new_parameters(), OptimizerSettings())

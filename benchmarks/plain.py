@@ -8,7 +8,8 @@ loops over queries. It computes with the weights of the RDE model it is given, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from model import linear
 from model.clip import Attention, Block, Transformer
 from model.precision import autocast
 from model.rde import RDE, Embeddings
@@ -37,6 +39,7 @@ class PlainModel:
         whole: finish all tokens in the last block.
         padded: captions of 77 tokens, however short they are.
         loops: pool captions one by one.
+        mkl: multiply with MKL wherever PyTorch's own layers do.
     """
 
     model: RDE
@@ -44,6 +47,7 @@ class PlainModel:
     whole: bool = True
     padded: bool = True
     loops: bool = True
+    mkl: bool = True
 
     def train(self, mode: bool = True) -> PlainModel:
         """Switch the model to training."""
@@ -60,9 +64,9 @@ class PlainModel:
 
     def encode_image(self, images: Tensor) -> Embeddings:
         """As `RDE.encode_image`."""
-        if not (self.maps or self.whole):
-            return self.model.encode_image(images)
-        with autocast(images.device, self.model.precision):
+        with _products(self.mkl), autocast(images.device, self.model.precision):
+            if not (self.maps or self.whole):
+                return self.model.encode_image(images)
             tokens, scores = self._image_maps(images) if self.maps else self.model.clip.encode_image(images)
             scores[:, 0] = -1
             return Embeddings(tokens[:, 0].float(), self.model.image_tse(tokens, scores, self.model.image_tokens))
@@ -80,12 +84,12 @@ class PlainModel:
         """As `RDE.encode_text`."""
         if self.padded:
             ids = F.pad(ids, (0, TEXT_LENGTH - ids.shape[1]))
-        if not (self.maps or self.whole or self.loops):
-            return self.model.encode_text(ids)
         clip, rows, count = self.model.clip, torch.arange(len(ids), device=ids.device), self.model.text_tokens
         ids = F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
         eos = ids.argmax(dim=1)
-        with autocast(ids.device, self.model.precision):
+        with _products(self.mkl), autocast(ids.device, self.model.precision):
+            if not (self.maps or self.whole or self.loops):
+                return self.model.encode_text(ids)
             if self.maps:
                 tokens, scores = self._text_maps(ids, eos)
             else:
@@ -106,6 +110,17 @@ class PlainModel:
         return x @ clip.text_projection.to(x.dtype), attention[torch.arange(len(ids), device=ids.device), eos].clone()
 
 
+@contextmanager
+def _products(mkl: bool) -> Iterator[None]:
+    """With `mkl` the model's linear layers are PyTorch's own."""
+    before = linear.ONEDNN
+    linear.ONEDNN = before and not mkl
+    try:
+        yield
+    finally:
+        linear.ONEDNN = before
+
+
 def transform(transformer: Transformer, x: Tensor) -> tuple[Tensor, Tensor]:
     """(B, L, D) through all blocks, and the (B, L, L) attention map of the last one; every block forms its own."""
     x = x.transpose(0, 1)  # (L, B, D)
@@ -122,25 +137,16 @@ def _run(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
-    mask = None
+    """(L, B, D) → (L, B, D), and the (B, L, L) map averaged over heads: `nn.MultiheadAttention` step by step."""
+    L, B, D = x.shape
+    q, k, v = linear.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=2)
+    q, k, v = (part.reshape(L, B * attn.heads, -1).transpose(0, 1) for part in (q, k, v))  # (B·H, L, D/H)
+    logits = q * q.shape[2] ** -0.5 @ k.transpose(1, 2)
     if attn.causal:
-        mask = torch.full((len(x), len(x)), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
-    mixed, attention = F.multi_head_attention_forward(
-        *(x, x, x),
-        embed_dim_to_check=x.shape[2],
-        num_heads=attn.heads,
-        in_proj_weight=attn.in_proj_weight,
-        in_proj_bias=attn.in_proj_bias,
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=attn.out_proj.weight,
-        out_proj_bias=attn.out_proj.bias,
-        attn_mask=mask,
-        need_weights=True,
-    )
-    return mixed, attention
+        logits = logits + torch.full((L, L), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
+    probabilities = logits.softmax(dim=2)
+    mixed = (probabilities @ v).transpose(0, 1).reshape(L, B, D)
+    return attn.out_proj(mixed), probabilities.view(B, attn.heads, L, L).mean(dim=1)
 
 
 def loop_pool(tse: TokenSelectionEmbedding, tokens: Tensor, scores: Tensor, count: int, pooled: Tensor) -> Tensor:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from model.linear import Linear, linear
 
 # (B, L) attention of the last block → (B, k) positions of the tokens whose features will be used, none twice.
 Needed = Callable[[Tensor], Tensor]
@@ -36,11 +39,26 @@ class ClipSizes:
     shared_width: int
 
 
+class _QuickGELU(torch.autograd.Function):
+    """SiLU (y·σ(y)) of y = 1.702x over 1.702, whose slope is SiLU's own at y: nothing else is kept or scaled."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        y = 1.702 * x
+        ctx.save_for_backward(y)
+        return F.silu(y, inplace=not ctx.needs_input_grad[0]).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, y)
+
+
 class QuickGELU(nn.Module):
-    """x·σ(1.702x), CLIP's activation, through SiLU (y·σ(y)), which keeps one tensor for the backward pass, not two."""
+    """x·σ(1.702x), CLIP's activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(1.702 * x).div_(1.702)
+        return _QuickGELU.apply(x)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -60,7 +78,7 @@ class Attention(nn.Module):
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def forward(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -75,7 +93,7 @@ class Attention(nn.Module):
             (no gradient; 0 where the causal mask hides a token), or None.
         """
         B, L, D = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3D)
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, L, 3D)
         q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
         # The fused kernels of GPUs refuse the empty batch of a process without a share.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal) if B else v
@@ -101,9 +119,9 @@ class Block(nn.Module):
         self.attn = Attention(width, causal=causal)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("c_fc", Linear(width, 4 * width))
         self.mlp.add_module("gelu", QuickGELU())
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.mlp.add_module("c_proj", Linear(4 * width, width))
         self.ln_2 = LayerNorm(width)
 
     def forward(
@@ -174,7 +192,7 @@ class VisionTransformer(nn.Module):
         cls = self.class_embedding.to(patches.dtype).expand(B, 1, -1)
         x = torch.cat([cls, patches], dim=1) + self.positional_embedding.to(patches.dtype)  # (B, 1 + patches, width)
         x, attention = self.transformer(self.ln_pre(x), torch.zeros(B, dtype=torch.long, device=x.device), needed)
-        return self.ln_post(x) @ self.proj.to(x.dtype), attention
+        return linear(self.ln_post(x), self.proj.to(x.dtype).T), attention
 
 
 class CLIP(nn.Module):
@@ -220,4 +238,4 @@ class CLIP(nn.Module):
         x = x.to(self.text_projection.dtype)
         x, attention = self.transformer(x, eos, needed)
         x = self.ln_final(x)
-        return x @ self.text_projection.to(x.dtype), attention
+        return linear(x, self.text_projection.to(x.dtype).T), attention

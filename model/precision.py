@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from model.clip import CLIP, Attention, VisionTransformer
+from model.linear import Linear
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp16_weights")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Modules and those of their own parameters that the published code keeps in float16; embeddings and norms stay float32.
 _HALF = {
-    nn.Linear: ("weight", "bias"),
+    Linear: ("weight", "bias"),
     nn.Conv2d: ("weight", "bias"),
     Attention: ("in_proj_weight", "in_proj_bias"),
     VisionTransformer: ("proj",),

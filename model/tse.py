@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.linear import Linear
 from utils.distributed import GlobalBatchNorm1d
 
 EMBEDDING_WIDTH = 1024
@@ -34,12 +35,12 @@ class TokenSelectionEmbedding(nn.Module):
         self.pool = pool
         self.fc = self.mlp = None
         if head == "mlp":
-            self.fc = nn.Linear(width, EMBEDDING_WIDTH)
+            self.fc = Linear(width, EMBEDDING_WIDTH)
             self.mlp = nn.Sequential(
-                nn.Linear(width, HIDDEN_WIDTH),
+                Linear(width, HIDDEN_WIDTH),
                 GlobalBatchNorm1d(HIDDEN_WIDTH),
                 nn.ReLU(),
-                nn.Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
+                Linear(HIDDEN_WIDTH, EMBEDDING_WIDTH),
             )
 
     def forward(self, tokens: Tensor, scores: Tensor, count: int, pooled: Tensor | None = None) -> Tensor:

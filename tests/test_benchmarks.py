@@ -52,11 +52,14 @@ def step(model: RDE, way: RDE | PlainModel) -> tuple[list[torch.Tensor], list[to
     return [*image, *text], [parameter.grad for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize(("maps", "whole", "padded", "loops"), list(product([False, True], repeat=4))[1:])
-def test_every_part_of_the_fast_model_equals_the_plain_one(maps, whole, padded, loops):
+PARTS = ("maps", "whole", "padded", "loops", "mkl")
+
+
+@pytest.mark.parametrize("plain_parts", list(product([False, True], repeat=len(PARTS)))[1:])
+def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
     fast, slow = golden_model().train(), golden_model().train()
     embeddings, gradients = step(fast, fast)
-    expected, expected_gradients = step(slow, PlainModel(slow, maps=maps, whole=whole, padded=padded, loops=loops))
+    expected, expected_gradients = step(slow, PlainModel(slow, **dict(zip(PARTS, plain_parts, strict=True))))
     for value, wanted in zip([*embeddings, *gradients], [*expected, *expected_gradients], strict=True):
         assert (value - wanted).norm() <= 1e-5 * wanted.norm() + 1e-6
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from model import rde, tse
-from model.clip import Block, Transformer
+from model import linear, rde, tse
+from model.clip import Block, QuickGELU, Transformer
 from model.names import from_published, load_into, to_published
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding
@@ -107,6 +107,45 @@ def test_positions_are_resized_bilinearly():
     slow = slow_resize(positions[1:].view(7, 7, -1).numpy(), *GRID)
     np.testing.assert_allclose(resized[1:], slow.reshape(48, -1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(resized[0], positions[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 5, 64), (7, 64), (1, 1, 64), (0, 5, 64)], ids=str)
+def test_a_linear_layer_by_convolution_equals_pytorchs_in_value_and_gradients(shape, bias, monkeypatch):
+    torch.manual_seed(0)
+    weight, added = torch.randn(96, 64, requires_grad=True), torch.randn(96, requires_grad=True)
+    parameters = [torch.randn(shape, requires_grad=True), weight, *([added] if bias else [])]
+    towards = torch.randn(*shape[:-1], 96)
+    results = []
+    for onednn in (True, False):
+        monkeypatch.setattr(linear, "ONEDNN", onednn)
+        value = linear.linear(*parameters)
+        results.append([value, *torch.autograd.grad(value, parameters, towards)])
+    for value, wanted in zip(*results, strict=True):
+        assert value.is_contiguous()
+        assert (value - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_a_linear_layer_takes_transposed_tokens_and_weights(monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN", True)
+    x, weight = torch.randn(64, 3, 5).permute(1, 2, 0), torch.randn(64, 96).T
+    torch.testing.assert_close(linear.linear(x, weight), x @ weight.T)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound):
+    x = torch.linspace(-12, 12, 1001, dtype=torch.float64, requires_grad=True)
+    expected = x * torch.sigmoid(1.702 * x)
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    rounded = x.detach().to(precision).requires_grad_()
+    value = QuickGELU()(rounded)
+    (found,) = torch.autograd.grad(value.sum(), rounded)
+    before = rounded.detach().clone()
+    with torch.no_grad():
+        assert torch.equal(QuickGELU()(rounded), value), "the same without a gradient, where less memory is taken"
+    assert torch.equal(rounded, before)
+    for a, b in ((value, expected), (found, slope)):
+        assert (a.double() - b).norm() <= bound * b.norm()
 
 
 def slow_attention(block: Block, x: torch.Tensor, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:

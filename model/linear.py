@@ -1,0 +1,30 @@
+"""Linear layers at the speed of the processor's widest instructions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Whether float32 products on the CPU are left to oneDNN; without AVX-512 MKL is faster in training.
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, D) → (…, E) with (E, D) weights: `torch.nn.functional.linear` within rounding.
+
+    PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused, but
+    convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of one column.
+    torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch.
+    """
+    if torch.compiler.is_compiling() or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel()):
+        return F.linear(x, weight, bias)
+    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, rows, 1), channels last
+    return F.conv2d(column, weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
