@@ -91,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
     for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1), ("threads", threads, 1)):
         if value < least:
             raise OptionError(f"--{flag} {value}: must be at least {least}")
+    results_of(args["out"])
     if not gpu:
         torch.set_num_threads(threads)
     about = machine(device) | {"precision": precision, "batch_size": batch, "repeats": args["repeats"]}
@@ -131,11 +132,26 @@ def _shown(value: object) -> str:
 
 def save(file: Path, section: str, content: dict) -> None:
     """Put a section's results into the file in one step, beside those of the others."""
+    write_text(file, json.dumps(results_of(file) | {section: content}, indent=1) + "\n")
+
+
+def results_of(file: Path) -> dict:
+    """What a file of results holds so far.
+
+    Raises:
+        OptionError: it holds something else, or can't be a file.
+    """
+    if not file.exists():
+        if not file.parent.is_dir():
+            raise OptionError(f"--out {file}: there is no folder {file.parent}")
+        return {}
     try:
-        results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        write_text(file, json.dumps(results | {section: content}, indent=1) + "\n")
-    except (ValueError, TypeError):
-        raise OptionError(f"--out {file}: the file there is no benchmark's, choose another") from None
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        results = None
+    if not isinstance(results, dict):
+        raise OptionError(f"--out {file}: what is there is no file of a benchmark, choose another")
+    return results
 
 
 if __name__ == "__main__":

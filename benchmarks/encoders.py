@@ -44,14 +44,24 @@ class MadeUpGallery:
             yield rows.cpu(), ids[rows, : int(ids[rows].argmax(dim=1).max()) + 1]
 
 
-def training_step(setting: Setting, batch: Batch, model: RDE | PlainModel, optimizer: Optimizer | None = None) -> Way:
-    """A call that trains on `setting.steps` batches, with an optimizer of its own or one that others use too."""
+def training_step(
+    setting: Setting,
+    batch: Batch,
+    model: RDE | PlainModel,
+    optimizer: Optimizer | None = None,
+    log_period: int | None = None,
+) -> Way:
+    """A call that trains on `setting.steps` batches, with an optimizer of its own or one that others use too.
+
+    The device is waited for every `log_period` steps, by default once.
+    """
     own = model.model if isinstance(model, PlainModel) else model
     optimizer = optimizer or build_optimizer(own, own.new_parameters(), OptimizerSettings())
     label, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
     scaler = GradScaler(setting.device.type, enabled=own.precision == "fp16")
     rest = (label, "TAL", LossSettings())
-    return lambda: train_epoch(model, optimizer, scaler, batches, *rest, trained="BGE+TSE", log_period=setting.steps)
+    period = log_period or setting.steps
+    return lambda: train_epoch(model, optimizer, scaler, batches, *rest, trained="BGE+TSE", log_period=period)
 
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
@@ -126,36 +136,44 @@ def _waits(way: Way) -> int:
     return len(caught)
 
 
+LEVERS = {
+    "attention maps in every layer": "maps",
+    "QuickGELU by its formula": "gelu",
+    "all tokens through the last block": "whole",
+    "captions padded to 77": "padded",
+    "captions pooled one by one": "loops",
+    "float32 products on the CPU by MKL": "mkl",
+}
+
+
 def levers(setting: Setting) -> Rows:
-    """One lever off at a time, all others on: how much longer a training step and evaluation's encoding then take; and
-    what the two flags that are off by default do."""
-    batch, model = _batch(setting), ours(setting)
-
-    def without(**off: bool) -> PlainModel:
-        return PlainModel(model, **(dict.fromkeys(("maps", "whole", "padded", "loops", "mkl"), False) | off))
-
-    models = {
-        "all on": without(),
-        "attention maps in every layer and QuickGELU by its formula": without(maps=True),
-        "all tokens through the last block": without(whole=True),
-        "captions padded to 77": without(padded=True),
-        "captions pooled one by one": without(loops=True),
-        "float32 products on the CPU by MKL": without(mkl=True),
-    }
+    """One lever off at a time, all others on: how many times as long the passes then take; and what flags do that are
+    off by default."""
+    batch, model, pairs = _batch(setting), ours(setting), setting.batch * setting.steps
+    on = PlainModel(model, **dict.fromkeys(LEVERS.values(), False))
+    models = {"all on": on} | {name: replace(on, **{part: True}) for name, part in LEVERS.items()}
     fused = build_optimizer(model, model.new_parameters(), OptimizerSettings())
     single = plain.build_optimizer(model, model.new_parameters(), OptimizerSettings())
     training = {name: training_step(setting, batch, encoders, fused) for name, encoders in models.items()}
-    training["a group for every parameter, not fused"] = training_step(setting, batch, without(), single)
+    training["a group for every parameter, not fused"] = training_step(setting, batch, on, single)
+    training["each step's loss waited for"] = training_step(setting, batch, on, fused, log_period=1)
+    other = "bf16" if setting.precision == "fp32" else "fp32"
+    training[f"--precision {other}"] = training_step(setting, batch, ours(replace(setting, precision=other)))
     training["--grad_checkpointing"] = _recomputing(model, training["all on"])
     if setting.scale == 1:  # compiling takes a minute
         compiled = ours(setting)
         compiled.clip.compile_blocks()
         training["--compile"] = training_step(setting, batch, compiled)
+    batches = [batch] * setting.steps
+    scoring = {
+        "all on": lambda: score_pairs(on, batches, pairs, "TAL", LossSettings()),
+        "CCD's losses kept pair by pair": lambda: plain.score_pairs(on, batches, pairs),
+    }
     gallery = MadeUpGallery(batch, 2)
     encoding = {name: (lambda encoders=encoders: encode(encoders, gallery)) for name, encoders in models.items()}
-    encoding["one encoding pass for each embedding"] = lambda: [encode(models["all on"], gallery) for _ in range(2)]
+    encoding["one encoding pass for each embedding"] = lambda: [encode(on, gallery) for _ in range(2)]
     rows: dict[str, dict] = {}
-    for what, ways in (("training step", training), ("evaluation encoding", encoding)):
+    for what, ways in (("training step", training), ("CCD pass", scoring), ("evaluation encoding", encoding)):
         seconds = interleaved(ways, setting.repeats, setting.device)
         for name, value in seconds.items():
             rows.setdefault(name, {"instead": name})[f"{what}, times"] = value / seconds["all on"]
@@ -175,8 +193,8 @@ def growth(setting: Setting) -> Rows:
     """Training steps of a quarter, half and the whole batch."""
     rows = []
     slow, fast = both(setting)
-    for divisor in (4, 2, 1):
-        part = replace(setting, batch=max(2, setting.batch // divisor))
+    for size in sorted({max(2, setting.batch // divisor) for divisor in (4, 2, 1)}):
+        part = replace(setting, batch=size)
         batch = _batch(part)
         ways = {"plain": plain_training_step(part, batch, slow), "ours": training_step(part, batch, fast)}
         seconds = interleaved(ways, setting.repeats, setting.device)

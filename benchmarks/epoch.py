@@ -10,7 +10,7 @@ from torch.amp import GradScaler
 
 from benchmarks import plain
 from benchmarks.made_up import TINY, image_size, random_model, training_pairs, write_dataset
-from benchmarks.measure import seconds_of
+from benchmarks.measure import interleaved, seconds_of
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from benchmarks.setting import Rows, Setting, compare
@@ -30,7 +30,7 @@ SIZE = image_size(TINY)
 
 
 def tiny_epoch(setting: Setting) -> Rows:
-    """CCD, training and evaluation once each, in turns; the image cache is there, as from the second epoch on."""
+    """CCD, training and evaluation; the image cache is there, as from the second epoch on."""
     folder = setting.folder / "epoch"
     counts = {"train": setting.scaled(IMAGES), "test": setting.scaled(QUERIES) // 2}
     file = write_dataset(folder, counts, SIZE, captions_per_image=2, images_per_person=4)
@@ -40,8 +40,9 @@ def tiny_epoch(setting: Setting) -> Rows:
     pairs = training_pairs(splits["train"], folder, SIZE, settings)
     seconds: dict[str, dict[str, float]] = {"plain": {}, "ours": {}}
     for part, ways in zip(("CCD", "training", "evaluation"), _ways(setting, pairs, splits["test"]), strict=True):
-        for name, way in zip(seconds, ways, strict=True):
-            seconds[name][part] = seconds_of(way, setting.device)
+        timed = interleaved(dict(zip(seconds, ways, strict=True)), setting.repeats, setting.device)
+        for name, value in timed.items():
+            seconds[name][part] = value
     for own in seconds.values():
         own["epoch (CCD and training)"] = own["CCD"] + own["training"]
     rows = [

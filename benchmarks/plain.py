@@ -8,9 +8,10 @@ loops over queries. It computes with the weights of the RDE model it is given, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from model import linear
-from model.clip import Attention, Block, Transformer
+from model.clip import Attention, Block, Needed, Transformer
 from model.precision import autocast
-from model.rde import RDE, Embeddings
+from model.rde import RDE, Embeddings, hide, needed_tokens
 from model.tse import TokenSelectionEmbedding
 from processor.types import PairBatch
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
@@ -35,7 +36,8 @@ class PlainModel:
     """The encoders of `model`, the plain way; each part can be left to the fast way, to measure what it brings.
 
     Attributes:
-        maps: form every layer's attention maps, and QuickGELU by its formula, for all tokens.
+        maps: form every layer's attention maps.
+        gelu: QuickGELU by its formula.
         whole: finish all tokens in the last block.
         padded: captions of 77 tokens, however short they are.
         loops: pool captions one by one.
@@ -44,6 +46,7 @@ class PlainModel:
 
     model: RDE
     maps: bool = True
+    gelu: bool = True
     whole: bool = True
     padded: bool = True
     loops: bool = True
@@ -62,52 +65,65 @@ class PlainModel:
         """As `RDE.forward`."""
         return self.encode_image(images), self.encode_text(ids)
 
-    def encode_image(self, images: Tensor) -> Embeddings:
-        """As `RDE.encode_image`."""
-        with _products(self.mkl), autocast(images.device, self.model.precision):
-            if not (self.maps or self.whole):
-                return self.model.encode_image(images)
-            tokens, scores = self._image_maps(images) if self.maps else self.model.clip.encode_image(images)
-            scores[:, 0] = -1
-            return Embeddings(tokens[:, 0].float(), self.model.image_tse(tokens, scores, self.model.image_tokens))
+    def encode_image(self, images: Tensor, *, tse: bool = True) -> Embeddings:
+        """As `RDE.encode_image`; without `tse` that is None."""
+        model, cls = self.model, images.new_zeros(len(images), 1, dtype=torch.long)
+        with _products(self.mkl), autocast(images.device, model.precision):
+            if not (self.maps or self.gelu or self.whole):
+                return model.encode_image(images)
+            visual = model.clip.visual
+            patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+            first = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+            x = visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
+            x, attention = self._transform(visual.transformer, x, cls, [cls], model.image_tokens)
+            tokens = linear.linear(visual.ln_post(x), visual.proj.to(x.dtype).T)
+            pooled = model.image_tse(tokens, hide(attention, [cls]), model.image_tokens) if tse else None
+            return Embeddings(tokens[:, 0].float(), pooled)
 
-    def _image_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D) features, and the (B, L) row of [CLS] of the last layer's map."""
-        visual = self.model.clip.visual
-        patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
-        x = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
-        x, attention = transform(visual.transformer, visual.ln_pre(x))
-        return visual.ln_post(x) @ visual.proj.to(x.dtype), attention[:, 0].clone()
-
-    def encode_text(self, ids: Tensor) -> Embeddings:
-        """As `RDE.encode_text`."""
-        if self.padded:
-            ids = F.pad(ids, (0, TEXT_LENGTH - ids.shape[1]))
-        clip, rows, count = self.model.clip, torch.arange(len(ids), device=ids.device), self.model.text_tokens
-        ids = F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
-        eos = ids.argmax(dim=1)
-        with _products(self.mkl), autocast(ids.device, self.model.precision):
-            if not (self.maps or self.whole or self.loops):
-                return self.model.encode_text(ids)
-            if self.maps:
-                tokens, scores = self._text_maps(ids, eos)
-            else:
-                tokens, scores = clip.encode_text(ids, eos)
-            scores[:, 0] = -1
-            scores[rows, eos] = -1
-            words = [int((row != 0).sum()) - 2 for row in ids]
-            pooled = torch.tensor([min(max(1, number), count) for number in words], device=ids.device)
+    def encode_text(self, ids: Tensor, *, tse: bool = True) -> Embeddings:
+        """As `RDE.encode_text`; without `tse` that is None."""
+        model, count = self.model, self.model.text_tokens
+        ids = F.pad(ids, (0, max(0, (TEXT_LENGTH if self.padded else count + 2) - ids.shape[1])))
+        eos = ids.argmax(dim=1, keepdim=True)
+        hidden = [torch.zeros_like(eos), eos]
+        with _products(self.mkl), autocast(ids.device, model.precision):
+            if not (self.maps or self.gelu or self.whole or self.loops):
+                return model.encode_text(ids)
+            clip = model.clip
+            x = (clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]).to(clip.text_projection.dtype)
+            x, attention = self._transform(clip.transformer, x, eos, hidden, count)
+            tokens = linear.linear(clip.ln_final(x), clip.text_projection.to(x.dtype).T)
+            bge = tokens[torch.arange(len(ids), device=ids.device), eos.squeeze(1)].float()
+            if not tse:
+                return Embeddings(bge, None)
+            words = torch.tensor([min(max(1, int((row != 0).sum()) - 2), count) for row in ids], device=ids.device)
             pool = loop_pool if self.loops else TokenSelectionEmbedding.forward
-            return Embeddings(tokens[rows, eos].float(), pool(self.model.text_tse, tokens, scores, count, pooled))
+            return Embeddings(bge, pool(model.text_tse, tokens, hide(attention, hidden), count, words))
 
-    def _text_maps(self, ids: Tensor, eos: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, D) features, and the (B, L) row of EOS of the last layer's map."""
-        clip = self.model.clip
-        x = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
-        x, attention = transform(clip.transformer, x.to(clip.text_projection.dtype))
-        x = clip.ln_final(x)
-        return x @ clip.text_projection.to(x.dtype), attention[torch.arange(len(ids), device=ids.device), eos].clone()
+    def _transform(
+        self, transformer: Transformer, x: Tensor, sentence: Tensor, hidden: Sequence[Tensor], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L, D) through all blocks, and the (B, L) attention from the (B, 1) `sentence` in the last one."""
+        needed = None if self.whole else needed_tokens(sentence, hidden, count)
+        for block in transformer.resblocks[:-1]:
+            x, _ = self._run(block, x)
+        return self._run(transformer.resblocks[-1], x, sentence.squeeze(1), needed)
+
+    def _run(
+        self, block: Block, x: Tensor, query: Tensor | None = None, needed: Needed | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = partial(_attend, block.attn) if self.maps else block.attn
+        mixed, attention = attend(block.ln_1(x), query)
+        x = x + mixed
+        if needed is None:
+            return x + self._perceptron(block, x), attention
+        positions = needed(attention)[:, :, None].expand(-1, -1, x.shape[2])
+        some = x.gather(1, positions)
+        return x.scatter(1, positions, some + self._perceptron(block, some)), attention
+
+    def _perceptron(self, block: Block, x: Tensor) -> Tensor:
+        hidden = block.mlp.c_fc(block.ln_2(x))
+        return block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden) if self.gelu else block.mlp.gelu(hidden))
 
 
 @contextmanager
@@ -121,32 +137,18 @@ def _products(mkl: bool) -> Iterator[None]:
         linear.ONEDNN = before
 
 
-def transform(transformer: Transformer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L, D) through all blocks, and the (B, L, L) attention map of the last one; every block forms its own."""
-    x = x.transpose(0, 1)  # (L, B, D)
-    for block in transformer.resblocks:
-        x, attention = _run(block, x)
-    return x.transpose(0, 1), attention
-
-
-def _run(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    mixed, attention = _attend(block.attn, block.ln_1(x))
-    x = x + mixed
-    hidden = block.mlp.c_fc(block.ln_2(x))
-    return x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden)), attention
-
-
-def _attend(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, B, D) → (L, B, D), and the (B, L, L) map averaged over heads: `nn.MultiheadAttention` step by step."""
-    L, B, D = x.shape
+def _attend(attn: Attention, x: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `Attention.forward`, from a map of all tokens averaged over the heads: `nn.MultiheadAttention` in steps."""
+    B, L, D = x.shape
     q, k, v = linear.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=2)
-    q, k, v = (part.reshape(L, B * attn.heads, -1).transpose(0, 1) for part in (q, k, v))  # (B·H, L, D/H)
-    logits = q * q.shape[2] ** -0.5 @ k.transpose(1, 2)
+    q, k, v = (part.view(B, L, attn.heads, -1).transpose(1, 2) for part in (q, k, v))  # (B, H, L, D/H)
+    logits = q * q.shape[3] ** -0.5 @ k.transpose(2, 3)
     if attn.causal:
         logits = logits + torch.full((L, L), float("-inf"), device=x.device, dtype=x.dtype).triu_(1)
-    probabilities = logits.softmax(dim=2)
-    mixed = (probabilities @ v).transpose(0, 1).reshape(L, B, D)
-    return attn.out_proj(mixed), probabilities.view(B, attn.heads, L, L).mean(dim=1)
+    probabilities = logits.softmax(dim=3)  # (B, H, L, L)
+    mixed = attn.out_proj((probabilities @ v).transpose(1, 2).reshape(B, L, D))
+    maps = probabilities.mean(dim=1)  # (B, L, L)
+    return mixed, maps if query is None else maps[torch.arange(B, device=x.device), query]
 
 
 def loop_pool(tse: TokenSelectionEmbedding, tokens: Tensor, scores: Tensor, count: int, pooled: Tensor) -> Tensor:
@@ -208,10 +210,10 @@ def encode_twice(model: PlainModel, images: Iterable[Tensor], texts: Iterable[Te
     images, texts = list(images), list(texts)
     return [
         [
-            torch.cat([encode(batch)[part] for batch in batches])
+            torch.cat([getattr(encode(batch, tse=kind == "tse"), kind) for batch in batches])
             for encode, batches in ((model.encode_image, images), (model.encode_text, texts))
         ]
-        for part in (0, 1)
+        for kind in Embeddings._fields
     ]
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.__main__ import save, table
+from benchmarks.__main__ import results_of, save, table
 from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
 from utils.errors import OptionError
-from utils.options import command_parser, parse
+from utils.options import command_parser, parse, resolve
 from utils.program import choose_device, run_program
 from utils.records import read_records
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(build_parser(), own)
     if not 0 < args["share"] <= 1 or args["epochs"] < 1:
         raise OptionError("--share must be above 0 and at most 1, --epochs at least 1")
+    results_of(args["out"])
     sizes = TINY if args["tiny"] else VIT_B_16
     folder = args["folder"].absolute()
     data = _made_once(folder, args["share"])
@@ -60,14 +61,17 @@ def main(argv: Sequence[str]) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "base.yaml")]
     command += ["--dataset_name", str(data), "--noisy_rate", "0.2", "--pretrain_choice", str(weights)]
     command += ["--img_size", str(height), str(width), "--stride_size", str(sizes.stride)]
-    command += ["--num_epoch", str(args["epochs"]), "--warmup_epochs", "0", "--output_dir", str(folder / "logs"), *more]
+    command += ["--num_epoch", str(args["epochs"]), "--warmup_epochs", "0", *more, "--output_dir", str(folder / "logs")]
     start = time.perf_counter()
     if subprocess.run(command).returncode:
         raise OptionError("train.py failed, see above")
-    rows = _report(max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name))
+    run_dir = max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name)
+    rows = _report(run_dir)
     rows.append({"what": f"this command: {args['epochs']} epochs, checks, decoding, test", "minutes": _minutes(start)})
-    print(f"\n{table('A run of the size of CUHK-PEDES', rows)}")
-    about = machine(choose_device("auto")) | {"command": "python -m benchmarks.whole_run " + " ".join(argv)}
+    share = args["share"]
+    print(f"\n{table(f'A run of {share:.1%} of the size of CUHK-PEDES', rows)}")
+    about = machine(choose_device(resolve({"config": str(run_dir / "configs.yaml")}).device)) | {"clock": "the log's"}
+    about["command"] = "python -m benchmarks.whole_run " + " ".join(argv)
     save(args["out"], "whole_run", {"about": about, "rows": rows})
 
 

@@ -62,7 +62,7 @@ class CachedImages:
             self._images = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"the image cache {file} is damaged, delete it: {brief(error)}") from None
-        self.shape = self._images.shape
+        self.shape, self.dtype = self._images.shape, self._images.dtype
 
     def __len__(self) -> int:
         return len(self._images)
@@ -99,6 +99,8 @@ def open_images(
         elif retry_broken:
             _mend(paths, size, file)
     images = CachedImages(file)
+    if images.shape != (len(paths), 3, *size) or images.dtype != np.uint8:
+        raise DataError(f"the image cache {file} is damaged, delete it: it holds {images.dtype} of {images.shape}")
     if images.broken and not skip_broken:
         raise BrokenImagesError(images.broken, len(paths))
     return images

@@ -13,8 +13,9 @@ ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_cap
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(…, D) → (…, E) with (E, D) weights: `torch.nn.functional.linear` within rounding.
 
-    PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused, but
-    convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of one column.
+    PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused (not of
+    Intel's), but convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of
+    one column.
     torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch.
     """
     if torch.compiler.is_compiling() or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel()):

@@ -85,9 +85,9 @@ class RDE(nn.Module):
         """(B, 3, H, W) normalised images → embeddings. BGE is the [CLS] feature."""
         cls = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
         with autocast(images.device, self.precision):
-            needed = _needed(cls, [cls], self.image_tokens)
+            needed = needed_tokens(cls, [cls], self.image_tokens)
             tokens, attention = self.clip.encode_image(images, needed)  # (B, 1 + patches, D), (B, 1 + patches)
-            return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, _hide(attention, [cls]), self.image_tokens))
+            return Embeddings(tokens[:, 0].float(), self.image_tse(tokens, hide(attention, [cls]), self.image_tokens))
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """(B, L) token ids → embeddings. BGE is the EOS feature.
@@ -102,9 +102,9 @@ class RDE(nn.Module):
         # SOS and EOS are never chosen, but for a caption without a word, whose EOS feature is all there is.
         eos_score = torch.where(words > 0, -1.0, 1.0)[:, None]
         with autocast(ids.device, self.precision):
-            needed = _needed(eos, hidden, self.text_tokens)
+            needed = needed_tokens(eos, hidden, self.text_tokens)
             tokens, attention = self.clip.encode_text(ids, eos.squeeze(1), needed)  # (B, L, D), (B, L)
-            scores = _hide(attention, hidden).scatter(1, eos, eos_score)
+            scores = hide(attention, hidden).scatter(1, eos, eos_score)
             bge = tokens[torch.arange(len(ids), device=ids.device), eos.squeeze(1)].float()
             return Embeddings(bge, self.text_tse(tokens, scores, self.text_tokens, words.clamp(1, self.text_tokens)))
 
@@ -113,13 +113,13 @@ class RDE(nn.Module):
         return self.encode_image(images), self.encode_text(ids)
 
 
-def _hide(attention: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+def hide(attention: Tensor, hidden: Sequence[Tensor]) -> Tensor:
     """(B, L) attention with −1 at the (B, 1) positions that are never chosen."""
     for position in hidden:
         attention = attention.scatter(1, position, -1.0)
     return attention
 
 
-def _needed(sentence: Tensor, hidden: Sequence[Tensor], count: int) -> Needed:
+def needed_tokens(sentence: Tensor, hidden: Sequence[Tensor], count: int) -> Needed:
     """The (B, 1) token of the BGE, and the `count` that TSE selects."""
-    return lambda attention: torch.cat([sentence, select_tokens(_hide(attention, hidden), count)], dim=1)
+    return lambda attention: torch.cat([sentence, select_tokens(hide(attention, hidden), count)], dim=1)

@@ -28,7 +28,10 @@ def entries(dataset_name: str, persons: int = 6, images: int = 2, captions: int 
         for person in range(persons):
             for image in range(images):
                 path = f"cam_{split}/{number:04d}_{image}.jpg"
-                texts = [f"A person in {COLOURS[person % 6]}, seen {n} times." for n in range(captions)]
+                colour = " and ".join(
+                    COLOURS[person % 6 : person % 6 + 1] * (1 + number % 3)
+                )  # captions of three lengths
+                texts = [f"A person in {colour}, seen {n} times." for n in range(captions)]
                 entry = {"id": number, path_key: path, "captions": texts, "split": split, "processed_tokens": []}
                 listed.append(entry)
             number += 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from dataclasses import fields, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from torch.amp import GradScaler
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, whole_run
 from benchmarks.__main__ import SECTIONS
@@ -22,6 +24,7 @@ from datasets.image_cache import open_images
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
+from model import linear
 from model.clip import CLIP
 from model.rde import RDE
 from model.weights import build_model
@@ -52,14 +55,19 @@ def step(model: RDE, way: RDE | PlainModel) -> tuple[list[torch.Tensor], list[to
     return [*image, *text], [parameter.grad for parameter in model.parameters()]
 
 
-PARTS = ("maps", "whole", "padded", "loops", "mkl")
+PARTS = [part.name for part in fields(PlainModel) if part.name != "model"]
 
 
-@pytest.mark.parametrize("plain_parts", list(product([False, True], repeat=len(PARTS)))[1:])
+def only(*parts: str) -> dict[str, bool]:
+    """A plain model's arguments: these parts the plain way, all others ours."""
+    return {part: part in parts for part in PARTS}
+
+
+@pytest.mark.parametrize("plain_parts", [*combinations(PARTS, 1), *combinations(PARTS, 2), PARTS], ids="-".join)
 def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
     fast, slow = golden_model().train(), golden_model().train()
     embeddings, gradients = step(fast, fast)
-    expected, expected_gradients = step(slow, PlainModel(slow, **dict(zip(PARTS, plain_parts, strict=True))))
+    expected, expected_gradients = step(slow, PlainModel(slow, **only(*plain_parts)))
     for value, wanted in zip([*embeddings, *gradients], [*expected, *expected_gradients], strict=True):
         assert (value - wanted).norm() <= 1e-5 * wanted.norm() + 1e-6
 
@@ -84,6 +92,7 @@ def test_batches_equal_those_decoded_and_tokenised_anew(pairs):
             assert torch.equal(fast.images, slow.images)
             assert torch.equal(fast.ids, slow.ids[:, : fast.ids.shape[1]])
             assert not slow.ids[:, fast.ids.shape[1] :].any()
+            assert fast.ids.shape[1] == slow.ids.argmax(dim=1).max() + 1, "as long as the longest caption"
             assert torch.equal(fast.pids, slow.pids)
             assert torch.equal(fast.pairs, slow.pairs)
 
@@ -157,6 +166,43 @@ def test_the_flop_counted_are_those_of_arithmetic():
     assert count_flop(lambda: clip.encode_text(ids, ids.argmax(dim=1))) == pytest.approx(2 * 6.0e9, rel=0.01)
 
 
+def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part():
+    sizes = replace(VIT_B_16, image_layers=2, text_layers=2, vocab_size=100)
+    model = RDE(sizes, select_ratio=0.3).eval()
+    images, ids = torch.zeros(1, 3, *image_size(sizes)), torch.tensor([[98, *[5] * 28, 99]])
+
+    def flop(*parts: str, tse: bool = True) -> np.ndarray:
+        way = PlainModel(model, **only(*parts))
+        encoded = (lambda: way.encode_image(images, tse=tse)), (lambda: way.encode_text(ids, tse=tse))
+        return np.array([count_flop(way) for way in encoded])
+
+    def tower(length: int, width: int) -> float:
+        return 2 * (24 * length * width**2 + 4 * length**2 * width) + 2 * length * width * 512
+
+    patches = 2 * 192 * 768 * 768
+    np.testing.assert_allclose(flop(*PARTS, tse=False), (tower(193, 768) + patches, tower(77, 512)), rtol=1e-3)
+    ours = flop()
+    encoded = (lambda: model.encode_image(images)), (lambda: model.encode_text(ids))
+    np.testing.assert_array_equal(ours, [count_flop(way) for way in encoded])
+    for part in ("gelu", "loops", "mkl"):
+        np.testing.assert_array_equal(flop(part), ours)
+    row_of_attention = 2 * np.array([193 * 768, 30 * 512])
+    np.testing.assert_array_equal(ours - flop("maps"), row_of_attention)
+    np.testing.assert_array_equal(flop("whole") - ours, (16 * 768**2 * (193 - 58), 16 * 512**2 * (30 - 23)))
+    np.testing.assert_array_equal(flop("padded") > 2 * ours, (False, True))
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+def test_only_our_way_leaves_linear_layers_to_onednn(mkl, monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN", True)
+    model, images = golden_model(), torch.from_numpy(published.numbers("model")["images"])
+    with FlopCounterMode(display=False) as counter:
+        PlainModel(model, **only(*({"maps", "mkl"} if mkl else {"maps"}))).encode_image(images)
+    products = {str(operator) for operator in counter.get_flop_counts()["Global"]}
+    assert ("aten.addmm" in products) == mkl
+    assert linear.ONEDNN
+
+
 def test_the_command_fills_its_file_section_by_section(tmp_path, capsys):
     file = tmp_path / "benchmarks.json"
     quick = ["--quick", "--device", "cpu", "--batch_size", "2", "--repeats", "1", "--out", str(file)]
@@ -180,6 +226,9 @@ def test_the_command_fills_its_file_section_by_section(tmp_path, capsys):
         (["speed"], "no section speed: choose from start, ranking"),
         (["start", "--precision", "int8"], "choose from fp32, bf16, fp16"),
         (["start", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["start", "--out", "/nowhere/x.json"], "--out /nowhere/x.json: there is no folder /nowhere"),
+        (["start", "--out", "tests"], "--out tests: what is there is no file of a benchmark"),
+        (["start", "--out", "README.md"], "--out README.md: what is there is no file of a benchmark"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
@@ -190,7 +239,8 @@ def test_mistakes_are_one_line(arguments, message):
 def test_a_whole_run_is_measured_and_projected(tmp_path):
     file = tmp_path / "benchmarks.json"
     own = ["--folder", str(tmp_path), "--share", "0.001", "--tiny", "--epochs", "1", "--out", str(file)]
-    whole_run.main([*own, "--", "--num_workers", "0", "--batch_size", "16", "--device", "cpu"])
+    more = ["--num_workers", "0", "--batch_size", "16", "--device", "cpu", "--output_dir", str(tmp_path / "else")]
+    whole_run.main([*own, "--", *more])
     rows = {row["what"]: row for row in json.loads(file.read_text())["whole_run"]["rows"]}
     assert rows["training"]["seconds"] > 0
     assert rows["training pairs/s"]["value"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 from collections import Counter
@@ -252,15 +253,24 @@ def test_an_image_that_can_be_read_again_is_put_into_the_cache(tmp_path, picture
         np.testing.assert_array_equal(images[slice(row, row + 1)][0], read_image(path, (96, 32)))
 
 
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
 def test_a_cache_that_cannot_be_written_or_read_is_told(tmp_path, pictures):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"the image cache .* can't be written"):
         open_images(pictures, (96, 32), tmp_path / "file")
     open_images(pictures, (96, 32), tmp_path / "cache")
     (cache,) = (tmp_path / "cache").iterdir()
-    cache.write_bytes(cache.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"the image cache .* is damaged, delete it"):
-        open_images(pictures, (96, 32), tmp_path / "cache")
+    whole = cache.read_bytes()
+    others = [np.zeros((3, 3, 96, 32), np.uint8), np.zeros((len(pictures), 3, 96, 32), np.float32)]
+    for content in (whole[:50], *map(npy, others)):
+        cache.write_bytes(content)
+        with pytest.raises(DataError, match=r"the image cache .* is damaged, delete it"):
+            open_images(pictures, (96, 32), tmp_path / "cache")
 
 
 def test_identity_batches_hold_instances_of_each_identity():

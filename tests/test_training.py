@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.amp import GradScaler
 
 import test as evaluation_root
 import train as training_root
@@ -28,9 +31,9 @@ from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model.weights import model_from_checkpoint
-from processor import progress
+from processor import epoch, progress
 from processor.metrics import retrieval_metrics
-from solver.losses import cosine_similarity
+from solver.losses import LossSettings, cosine_similarity
 from tests import datasets_on_disk, published
 from tests.test_model import golden_model
 from utils import options as training_options
@@ -157,10 +160,45 @@ def test_other_data_and_image_to_text_have_files_of_their_own(trained):
     assert (run_dir / "test_metrics.json").read_bytes() == before
 
 
+def test_the_share_of_its_time_that_an_epoch_waits_for_data(monkeypatch):
+    seconds = 0.0
+
+    def passing(more: float) -> None:
+        nonlocal seconds
+        seconds += more
+
+    class Batches(list):
+        def __iter__(self) -> Iterator[SimpleNamespace]:
+            for batch in super().__iter__():
+                passing(3)
+                yield batch
+
+    def step(*_: object) -> torch.Tensor:
+        passing(1)
+        return torch.ones(2)
+
+    monkeypatch.setattr(epoch.time, "perf_counter", lambda: seconds)
+    monkeypatch.setattr(epoch, "backward", step)
+    layer = torch.nn.Linear(1, 1)
+    batch = SimpleNamespace(images=torch.zeros(1), pairs=torch.tensor([0, 1]))
+    result = epoch.train_epoch(
+        layer,
+        torch.optim.SGD(layer.parameters()),
+        GradScaler("cpu", enabled=False),
+        Batches([batch] * 5),
+        *(np.ones(2, np.float32), "TAL", LossSettings()),
+        trained="BGE+TSE",
+        log_period=5,
+    )
+    assert result.data_wait_share == pytest.approx(0.75)
+    assert result.pairs_per_second == pytest.approx(10 / 20)
+
+
 def test_tensorboard_holds_losses_rates_division_and_validation(trained):
     events = EventAccumulator(str(trained[0])).Reload()
     tags = set(events.Tags()["scalars"])
-    expected = {"loss", "bge_loss", "tse_loss", "lr", "ccd/clean", "ccd/noisy", "ccd/uncertain", "ccd/precision"}
+    expected = {"pairs_per_second", "data_wait_share", "peak_memory_gb"}
+    expected |= {"loss", "bge_loss", "tse_loss", "lr", "ccd/clean", "ccd/noisy", "ccd/uncertain", "ccd/precision"}
     assert expected | {"ccd/recall", "val/BGE/R1", "val/TSE/mAP", "val/BGE+TSE/R1"} <= tags
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert {"figures/r1", "figures/losses"} <= set(events.Tags()["images"])

@@ -28,6 +28,10 @@ def in_one_step(file: Path) -> Iterator[Path]:
         with naming(file):
             yield partial
             partial.replace(file)
+    except OSError as error:
+        if error.filename == str(partial):  # which nobody has asked for
+            error.filename, error.filename2 = str(file), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
