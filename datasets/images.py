@@ -41,7 +41,7 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
 
 def _as_shown(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and not image.mode.startswith("I"):  # which no transparent mode could hold
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image

@@ -201,13 +201,17 @@ def transparent(picture: Image.Image, file: Path) -> Image.Image:
     return Image.composite(picture, Image.new("RGBA", picture.size, "white"), mask).convert("RGB")
 
 
-def grey_in_16_bits(picture: Image.Image, file: Path) -> Image.Image:
+def grey_in_16_bits(picture: Image.Image, file: Path, **more: int) -> Image.Image:
     grey = picture.convert("L")
-    Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99).save(file)
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99).save(file, **more)
     return grey
 
 
-@pytest.mark.parametrize("write", [turned, transparent, grey_in_16_bits])
+def grey_in_16_bits_of_which_one_is_transparent(picture: Image.Image, file: Path) -> Image.Image:
+    return grey_in_16_bits(picture, file, transparency=65535)
+
+
+@pytest.mark.parametrize("write", [turned, transparent, grey_in_16_bits, grey_in_16_bits_of_which_one_is_transparent])
 def test_a_picture_is_read_as_viewers_show_it(gallery, tmp_path, write):
     with Image.open(gallery.folder / "camera 0/00.jpg") as picture:
         write(picture.copy(), tmp_path / "a.png").save(tmp_path / "plain.png")

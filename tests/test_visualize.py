@@ -106,6 +106,12 @@ def test_many_runs_are_told_apart(run_dir, tmp_path, drawn):
     names = labels(runs)
     assert names[0] == "exclude none, select_ratio 0.3, tau 0.01,\nmargin 0.1"
     assert len(set(names)) == len(runs)
+    folders = "_a/run", "_b/run", "_b/$\\frac$"
+    same = [read_run(copy_of(run_dir, tmp_path / folder)) for folder in folders]
+    curves.r1_of_runs(same, tmp_path / "r1_of_same_runs")
+    drawn["r1_of_same_runs"].canvas.draw()
+    (legend,) = drawn["r1_of_same_runs"].legends or [drawn["r1_of_same_runs"].axes[0].get_legend()]
+    assert [text.get_text() for text in legend.get_texts()] == [f"{tmp_path.name}/{folder}" for folder in folders]
     curves.r1_of_runs(runs, tmp_path / "r1_of_runs")
     lines = drawn["r1_of_runs"].axes[0].lines
     looks = [(line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor()) for line in lines]

@@ -19,6 +19,7 @@ from PIL import Image
 from utils.files import in_one_step
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
+matplotlib.rcParams["text.parse_math"] = False  # a pair of dollar signs in a caption or a path is no formula
 CLEAN, NOISY, BOTH = "#0072B2", "#D55E00", "#000000"
 STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BOTH, "-")}
 
@@ -165,6 +166,6 @@ def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None
 
 
 def wrap(caption: str, width: int = 34, lines: int = 9) -> str:
-    """A caption cut to fit its cell; matplotlib would take a pair of dollar signs for a formula."""
+    """A caption cut to fit its cell."""
     caption = caption.encode("utf-8", "replace").decode()  # half a surrogate pair can't be drawn
-    return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …")).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …"))

@@ -103,5 +103,15 @@ def labels(runs: Sequence[Run]) -> list[str]:
     names = differing(runs)
     found = [label(run, names) for run in runs]
     if len(set(found)) < len(runs):
-        found = [f"{text}\n{run.folder.resolve().name}".strip() for text, run in zip(found, runs, strict=True)]
+        found = [f"{text}\n{end}".strip() for text, end in zip(found, _ends([run.folder for run in runs]), strict=True)]
     return found
+
+
+def _ends(folders: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells them apart; matplotlib leaves out of a legend what begins with "_"."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(of[-length:]) for of in parts]
+        if len(set(ends)) == len(set(parts)) and not any(end.startswith("_") for end in ends):
+            break
+    return ends
