@@ -83,6 +83,8 @@ def runs(tmp_path_factory) -> Path:
         (folder / "commands").write_text("\n".join(lines))
         done = launch(processes, "training_in_float64", folder)
         assert done.returncode == 0, done.stderr
+        for checkpoint in folder.glob(f"world{processes}/*/*/*/*.pth"):
+            checkpoint.unlink()  # 200 MB a run
     return folder
 
 
