@@ -239,6 +239,7 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     monkeypatch.setattr(interrupted, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         with pytest.raises(SystemExit) as left:
@@ -343,6 +344,36 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"model": b"weights"}, tmp_path / "last.pth")
     assert (tmp_path / "last.pth").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    "swallow",
+    [
+        "weakref.ref(Thing(), lambda _: signal.raise_signal(signal.SIGTERM))",
+        "Thing().work = lambda: signal.raise_signal(signal.SIGTERM)",
+        "Thing().work = lambda: signal.raise_signal(signal.SIGTERM)\n    Thing().work = lambda: time.sleep(60)",
+    ],
+)
+def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(swallow):
+    program = f"""import signal, sys, time, weakref
+sys.path.insert(0, {str(ROOT)!r})
+from utils.program import run_program
+
+class Thing:
+    def work(self):
+        pass
+
+    def __del__(self):
+        self.work()
+
+def main(argv):
+    {swallow}
+    time.sleep(60)
+
+run_program(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "interrupted\n")
 
 
 def test_a_terminal_that_lacks_a_captions_letters_is_served():

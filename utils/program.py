@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _OTHERS_FIRST = 5
 # Seconds after which a signal that this process has not heard of, as it waits for others, ends it.
 _NOT_HEARD = 10
+# Seconds after which an interrupt comes again, where Python could not raise it.
+_AGAIN = 0.05
 _heard = threading.Event()
 
 
@@ -39,6 +41,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _come_again
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
     try:
@@ -113,6 +116,16 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def _come_again(what: sys.UnraisableHookArgs) -> None:
+    """Have an interrupt that came in a `__del__` or a weak reference's callback, which can't raise, come once more."""
+    if not isinstance(what.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
+        return
+    (number,) = what.exc_value.args
+    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
 def _end_at_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -127,7 +140,8 @@ def interrupts_wait() -> Iterator[None]:
         came.append(number)
         _end_at_signals()
 
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is an interrupt that comes again
+    handlers = {number: signal.signal(number, note) for number in numbers}
     try:
         yield
     finally:
