@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -322,6 +323,46 @@ program.run_program(None)
             break
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def launched_alone(work: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run `work` as the only process of a launcher, which does not wait long for one that hears of no signal."""
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    program = f"""import hashlib, os, signal, sys, threading, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from utils import program
+
+def main(argv):
+{textwrap.indent(work, "    ")}
+
+program._NOT_HEARD = 0.1
+program.run_program(main)
+"""
+    environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port), "WORLD_SIZE": "1"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)",  # Python hears of the signal, a library's call does not
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start(), "
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)",
+    ],
+)
+def test_a_launched_process_that_hears_of_a_signal_late_ends_its_checkpoint(tmp_path, write):
+    work = f"""import torch
+from utils.checkpoints import save_checkpoint
+torch.save = lambda content, stream: [{write}, stream.write(b"weights")]
+save_checkpoint({{}}, Path("last.pth"))
+time.sleep(60)
+"""
+    done = launched_alone(work, tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (128 + signal.SIGTERM, ["interrupted"])
+    assert (tmp_path / "last.pth").read_bytes() == b"weights"
 
 
 def test_a_network_that_is_not_set_up_is_one_line():

@@ -32,6 +32,7 @@ _NOT_HEARD = 10
 # Seconds after which an interrupt comes again, where Python could not raise it.
 _AGAIN = 0.05
 _heard = threading.Event()
+_writing = threading.Event()  # then a signal is heard of late
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
@@ -94,8 +95,9 @@ def _watch_for_signals() -> None:
     def watch() -> None:
         while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
-        if not _heard.wait(_NOT_HEARD):
-            os._exit(128 + number)
+        while not _heard.wait(_NOT_HEARD):
+            if not _writing.is_set():
+                os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -138,13 +140,16 @@ def interrupts_wait() -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         came.append(number)
+        _heard.set()
         _end_at_signals()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is an interrupt that comes again
     handlers = {number: signal.signal(number, note) for number in numbers}
+    _writing.set()
     try:
         yield
     finally:
+        _writing.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if came:
