@@ -365,6 +365,19 @@ time.sleep(60)
     assert (tmp_path / "last.pth").read_bytes() == b"weights"
 
 
+def test_a_data_loaders_signals_do_not_end_its_trainer(tmp_path):
+    work = """if not os.fork():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.raise_signal(signal.SIGTERM)
+    os._exit(0)
+os.wait()
+time.sleep(1)
+print("still here")
+"""
+    done = launched_alone(work, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
+
+
 def test_a_network_that_is_not_set_up_is_one_line():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
