@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from processor.types import DualEncoder
-from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.checkpoints import is_plain, load_checkpoint, save_checkpoint
 from utils.errors import WeightsError, brief
 from utils.flags import FREE
 from utils.log import logger
@@ -86,30 +87,24 @@ def restore(
     kept = {**options, **kept}
     if other := [name for name in options if name not in FREE and _differ(kept[name], options[name])]:
         raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
+    own = model.published_state()
+    if other := [name for name, value in content["model"].items() if name in own and value.dtype != own[name].dtype]:
+        raise WeightsError(f"{source} can't be continued: its {other[0]} is not {own[other[0]].dtype}")
     if not all(value.isfinite().all() for value in content["model"].values() if value.is_floating_point()):
         raise WeightsError(f"{source} can't be continued: a weight is not a finite number")
     model.load_published(content["model"], str(source))
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    epoch, best_epoch, best = (content.get(name) for name in ("epoch", "best_epoch", "best"))
+    numbers = [type(value) for value in (epoch, best_epoch, best)] == [int, int, float]
+    if not numbers or not (0 <= best_epoch <= epoch <= options["num_epoch"] and -1 <= best <= 100):
+        raise WeightsError(f"{source} can't be continued: its epoch or the best so far can't be this run's")
+    progress.epoch, progress.best_epoch, progress.best = epoch, best_epoch, best
+    untrained = model.new_parameters() if options["trained"] == "BGE" else set()
+    stepped = {value for name, value in model.named_parameters() if epoch and name not in untrained}
     try:
-        optimizer.load_state_dict(content["optimizer"])
-        for group, own in zip(optimizer.param_groups, groups, strict=True):
-            group |= {"initial_lr": own["lr"], **own}  # how to step is the run's to say, not the file's
-        scaler.load_state_dict(content.get("scaler", {}))
-        progress.epoch, progress.best_epoch = (int(_number(content, name)) for name in ("epoch", "best_epoch"))
-        progress.best = float(_number(content, "best"))
-    except Exception as error:  # whatever torch raises over states that are not its own
-        raise WeightsError(f"{source} can't be continued: {type(error).__name__}, {brief(error)}") from None
-    fits = all(
-        value.shape in (parameter.shape, ()) and _is_moment(name, value)
-        for parameter, state in optimizer.state.items()
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    )
-    named = {frozenset(state) for state in optimizer.state.values()}
-    fits = fits and named <= {frozenset(("step", "exp_avg", "exp_avg_sq")), frozenset(("momentum_buffer",))}
-    fits = fits and len(named) == bool(progress.epoch) and math.isfinite(progress.best)
-    if not fits or not 0 <= progress.best_epoch <= progress.epoch <= options["num_epoch"]:
-        raise WeightsError(f"{source} can't be continued: its optimizer or epoch {progress.epoch} is not this run's")
+        _restore_moments(content["optimizer"], optimizer, stepped)
+        _restore_scaler(content.get("scaler"), scaler)
+    except Exception as error:  # whatever torch and Python raise over states that are not their own
+        raise WeightsError(f"{source} can't be continued: its optimizer is not this run's ({brief(error)})") from None
     best = source.parent / "best.pth"
     if progress.best_epoch == progress.epoch > 0:  # then best.pth is the same, or a kill came before it was written
         if is_main():
@@ -121,6 +116,62 @@ def restore(
         progress.best, progress.best_epoch = -1.0, 0
 
 
+def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer, stepped: Collection[Tensor]) -> None:
+    """Take over a saved optimizer's moments; how to step is the run's to say, not the file's.
+
+    Each gets memory of its own, laid out like its parameter's: fused steps rely on that and do not check it.
+
+    Args:
+        stepped: the parameters that have been trained.
+
+    Raises:
+        ValueError: says which is not what `optimizer` would have saved. Others: `saved` is of another structure.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in own]:
+        raise ValueError("it has other groups of parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    likes = {number: _moments_like(optimizer, value) for number, value in enumerate(parameters) if value in stepped}
+    likes = {number: like for number, like in likes.items() if like}
+    if saved["state"].keys() != likes.keys():
+        raise ValueError(f"it has moments of {len(saved['state'])} parameters, not of {len(likes)}")
+    moments = {}
+    for number, like in likes.items():
+        state = saved["state"][number]
+        if wrong := state.keys() ^ like.keys() or [name for name in like if not _fits(name, state[name], like[name])]:
+            raise ValueError(f"{', '.join(map(str, wrong))} of parameter {number}")
+        moments[number] = {name: torch.empty_like(like[name]).copy_(state[name].detach()) for name in like}
+    optimizer.load_state_dict({"state": moments, "param_groups": own})
+
+
+def _moments_like(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and types that the optimizer has for a parameter after a step."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": parameter} if optimizer.defaults["momentum"] else {}
+    return {"step": torch.zeros((), dtype=torch.float32), "exp_avg": parameter, "exp_avg_sq": parameter}
+
+
+def _fits(name: str, value: object, like: Tensor) -> bool:
+    if not is_plain(value) or (value.shape, value.dtype) != (like.shape, like.dtype) or not value.isfinite().all():
+        return False
+    if name == "step":  # float32 counts to 2²⁴
+        return 0 <= value.item() <= 1 << 24 and value.item().is_integer()
+    return name != "exp_avg_sq" or bool((value >= 0).all())
+
+
+def _restore_scaler(saved: Mapping[str, Any], scaler: GradScaler) -> None:
+    """Take over a loss scaler's state, which is empty where there is nothing to scale.
+
+    Raises:
+        ValueError: `saved` has other names or other than finite numbers. Others: it is no such state at all.
+    """
+    own = scaler.state_dict()
+    kinds = [{name: type(value) for name, value in state.items()} for state in (saved, own)]
+    if kinds[0] != kinds[1] or not all(0 <= value < math.inf for value in saved.values()):
+        raise ValueError("the state of its loss scaler")
+    scaler.load_state_dict(dict(saved))
+
+
 def _number(content: Mapping[str, Any], name: str) -> float | None:
     """A plain number of a checkpoint; None for anything else."""
     value = content.get(name)
@@ -129,7 +180,3 @@ def _number(content: Mapping[str, Any], name: str) -> float | None:
 
 def _differ(kept: Any, own: Any) -> bool:
     return type(kept) is not type(own) or kept != own
-
-
-def _is_moment(name: str, value: Tensor) -> bool:
-    return bool(value.isfinite().all()) and (name != "exp_avg_sq" or bool((value >= 0).all()))

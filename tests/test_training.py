@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +34,7 @@ from model.weights import model_from_checkpoint
 from processor import epoch, progress
 from processor.metrics import retrieval_metrics
 from solver.losses import LossSettings, cosine_similarity
+from solver.optimizer import OptimizerSettings, build_optimizer
 from tests import datasets_on_disk, published
 from tests.test_model import golden_model
 from utils import options as training_options
@@ -612,6 +613,10 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
     assert records(run_dir) == records(trained[0])
 
 
+def states(content: dict) -> list[dict]:
+    return list(content["optimizer"]["state"].values())
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -621,19 +626,21 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
         lambda content: content.update(epoch=float("inf")),
         lambda content: content.update(optimizer=3),
         lambda content: content["optimizer"]["param_groups"].pop(),
-        lambda content: [s.update(exp_avg=torch.zeros(2)) for s in content["optimizer"]["state"].values()],
+        lambda content: [s.update(exp_avg=torch.zeros(2)) for s in states(content)],
         lambda content: content.pop("format"),
         lambda content: content.update(best=math.nan),
         lambda content: content["options"].update(loss_names="SDM"),
         lambda content: content.pop("options"),
         lambda content: content["optimizer"]["state"].clear(),
-        lambda content: [s.pop("exp_avg") for s in content["optimizer"]["state"].values()],
-        lambda content: [s["exp_avg"].fill_(math.nan) for s in content["optimizer"]["state"].values()],
-        lambda content: [s["exp_avg_sq"].fill_(-1) for s in content["optimizer"]["state"].values()],
+        lambda content: [s.pop("exp_avg") for s in states(content)],
+        lambda content: [s["exp_avg"].fill_(math.nan) for s in states(content)],
+        lambda content: [s["exp_avg_sq"].fill_(-1) for s in states(content)],
         lambda content: content.update(format=torch.ones(3)),
         lambda content: content.update(epoch=torch.ones(2)),
         lambda content: content["options"].update(lr=torch.ones(3)),
         lambda content: content["model"]["base_model.text_projection"].fill_(math.nan),
+        # A fused step would write past the one element's memory.
+        lambda content: [s.update(exp_avg=torch.zeros(()).expand(s["exp_avg"].shape)) for s in states(content)],
     ],
 )
 def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change):
@@ -648,6 +655,135 @@ def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change
     assert "\n" not in str(caught.value)
     assert (run_dir / "best.pth").read_bytes() == best
     assert (run_dir / "test_metrics.json").is_file(), "nothing that was there is lost"
+
+
+def stepped(options: dict, folder: Path) -> tuple[progress.DualEncoder, torch.optim.Optimizer]:
+    """A model after a step and its optimizer, saved in the folder as after an epoch."""
+    model, optimizer, scaler = restorable(options)
+    ids = torch.zeros(2, options["text_length"], dtype=torch.long)
+    ids[:, :6] = torch.arange(1, 7)
+    image, text = model(torch.rand(2, 3, *options["img_size"]), ids)
+    kinds = 1 if options["trained"] == "BGE" else 2
+    sum((i * t).sum() for i, t in list(zip(image, text))[:kinds]).backward()
+    optimizer.step()
+    progress.save(model, optimizer, scaler, progress.Progress(1, 50.0, 1), dict(options), folder)
+    return model, optimizer
+
+
+def restorable(options: dict) -> tuple[progress.DualEncoder, torch.optim.Optimizer, torch.amp.GradScaler]:
+    """What `restore` puts back, new."""
+    model = training_root.build(options)
+    settings = OptimizerSettings(**{name: options[name] for name in OptimizerSettings.__dataclass_fields__})
+    optimizer = build_optimizer(model, model.new_parameters(), settings)
+    return model, optimizer, torch.amp.GradScaler("cpu", enabled=options["precision"] == "fp16")
+
+
+def options_with(**more: object) -> dict:
+    given = dict(zip(("img_size", "stride_size", "pretrain_choice"), ([48, 16], 8, "tiny")))
+    return training_options.resolve({"dataset_name": "RSTPReid", **given, **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"optimizer": "AdamW", "precision": "fp16"},
+        {"optimizer": "SGD", "precision": "fp16_weights"},
+        {"optimizer": "SGD", "momentum": 0.0},
+        {"trained": "BGE"},
+        {"trained": "BGE", "tse_head": "none"},
+    ],
+)
+def test_what_an_optimizer_saved_is_put_back(tmp_path, more):
+    options = options_with(**more)
+    model, optimizer = stepped(options, tmp_path)
+    found = restorable(options)
+    where = progress.Progress()
+    progress.restore(load_checkpoint(tmp_path / "last.pth"), *found, where, tmp_path / "last.pth", options)
+    assert where == progress.Progress(1, 50.0, 1)
+    torch.testing.assert_close(found[0].state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(found[1].state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+
+
+def test_moments_get_memory_of_their_own(tmp_path):
+    """Fused steps rely on each lying in memory as its parameter does, and go wrong without a word where it doesn't."""
+    options = options_with()
+    stepped(options, tmp_path)
+    content, expected = (load_checkpoint(tmp_path / "last.pth") for _ in range(2))
+    step = states(content)[0]["step"]
+    for state in states(content):
+        state["step"] = step
+        state["exp_avg"] = state["exp_avg"].T.contiguous().T if state["exp_avg"].dim() == 2 else state["exp_avg"]
+    model, optimizer, scaler = restorable(options)
+    progress.restore(content, model, optimizer, scaler, progress.Progress(), tmp_path / "last.pth", options)
+    found = optimizer.state_dict()["state"]
+    torch.testing.assert_close(found, expected["optimizer"]["state"], rtol=0, atol=0)
+    assert all(value.is_contiguous() for state in found.values() for value in state.values())
+    assert len({value.data_ptr() for state in found.values() for value in state.values()}) == 3 * len(found)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> tuple[Path, tuple, dict]:
+    folder, options = tmp_path_factory.mktemp("saved"), options_with()
+    stepped(options, folder)
+    return folder, restorable(options), options
+
+
+def every(name: str, change: Callable[[torch.Tensor], object]) -> Callable[[dict], object]:
+    """A change of one of the values that the optimizer has for each parameter."""
+    return lambda content: [state.update({name: change(state[name])}) for state in states(content)]
+
+
+def weights_as(kind: torch.dtype) -> Callable[[dict], object]:
+    return lambda content: content.update(
+        model={name: value.to(kind) if value.is_floating_point() else value for name, value in content["model"].items()}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        every("exp_avg", lambda moment: moment.new_zeros(())),
+        every("exp_avg", lambda moment: moment.to("meta")),
+        every("exp_avg", lambda moment: moment.to_sparse()),
+        every("exp_avg", lambda moment: moment * (1 + 1j)),
+        every("exp_avg", lambda moment: moment.char()),
+        every("exp_avg", lambda moment: moment > 0),
+        every("exp_avg", lambda moment: moment.half()),
+        every("exp_avg", lambda moment: moment.to(torch.float8_e4m3fn)),
+        *(every("exp_avg", lambda _, value=value: value) for value in (3.0, None, "x", [torch.ones(2)])),
+        *(
+            every("step", lambda _, value=value: torch.tensor(value))
+            for value in (-1.0, 1.5, math.nan, math.inf, 1e38, 3, True, 1 + 1j, [1.0], [[1.0]], [1.0] * 128)
+        ),
+        *(every("step", lambda _, value=value: value) for value in (3.0, 3, None, "x")),
+        lambda content: content["optimizer"]["state"].pop(5),
+        lambda content: content["optimizer"]["state"].update({999: {}}),
+        lambda content: content["optimizer"]["state"].update({0: [1, 2]}),
+        lambda content: states(content)[0].update(momentum_buffer=torch.zeros(77, 128)),
+        lambda content: content["optimizer"].pop("param_groups"),
+        lambda content: [group["params"].reverse() for group in content["optimizer"]["param_groups"]],
+        lambda content: content.update(scaler="x"),
+        lambda content: content.update(scaler={"scale": 1.0}),
+        *(
+            lambda content, name=name, value=value: content.update({name: value})
+            for name, values in (
+                ("epoch", (1.5, 1.0, True, -1, math.nan, "3")),
+                ("best_epoch", (1.0, True, -1, None)),
+                ("best", (True, "x", 1e9, -2.0, 10**400, None)),
+            )
+            for value in values
+        ),
+        *map(weights_as, (torch.int32, torch.half, torch.float8_e5m2)),
+    ],
+)
+def test_what_no_run_saves_is_not_put_back(saved, tmp_path, change):
+    folder, found, options = saved
+    content = load_checkpoint(folder / "last.pth")
+    change(content)
+    with pytest.raises(UserError, match=r"last.pth can't be continued") as caught:
+        progress.restore(content, *found, progress.Progress(), tmp_path / "last.pth", options)
+    assert "\n" not in str(caught.value)
 
 
 def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tmp_path):

@@ -87,10 +87,11 @@ def load_tensors(file: Path) -> Any:
 
 def is_state(content: object) -> bool:
     """Whether something that was read is plain tensors of real numbers by name."""
-    return isinstance(content, dict) and all(isinstance(k, str) and _is_plain(v) for k, v in content.items())
+    return isinstance(content, dict) and all(isinstance(k, str) and is_plain(v) for k, v in content.items())
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether something that was read is a tensor of real numbers that are all there."""
     if not isinstance(value, Tensor) or value.is_nested or value.is_meta or value.is_quantized:
         return False
     if value.layout != torch.strided or value.is_complex():

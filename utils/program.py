@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 _OTHERS_FIRST = 5
 # Seconds after which a signal that this process has not heard of, as it waits for others, ends it.
 _NOT_HEARD = 10
+# Seconds after which an interrupt comes again, where Python could not raise it.
+_AGAIN = 0.05
 _heard = threading.Event()
+_writing = threading.Event()  # then a signal is heard of late
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
@@ -39,6 +42,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _come_again
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
     try:
@@ -91,8 +95,9 @@ def _watch_for_signals() -> None:
     def watch() -> None:
         while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
             pass
-        if not _heard.wait(_NOT_HEARD):
-            os._exit(128 + number)
+        while not _heard.wait(_NOT_HEARD):
+            if not _writing.is_set():
+                os._exit(128 + number)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -113,6 +118,16 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def _come_again(what: sys.UnraisableHookArgs) -> None:
+    """Have an interrupt that came in a `__del__` or a weak reference's callback, which can't raise, come once more."""
+    if not isinstance(what.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
+        return
+    (number,) = what.exc_value.args
+    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+
+
 def _end_at_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -125,12 +140,16 @@ def interrupts_wait() -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         came.append(number)
+        _heard.set()
         _end_at_signals()
 
-    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is an interrupt that comes again
+    handlers = {number: signal.signal(number, note) for number in numbers}
+    _writing.set()
     try:
         yield
     finally:
+        _writing.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if came:
