@@ -44,8 +44,8 @@ def parameter_groups(model: nn.Module, new: set[str], settings: OptimizerSetting
 def build_optimizer(model: nn.Module, new: set[str], settings: OptimizerSettings) -> Optimizer:
     """The optimizer over `parameter_groups`; Adam's eps is 1e-3, which damps it where gradients are small."""
     groups = parameter_groups(model, new, settings)
-    if settings.optimizer == "SGD":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    if settings.optimizer == "SGD":  # fused, it would keep what is in new memory as momentum of a step left out
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     betas = (settings.alpha, settings.beta)
     if settings.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=1e-8, fused=True)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.amp import GradScaler
 
 from model.names import to_published
 from solver import ccd
@@ -32,6 +33,26 @@ def test_every_parameter_has_the_published_rate_and_decay():
         expected = OPTIM["groups"][name]
         group = of_parameter[id(parameter)]
         assert (group["lr"], group["weight_decay"]) == (expected["lr"], expected["weight_decay"]), name
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_a_first_step_that_the_loss_scaler_leaves_out_leaves_nothing(name, monkeypatch):
+    def garbage(like: torch.Tensor, **kept: object) -> torch.Tensor:
+        return torch.full_like(like, 7e3, **kept)
+
+    monkeypatch.setattr(torch, "empty_like", garbage)
+    layer = torch.nn.Linear(8, 1, bias=False)
+    start, scaler = layer.weight.detach().clone(), GradScaler("cpu", init_scale=2.0**16)
+    optimizer = build_optimizer(layer, set(), OptimizerSettings(optimizer=name, lr=1e-2))
+    for overflows in (True, False):
+        optimizer.zero_grad()
+        scaler.scale(layer(torch.ones(1, 8)).sum()).backward()
+        if overflows:
+            layer.weight.grad.fill_(float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        moved = (layer.weight - start).abs().max()
+        assert moved == 0 if overflows else 0 < moved <= 0.011
 
 
 @pytest.mark.parametrize("name", OPTIM["lr_of_epoch_1_to_60_for_base_lr_1"])
