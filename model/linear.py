@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 # Whether float32 products on the CPU are left to oneDNN; without AVX-512 MKL is faster in training.
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_SMALL = 20480  # numbers, up to which PyTorch convolves without oneDNN, and slowly
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -15,13 +16,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused (not of
     Intel's), but convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of
-    one column.
+    one column; dilated, so that PyTorch takes oneDNN on a single thread too, and of a 1×1 kernel that changes nothing.
     torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch.
     """
-    if torch.compiler.is_compiling() or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel()):
+    if torch.compiler.is_compiling() or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL):
         return F.linear(x, weight, bias)
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, rows, 1), channels last
-    return F.conv2d(column, weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+    result = F.conv2d(column, weight[:, :, None, None], bias, dilation=2)
+    return result.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
 
 
 class Linear(nn.Linear):
