@@ -394,6 +394,7 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         stream.write(content["model"])
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"model": b"weights"}, tmp_path / "last.pth")
