@@ -67,7 +67,7 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
     from processor import epoch, run
     from utils import figures
 
-    replace(linear, "ONEDNN", False)  # it takes no small inputs: processes would round unlike one, and SDM triples that
+    replace(linear, "ONEDNN", False)  # it takes large inputs only: shares would round unlike a whole batch
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
         replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
     backward, train_epoch = epoch.backward, run.train_epoch
