@@ -17,9 +17,10 @@ import numpy as np
 import regex
 from tqdm import tqdm
 
-from datasets.annotations import Entry, Place, Split, build_split, check_entry, check_ids, locate, read_entries
+from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, read_entries
 from datasets.images import read_image
 from datasets.noise import NOISEINDEX, read_permutation
+from datasets.places import Place, locate
 from utils.errors import DataError, OptionError, printable
 from utils.runs import short_name
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datasets.annotations import DATASETS, read_splits
+from datasets.annotations import read_splits
 from datasets.check import check_splits, other_splits
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, open_gallery, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
+from datasets.places import DATASETS
 from datasets.tokenizer import Tokenizer
 from utils.errors import OptionError
 from utils.files import in_one_step

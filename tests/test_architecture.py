@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets import annotations, samplers
+from datasets import places, samplers
 from solver import losses, optimizer, schedule
 from utils import flags
 
@@ -45,7 +45,7 @@ def test_a_folder_imports_only_what_is_below_it(place):
 
 def test_the_flags_name_what_the_solver_has():
     assert flags.LOSSES == losses.LOSSES
-    assert tuple(annotations.DATASETS) == flags.DATASETS
+    assert tuple(places.DATASETS) == flags.DATASETS
     assert flags.FLAGS["sampler"].choices == samplers.SAMPLERS
     assert flags.FLAGS["optimizer"].choices == optimizer.OPTIMIZERS
     assert flags.FLAGS["lrscheduler"].choices == schedule.SCHEDULES

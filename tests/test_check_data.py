@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.annotations import DATASETS
 from datasets.check import check_dataset
 from datasets.noise import draw_permutation
+from datasets.places import DATASETS
 from datasets.run_data import load_data
 from tests import datasets_on_disk
 from tools import check_data

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from datasets import noise
-from datasets.annotations import DATASETS, read_splits
+from datasets.annotations import read_splits
 from datasets.image_cache import open_images
 from datasets.images import read_image
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
+from datasets.places import DATASETS
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk

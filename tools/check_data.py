@@ -18,8 +18,9 @@ from pathlib import Path
 
 from prettytable import PrettyTable
 
-from datasets.annotations import DATASETS, Split
+from datasets.annotations import Split
 from datasets.check import SPLITS, Finding, check_dataset
+from datasets.places import DATASETS
 from utils.errors import OptionError
 from utils.options import command_parser, parse
 from utils.program import run_program

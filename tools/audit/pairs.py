@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotations import Split, locate, read_splits
+from datasets.annotations import Split, read_splits
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
+from datasets.places import locate
 from utils.errors import DataError
 from utils.options import check_root_dir, resolve, run_facts
 from utils.runs import short_name
