@@ -67,10 +67,9 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
     from processor import epoch, run
     from utils import figures
 
-    replace(linear, "ONEDNN", False)  # it takes large inputs only: shares would round unlike a whole batch
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
         replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
-    backward, train_epoch = epoch.backward, run.train_epoch
+    backward, train_epoch, onednn = epoch.backward, run.train_epoch, linear.ONEDNN
     kept = {}
 
     def recorded_backward(*arguments: object) -> torch.Tensor:
@@ -90,6 +89,8 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
         output_dir = folder / f"world{world_size()}" / str(number)
         argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]
         kept = {"losses": [], "labels": []}
+        # oneDNN takes large inputs only: a share rounds unlike a whole batch, which a norm of few rows amplifies
+        replace(linear, "ONEDNN", onednn and "--tse_bn batch" not in command)
         {"train.py": train, "test.py": test}[program].main(argv)
         if model := kept.pop("model", None):
             output_dir.mkdir(parents=True, exist_ok=True)
