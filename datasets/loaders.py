@@ -106,6 +106,7 @@ class TrainingPairs:
         excluded: positions of pairs to leave out.
 
     Attributes:
+        truly_clean: (C,) bool; a caption that moved to another image of its own person is right there.
         usable: (C,) bool; pairs that are excluded or whose image can't be read are not, and are in no batch.
     """
 
@@ -123,7 +124,7 @@ class TrainingPairs:
         self.ids = ids[permutation]
         self.image_of_pair = split.caption_images
         self.pids = split.caption_pids
-        self.truly_clean = permutation == np.arange(len(permutation))
+        self.truly_clean = self.pids[permutation] == self.pids
         self.usable = ~np.isin(split.caption_images, list(images.broken))
         self.usable[excluded] = False
 

@@ -20,6 +20,7 @@ from processor.evaluation import evaluate, table
 from processor.history import division_arrays, similarity_histograms, write_epoch
 from processor.progress import Progress, save
 from processor.scoring import score_pairs
+from processor.start import evaluate_start
 from processor.types import DualEncoder, EvaluationData, TrainingData
 from solver.ccd import Division, MixtureSettings, divide
 from solver.losses import LossSettings
@@ -70,14 +71,16 @@ def train(
 
     With `test` that split is evaluated beside the validation split, for the record only.
 
-    The main process writes `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events, `epochs/` and `figures/` into
-    `run_dir`.
+    The main process writes `start_metrics.json`, `best.pth`, `last.pth`, `metrics.jsonl`, TensorBoard's events,
+    `epochs/` and `figures/` into `run_dir`.
 
     Raises:
         NotFiniteError: a loss, a gradient, a weight or an embedding is not finite; no such weights are saved.
     """
     recorder = Recorder(run_dir, progress.epoch) if is_main() else None
     epochs = settings.schedule.num_epoch
+    if progress.epoch == 0:
+        evaluate_start(model, {"val": validation} | ({"test": test} if test is not None else {}), run_dir)
     while progress.epoch < epochs:
         epoch = progress.epoch  # counted from 0 within, from 1 in everything written
         set_learning_rates(optimizer, epoch, settings.schedule)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from datasets.synthpedes import write_synthpedes
+from datasets.synthpedes import Recipe, write_synthpedes
 from model.weights import build_model
 from utils.checkpoints import save_checkpoint
 from utils.options import defaults, write_config
@@ -49,15 +49,8 @@ class Gallery(NamedTuple):
 def write_gallery(folder: Path, persons: int = 12) -> Gallery:
     """Two rendered pictures a person, and a caption of each."""
     rendered = folder.with_name(folder.name + "_rendered")
-    write_synthpedes(
-        rendered,
-        identities={"test": persons},
-        images_per_identity={"test": 2},
-        captions_per_image=1,
-        seed=5,
-        difficulty=0.2,
-        attributes_named=(6, 9),
-    )
+    recipe = Recipe({"test": persons}, {"test": 2}, 1, seed=5, difficulty=0.2, attributes_named=(6, 9), rich_colours=0)
+    write_synthpedes(rendered, recipe)
     captions = {}
     for number, record in enumerate(json.loads((rendered / "reid_raw.json").read_text())):
         path = Path(f"camera {number % 3}") / f"{number:02d}.jpg"

@@ -317,6 +317,9 @@ def test_noise_moves_captions_and_leaves_images_and_identities(tmp_path):
             np.testing.assert_array_equal(batch.ids[row], ids[: batch.ids.shape[1]])
             assert batch.pids[row] == pairs.split.image_pids[pairs.image_of_pair[pair]]
     assert 0 < (~pairs.truly_clean).sum() <= 12
+    of_own_person = pairs.split.caption_pids[pairs.permutation] == pairs.split.caption_pids
+    np.testing.assert_array_equal(pairs.truly_clean, of_own_person)
+    assert (pairs.truly_clean & (pairs.permutation != np.arange(24))).any(), "the draw must have such a caption"
 
 
 def collect(batches) -> dict[int, tuple[torch.Tensor, list[int]]]:

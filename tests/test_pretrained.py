@@ -168,7 +168,7 @@ def test_broken_files_are_told(tmp_path, name, content):
 def test_the_built_in_clip_is_small_and_complete():
     assert BUILT_IN["tiny"].stat().st_size < 5e6
     sizes = read_sizes(read_clip("tiny"), "tiny")
-    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (512, 49408, 77)
+    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (256, 49408, 77)
 
 
 CONTENT = bytes(range(256)) * 20000

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,21 @@ import pytest
 from PIL import Image
 
 from datasets import synthpedes
-from datasets.synthpedes import contact_sheet, ensure_synthpedes, write, write_synthpedes
+from datasets.synthpedes import Recipe, contact_sheet, ensure_synthpedes, write, write_synthpedes
 from datasets.synthpedes.captions import describe
 from datasets.synthpedes.identity import Identity, draw_identities, draw_splits
 from datasets.synthpedes.palette import COLOURS, HAIR_COLOURS
 from datasets.synthpedes.render import render
 
-SMALL = {
-    "identities": {"train": 13, "val": 3, "test": 5},
-    "images_per_identity": {"train": 3, "val": 1, "test": 2},
-    "captions_per_image": 2,
-    "difficulty": 0.7,
-    "attributes_named": (4, 8),
-}
+SMALL = Recipe(
+    identities={"train": 13, "val": 3, "test": 5},
+    images_per_identity={"train": 3, "val": 1, "test": 2},
+    captions_per_image=2,
+    seed=5,
+    difficulty=0.7,
+    attributes_named=(4, 8),
+    rich_colours=0.5,
+)
 
 # Written down again, apart from the vocabulary of the package: which kind a word may speak of.
 GARMENT_WORDS = {
@@ -93,6 +96,24 @@ GARMENT_WORDS = {
     "shoulder-length": {"medium"},
 }
 COLOUR_WORDS = {name: name for name in (*COLOURS, *HAIR_COLOURS)} | {"gray": "grey", "tan": "beige", "violet": "purple"}
+COLOUR_WORDS |= {
+    word: colour
+    for colour, words in {
+        "black": "jet ebony",
+        "white": "ivory snowy",
+        "grey": "charcoal ash",
+        "red": "crimson scarlet",
+        "orange": "tangerine amber",
+        "yellow": "golden lemon",
+        "green": "olive emerald",
+        "blue": "navy azure",
+        "purple": "plum lavender",
+        "pink": "rose salmon",
+        "brown": "chestnut coffee",
+        "beige": "cream khaki",
+    }.items()
+    for word in words.split()
+}
 HEADS = {"shoes": "shoe_colour", "sneakers": "shoe_colour", "footwear": "shoe_colour"}
 HEADS |= dict.fromkeys(["trousers", "pants", "slacks", "jeans", "shorts", "skirt", "bottoms"], "lower_colour")
 HEADS |= dict.fromkeys(["backpack", "rucksack", "handbag", "purse", "bag"], "bag_colour")
@@ -110,8 +131,8 @@ def _records(folder: Path) -> list[dict]:
 def test_a_second_write_and_any_number_of_workers_give_the_same_bytes(tmp_path, monkeypatch):
     for name, cores in (("one", 1), ("two", 2), ("again", 2)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        write_synthpedes(tmp_path / name, seed=5, **SMALL)
-    write_synthpedes(tmp_path / "other", seed=6, **SMALL)
+        write_synthpedes(tmp_path / name, SMALL)
+    write_synthpedes(tmp_path / "other", replace(SMALL, seed=6))
     one = _tree(tmp_path / "one")
     assert one == _tree(tmp_path / "two") == _tree(tmp_path / "again")
     other = _tree(tmp_path / "other")
@@ -120,7 +141,7 @@ def test_a_second_write_and_any_number_of_workers_give_the_same_bytes(tmp_path, 
 
 
 def test_layout_counts_and_ids_are_those_of_cuhk_pedes(tmp_path):
-    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    write_synthpedes(tmp_path / "set", SMALL)
     records = _records(tmp_path / "set")
     assert all(set(record) == {"id", "file_path", "captions", "split"} for record in records)
     assert [record["split"] for record in records] == ["train"] * 39 + ["val"] * 3 + ["test"] * 10
@@ -162,7 +183,9 @@ def test_render_and_describe_refuse_values_out_of_range():
     with pytest.raises(ValueError, match="difficulty"):
         render(who, np.random.default_rng(0), 1.2)
     with pytest.raises(ValueError, match="attributes"):
-        describe(who, np.random.default_rng(0), 5, 4)
+        describe(who, np.random.default_rng(0), 5, 4, 0)
+    with pytest.raises(ValueError, match="rich_colours"):
+        describe(who, np.random.default_rng(0), 4, 5, 1.5)
 
 
 def test_captions_say_only_what_is_true():
@@ -170,7 +193,7 @@ def test_captions_say_only_what_is_true():
     lengths = []
     for who in draw_identities(300, rng):
         for _ in range(3):
-            caption = describe(who, rng, 4, 8)
+            caption = describe(who, rng, 4, 8, 0.5)
             lengths.append(len(caption.split()))
             _check_caption(caption, who)
     assert 12 <= np.median(lengths) <= 30
@@ -200,7 +223,7 @@ def _check_caption(caption: str, who: Identity) -> None:
 def test_more_attributes_make_longer_captions():
     rng = np.random.default_rng(2)
     people = draw_identities(100, rng)
-    mean = [np.mean([len(describe(who, rng, n, n).split()) for who in people]) for n in (1, 4, 8)]
+    mean = [np.mean([len(describe(who, rng, n, n, 0.0).split()) for who in people]) for n in (1, 4, 8)]
     assert mean[0] < mean[1] < mean[2]
 
 
@@ -216,14 +239,13 @@ def test_splits_share_no_attribute_combination_and_most_people_have_a_sibling():
 
 
 def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):
-    for name in ("identities", "images_per_identity"):
-        monkeypatch.setitem(synthpedes.RECIPE, name, SMALL[name])
+    monkeypatch.setattr(synthpedes, "RECIPE", SMALL)
     folder = ensure_synthpedes(tmp_path)
     assert folder == tmp_path / "SynthPEDES"
     stamp = (folder / "reid_raw.json").stat().st_mtime_ns
     assert ensure_synthpedes(tmp_path) == folder
     assert (folder / "reid_raw.json").stat().st_mtime_ns == stamp
-    monkeypatch.setitem(synthpedes.RECIPE, "seed", 1)
+    monkeypatch.setattr(synthpedes, "RECIPE", replace(SMALL, seed=1))
     with pytest.raises(FileExistsError, match="is not this version's SynthPEDES: move it away or delete it"):
         ensure_synthpedes(tmp_path)
 
@@ -243,12 +265,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(write, "describe", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+        write_synthpedes(tmp_path / "set", SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_set_of_a_faster_process_stays(tmp_path, monkeypatch):
-    write_synthpedes(tmp_path / "ready", seed=6, **SMALL)
+    write_synthpedes(tmp_path / "ready", replace(SMALL, seed=6))
     ready = _tree(tmp_path / "ready")
     put_in_place = write._put_in_place
 
@@ -257,15 +279,15 @@ def test_the_set_of_a_faster_process_stays(tmp_path, monkeypatch):
         put_in_place(work, folder)
 
     monkeypatch.setattr(write, "_put_in_place", overtaken)
-    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    write_synthpedes(tmp_path / "set", SMALL)
     assert _tree(tmp_path / "set") == ready
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     with pytest.raises(FileExistsError):
-        write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+        write_synthpedes(tmp_path / "set", SMALL)
 
 
 def test_contact_sheet_is_a_small_png(tmp_path):
-    write_synthpedes(tmp_path / "set", seed=5, **SMALL)
+    write_synthpedes(tmp_path / "set", SMALL)
     contact_sheet(tmp_path / "set", tmp_path / "sheet.png", rows=5, columns=3)
     assert (tmp_path / "sheet.png").stat().st_size < 250_000
     with Image.open(tmp_path / "sheet.png") as sheet:

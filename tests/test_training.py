@@ -96,6 +96,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
         "test_log.txt",
         "best.pth",
         "last.pth",
+        "start_metrics.json",
         "metrics.jsonl",
         "figures",
         "epochs",
@@ -106,6 +107,9 @@ def test_a_run_leaves_what_the_field_knows(trained):
     assert not [name for name in names if "partial" in name]
     assert "best.pth on RSTPReid, test" in printed
     assert "precision" in printed
+    start = json.loads((run_dir / "start_metrics.json").read_text())
+    assert set(start) == {"val"}, "the test split is looked at with --record_test only"
+    assert f"Before training: R1 {start['val']['BGE']['R1']:.2f} on val (BGE)" in printed
     log = (run_dir / "train_log.txt").read_text()
     assert log.count("CCD:") == 3
     assert "another size of train than published: train has 12 images, published are 18,505 and 2 more" in log

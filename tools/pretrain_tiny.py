@@ -3,12 +3,13 @@
     python -m tools.pretrain_tiny
 
 It plays the part that OpenAI's ViT-B/16 plays for the real data sets: the same architecture code, trained contrastively
-on square images of another, cleaner draw of SynthPEDES, and loaded with its positions resized. It stops early on
-purpose, so that training RDE has something to gain.
+on square images of other persons, and loaded with its positions resized. As CLIP has read the web and not the
+annotators of a person data set, it knows the plain names of colours only: captions of the built-in data set also say
+crimson, navy or charcoal. What it has to be taught is what training RDE gains.
 
-CLIP, which has seen the whole world, embeds pedestrians in a narrow cone: their cosines spread by a few hundredths, no
-more than TAL's temperature, so that many negatives share its gradient. A model that has seen nothing but pedestrians
-would spread them over the whole sphere, where TAL is TRL. So this one is born in a cone.
+CLIP, which has seen the whole world, embeds pedestrians in a narrow cone: their cosines spread by a few hundredths, not
+much more than TAL's temperature, so that many negatives share its gradient. A model that has seen nothing but
+pedestrians spreads them over the whole sphere, where TAL is TRL. So this one is put into a cone in the end.
 """
 
 from __future__ import annotations
@@ -28,43 +29,43 @@ from torch.nn import functional as F
 from datasets.annotations import Split, read_splits
 from datasets.image_cache import CachedImages, open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
-from datasets.synthpedes import write_synthpedes
+from datasets.synthpedes import ANNOTATIONS, Recipe, write_synthpedes
 from datasets.tokenizer import Tokenizer
 from model.clip import CLIP, ClipSizes
 from model.pretrained import BUILT_IN, compact_rows
+from utils.files import in_one_step
 from utils.program import run_program, seed_everything
 
 SIZES = ClipSizes(
     image_width=128,
-    image_layers=4,
+    image_layers=3,
     patch=8,
     stride=8,
     grid=(7, 7),
     text_width=128,
-    text_layers=3,
+    text_layers=2,
     text_length=77,
     vocab_size=49408,
-    shared_width=512,
+    shared_width=256,
 )
-IDENTITIES, IMAGES, CAPTIONS = 3000, 2, 2
-DIFFICULTY, ATTRIBUTES_NAMED = 0.3, (6, 10)
+RECIPE = Recipe(
+    identities={"train": 3000},
+    images_per_identity={"train": 2},
+    captions_per_image=2,
+    seed=77,
+    difficulty=0.3,
+    attributes_named=(6, 10),
+    rich_colours=0.0,
+)
 SEED, BATCH, LR, WARMUP = 77, 128, 1e-3, 100
 TEMPERATURE = 0.01  # what CLIP's learned temperature ends at
-CONE = 2.0  # length of the part that all embeddings of a modality share, in units of the part that tells them apart
+CONE = 2.0  # length of what all embeddings share, in units of what tells them apart
 
 
 def draw(folder: Path) -> tuple[Split, CachedImages, np.ndarray]:
     """Render the pretraining pairs and read them: the split, its (I, 3, 56, 56) images, its token ids."""
-    write_synthpedes(
-        folder / "SynthPEDES",
-        identities={"train": IDENTITIES},
-        images_per_identity={"train": IMAGES},
-        captions_per_image=CAPTIONS,
-        seed=SEED,
-        difficulty=DIFFICULTY,
-        attributes_named=ATTRIBUTES_NAMED,
-    )
-    split = read_splits("SynthPEDES", folder, ["train"])["train"]
+    write_synthpedes(folder / "pairs", RECIPE)
+    split = read_splits(str(folder / "pairs" / ANNOTATIONS), folder, ["train"])["train"]
     size = (SIZES.grid[0] * SIZES.patch, SIZES.grid[1] * SIZES.patch)
     images = open_images(split.images, size, folder / "cache")
     return split, images, Tokenizer()(split.captions, SIZES.text_length)
@@ -96,6 +97,18 @@ def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
         print(f"epoch {epoch + 1}/{epochs}: loss {total / len(batches):.3f}, {seconds:.0f} s", flush=True)
 
 
+@torch.no_grad()
+def put_into_a_cone(model: CLIP) -> None:
+    """Add a direction that both modalities can share to all embeddings, through the last LayerNorms' biases."""
+    image, text = (model.visual.ln_post, model.visual.proj), (model.ln_final, model.text_projection)
+    left, _, right = torch.linalg.svd(image[1] @ text[1].T)
+    sign = -1 if image[0].bias @ left[:, 0] < 0 else 1  # that of the pair is arbitrary
+    for (norm, projection), direction in ((image, sign * left[:, 0]), (text, sign * right[0])):
+        spread, shared = norm.weight[:, None] * projection, norm.bias @ projection
+        length = (spread.norm() ** 2 + shared.norm() ** 2).sqrt()  # of an embedding, about
+        norm.bias += CONE * length / (direction @ projection).norm() * direction
+
+
 def main(argv: Sequence[str]) -> None:
     """Render, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,11 +124,13 @@ def main(argv: Sequence[str]) -> None:
         pairs = TrainingPairs(split, images, ids, np.arange(len(ids)), settings)
         model = CLIP(SIZES)
         for norm in (model.visual.ln_post, model.ln_final):
-            torch.nn.init.normal_(norm.bias, std=CONE)
+            torch.nn.init.normal_(norm.bias, std=2.0)  # each modality shares a direction from the start
         pretrain(model, pairs, args.epochs)
+    put_into_a_cone(model.half().float())  # the weights as they are saved
     used = torch.from_numpy(np.union1d(ids, [SIZES.vocab_size - 1])).long()
     state = compact_rows(model.state_dict(), used)
-    save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, args.out)
+    with in_one_step(args.out) as partial:
+        save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, partial)
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -37,6 +37,20 @@ _BAGS = {
 }
 _HATS = {"cap": ("cap", "baseball cap"), "beanie": ("beanie", "knit hat")}
 _COLOURS = {"grey": ("grey", "gray"), "beige": ("beige", "tan"), "purple": ("purple", "violet")}
+_RICH_COLOURS = {
+    "black": ("jet", "ebony"),
+    "white": ("ivory", "snowy"),
+    "grey": ("charcoal", "ash"),
+    "red": ("crimson", "scarlet"),
+    "orange": ("tangerine", "amber"),
+    "yellow": ("golden", "lemon"),
+    "green": ("olive", "emerald"),
+    "blue": ("navy", "azure"),
+    "purple": ("plum", "lavender"),
+    "pink": ("rose", "salmon"),
+    "brown": ("chestnut", "coffee"),
+    "beige": ("cream", "khaki"),
+}
 _PATTERNS = {"striped": ("striped",), "checked": ("checked", "plaid"), "dotted": ("dotted", "polka dot")}
 
 # How readily an annotator names each attribute.
@@ -55,17 +69,22 @@ _SALIENCE = {
 _GARMENT_ATTRIBUTES = ("top colour", "top kind", "lower colour", "lower kind")
 
 
-def describe(identity: Identity, rng: np.random.Generator, min_attributes: int, max_attributes: int) -> str:
+def describe(
+    identity: Identity, rng: np.random.Generator, min_attributes: int, max_attributes: int, rich_colours: float
+) -> str:
     """Describe a person in one or two sentences, all of them true.
 
     Between `min_attributes` and `max_attributes` attributes are named, the gender not counted; fewer where the
     person has fewer to name (at least 7). One at least is of the garments.
-    Raises ValueError unless 1 <= min_attributes <= max_attributes.
+    A colour goes by a rarer name (crimson, navy, …) with probability `rich_colours`; hair keeps its plain one.
+    Raises ValueError unless 1 <= min_attributes <= max_attributes and 0 <= rich_colours <= 1.
     """
+    if not 0 <= rich_colours <= 1:
+        raise ValueError(f"rich_colours must be in [0, 1], got {rich_colours}")
     if not 1 <= min_attributes <= max_attributes:
         raise ValueError(f"need 1 <= min_attributes <= max_attributes, got {min_attributes} and {max_attributes}")
     named = _choose(identity, rng, int(rng.integers(min_attributes, max_attributes + 1)))
-    return _Writer(identity, rng, named).text()
+    return _Writer(identity, rng, named, rich_colours).text()
 
 
 def _choose(identity: Identity, rng: np.random.Generator, count: int) -> set[str]:
@@ -91,17 +110,19 @@ def _join(parts: Sequence[str]) -> str:
 class _Writer:
     """Puts the named attributes of one person into words."""
 
-    def __init__(self, identity: Identity, rng: np.random.Generator, named: set[str]) -> None:
+    def __init__(self, identity: Identity, rng: np.random.Generator, named: set[str], rich_colours: float) -> None:
         self._who = identity
         self._rng = rng
         self._named = named
+        self._rich_colours = rich_colours
         self._he, self._his = ("She", "her") if identity.gender == "woman" else ("He", "his")
 
     def _pick(self, options: Sequence[str]) -> str:
         return options[int(self._rng.integers(len(options)))]
 
     def _colour(self, name: str) -> str:
-        return self._pick(_COLOURS.get(name, (name,)))
+        rich = self._rich_colours > 0 and self._rng.random() < self._rich_colours
+        return self._pick(_RICH_COLOURS[name] if rich else _COLOURS.get(name, (name,)))
 
     def text(self) -> str:
         """The whole caption."""

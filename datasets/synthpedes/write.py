@@ -10,8 +10,9 @@ import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -33,42 +34,50 @@ Record = dict[str, object]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The persons of one chunk, and all that is needed to draw and to describe them."""
+class Recipe:
+    """What a data set is made from; the same recipe gives the same bytes.
 
+    Attributes:
+        identities, images_per_identity: a count for each of train, val and test, or for some of them.
+        difficulty: of the pictures, in [0, 1]; see `render`.
+        attributes_named: least and greatest number of attributes in a caption.
+        rich_colours: probability in [0, 1] that a caption gives a colour a rarer name; see `describe`.
+    """
+
+    identities: dict[str, int]
+    images_per_identity: dict[str, int]
+    captions_per_image: int
+    seed: int
+    difficulty: float
+    attributes_named: tuple[int, int]
+    rich_colours: float
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self) | {"attributes_named": list(self.attributes_named)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The persons of one chunk."""
+
+    recipe: Recipe
     imgs: Path
     split: str
     first_id: int
     people: tuple[Identity, ...]
-    images: int
-    captions: int
-    seed: int
-    difficulty: float
-    attributes_named: tuple[int, int]
 
 
-def write_synthpedes(
-    folder: Path,
-    *,
-    identities: dict[str, int],
-    images_per_identity: dict[str, int],
-    captions_per_image: int,
-    seed: int,
-    difficulty: float,
-    attributes_named: tuple[int, int],
-    progress: bool = True,
-) -> None:
-    """Write a whole data set to `folder`, which must not exist; the same arguments give the same bytes.
+def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> None:
+    """Write a whole data set to `folder`, which must not exist; `progress` allows a bar, shown only on a terminal.
 
-    `identities` and `images_per_identity` map train, val and test, or some of them, to a count; `difficulty` is in
-    [0, 1]; `attributes_named` is the least and the greatest number of attributes in a caption; `progress` allows a bar,
-    which is shown only on a terminal.
     The files are made in a hidden folder next to `folder`, which is all that a kill leaves behind, and renamed when
     complete. If `folder` has appeared meanwhile, from a second process, that one stays and ours is dropped.
     Raises FileExistsError if `folder` exists at the start and ValueError for other splits.
     """
+    identities = recipe.identities
     splits = [split for split in _SPLITS if split in identities]
-    if len(splits) != len(identities) or identities.keys() != images_per_identity.keys():
+    if len(splits) != len(identities) or identities.keys() != recipe.images_per_identity.keys():
         raise ValueError(f"identities and images_per_identity must name the same splits out of {', '.join(_SPLITS)}")
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
@@ -78,20 +87,11 @@ def write_synthpedes(
     try:
         for split in splits:
             (work / "imgs" / split).mkdir(parents=True)
-        people = draw_splits({split: identities[split] for split in splits}, _generator(seed, _IDENTITY_STREAM))
-        jobs = _plan(work / "imgs", people, images_per_identity, captions_per_image, seed, difficulty, attributes_named)
-        records = _run(jobs, progress)
+        people = draw_splits({split: identities[split] for split in splits}, _generator(recipe.seed, _IDENTITY_STREAM))
+        records = _run(_plan(recipe, work / "imgs", people), progress)
         text = json.dumps(records, indent=1, ensure_ascii=False)
         (work / ANNOTATIONS).write_text(text + "\n", encoding="utf-8")
-        recipe = {
-            "identities": identities,
-            "images_per_identity": images_per_identity,
-            "captions_per_image": captions_per_image,
-            "seed": seed,
-            "difficulty": difficulty,
-            "attributes_named": list(attributes_named),
-        }
-        (work / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+        (work / RECIPE_FILE).write_text(json.dumps(recipe.plain(), indent=1) + "\n", encoding="utf-8")
         _put_in_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -101,20 +101,12 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, *stream])
 
 
-def _plan(
-    imgs: Path,
-    people: dict[str, list[Identity]],
-    images: dict[str, int],
-    captions: int,
-    seed: int,
-    difficulty: float,
-    attributes_named: tuple[int, int],
-) -> list[_Job]:
+def _plan(recipe: Recipe, imgs: Path, people: dict[str, list[Identity]]) -> list[_Job]:
     jobs, next_id = [], 1
     for split, members in people.items():
         for start in range(0, len(members), _CHUNK):
             chunk = tuple(members[start : start + _CHUNK])
-            jobs.append(_Job(imgs, split, next_id, chunk, images[split], captions, seed, difficulty, attributes_named))
+            jobs.append(_Job(recipe, imgs, split, next_id, chunk))
             next_id += len(chunk)
     return jobs
 
@@ -157,14 +149,17 @@ def _bar(items: Iterable, total: int, progress: bool) -> Iterable:
 
 def _do(job: _Job) -> list[Record]:
     """Draw and describe one chunk of persons."""
-    records: list[Record] = []
+    recipe, records = job.recipe, []
     for pid, who in enumerate(job.people, start=job.first_id):
-        for number in range(job.images):
+        for number in range(recipe.images_per_identity[job.split]):
             path = f"{job.split}/{pid}_{number}.jpg"
-            image = render(who, _generator(job.seed, _IMAGE_STREAM, pid, number), job.difficulty)
+            image = render(who, _generator(recipe.seed, _IMAGE_STREAM, pid, number), recipe.difficulty)
             image.save(job.imgs / path, quality=_JPEG_QUALITY)
-            words = _generator(job.seed, _CAPTION_STREAM, pid, number)
-            captions = [describe(who, words, *job.attributes_named) for _ in range(job.captions)]
+            words = _generator(recipe.seed, _CAPTION_STREAM, pid, number)
+            captions = [
+                describe(who, words, *recipe.attributes_named, recipe.rich_colours)
+                for _ in range(recipe.captions_per_image)
+            ]
             records.append({"id": pid, "file_path": path, "captions": captions, "split": job.split})
     return records
 

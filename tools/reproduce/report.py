@@ -10,10 +10,10 @@ from pathlib import Path
 from prettytable import PrettyTable, TableStyle
 
 from tools.reproduce.paper import METRICS
-from tools.reproduce.runs import Run
+from tools.reproduce.runs import START, Run
 
 # Ways to choose a checkpoint, and the paper's checkpoint each is compared with.
-CHOICES = {"best by validation": "best", "best by test": "best", "last": "last"}
+CHOICES = {START: "", "best by validation": "best", "best by test": "best", "last": "last"}
 
 
 def summarise(runs: Sequence[Run], *, comparable: bool) -> dict:

@@ -7,11 +7,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets.synthpedes import RECIPE, write_synthpedes
+from processor.start import START_FILE, read_start
 from tools.reproduce.tables import Row
 from utils.errors import DataError, OptionError
 from utils.flags import FREE
@@ -20,7 +21,8 @@ from utils.records import read_records
 from utils.runs import CHECKPOINTS, hold, is_finished
 
 ROOT = Path(__file__).parents[2]
-FAR = RECIPE | {"seed": 2025, "difficulty": 0.8}  # SynthPEDES-far: other persons, harder pictures
+FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder pictures
+START = "start"  # the choice of the weights that training starts with
 # What train.py is given by the row, and so by nobody else.
 _OWN = ("config", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
 _OF_TEST_PY = ("device", "image_cache", "num_workers", "test_batch_size")
@@ -81,12 +83,19 @@ class Run:
         "best by validation" and "last" are the run's two checkpoints; "best by test" is the epoch in which R1 on the
         test split was highest, as the published code chooses (not known on another data set).
 
+        A row of the starting weights has "start" alone.
+
         Raises:
             DataError: a file of metrics is damaged.
         """
         run_dir = self.run_dir()
         if run_dir is None or (self.row.target and not self._target_file().is_file()):
             return None
+        if self.row.start:
+            start = read_start(run_dir)
+            if "test" not in start:
+                raise DataError(f"{run_dir / START_FILE} is missing or damaged: delete the run, and it is done again")
+            return {START: start["test"][self.row.similarity]}
         tested = _read(self._target_file() if self.row.target else run_dir / "test_metrics.json")
         found = dict(zip(("best by validation", "last"), tested, strict=True))
         epochs = [record["test"] for record in read_records(run_dir / "metrics.jsonl") if "test" in record]
@@ -164,7 +173,7 @@ def _write_far(folder: Path) -> None:
     """Render SynthPEDES-far, under an annotation file of its own name, unless it is there."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_synthpedes(folder, **FAR)
+        write_synthpedes(folder, FAR)
     annotations = folder / f"{folder.name}.json"
     if not annotations.exists():
         (folder / "reid_raw.json").rename(annotations)

@@ -1,0 +1,65 @@
+"""`python -m tools.pretrain_tiny`: the same bytes each time, whole or not at all, and embeddings in a narrow cone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.clip import CLIP
+from model.weights import read_clip
+from tools import pretrain_tiny
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(pretrain_tiny, "RECIPE", replace(pretrain_tiny.RECIPE, identities={"train": 6}))
+    monkeypatch.setattr(pretrain_tiny, "BATCH", 8)
+
+
+def test_twice_the_same_bytes_which_load_as_a_clip(tmp_path, capsys):
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for file in files:
+        pretrain_tiny.main(["--epochs", "1", "--out", str(file)])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert "epoch 1/1: loss" in capsys.readouterr().out
+    assert read_clip(str(files[0])).keys() == read_clip("tiny").keys()
+
+
+@pytest.mark.parametrize("step", ["draw", "pretrain", "save_file"])
+def test_an_interrupt_leaves_nothing_and_an_older_file_as_it_was(tmp_path, monkeypatch, step):
+    def stop(*arguments: object) -> None:
+        for argument in arguments:
+            if isinstance(argument, Path) and argument.suffix == ".partial":
+                argument.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    file = tmp_path / "older.safetensors"
+    file.write_bytes(b"older")
+    monkeypatch.setattr(pretrain_tiny, step, stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_tiny.main(["--epochs", "1", "--out", str(file)])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+def test_the_cone_narrows_cosines_and_brings_the_modalities_together():
+    torch.manual_seed(0)
+    model = CLIP(pretrain_tiny.SIZES)
+    images, ids = torch.randn(12, 3, 56, 56), torch.randint(1, 1000, (12, 9))
+    ids[:, -1] = 49407
+
+    @torch.no_grad()
+    def cosines() -> torch.Tensor:
+        image = model.encode_image(images)[0][:, 0]
+        text = model.encode_text(ids, torch.full((12,), 8))[0][:, 8]
+        return F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+
+    before = cosines()
+    pretrain_tiny.put_into_a_cone(model)
+    after = cosines()
+    assert after.std() < 0.5 * before.std()
+    assert after.mean() > before.mean() + 0.3
