@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,10 +73,12 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
 
     device = choose_device(options.device)
     seed_everything(options.seed)
-    model, data = _prepare(options, device, continued=checkpoint is not None)
+    remarks: list[str] = []  # on the weights, logged once there is a log file
+    model, data = _prepare(options, device, remarks.append, continued=checkpoint is not None)
     if options.test:
         metrics, _ = evaluate(model, data.test)
         if is_main():
+            print(*(f"{options.pretrain_choice}: {remark}" for remark in remarks), sep="\n", end="\n" * bool(remarks))
             print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -87,13 +89,15 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     if checkpoint:
         data.check(run_dir / "configs.yaml")
     elif is_main():
-        _write_config(options, data, run_dir)
+        _write_config(options, data, run_dir, model.towers())
     start_logging(run_dir / "train_log.txt")
     if checkpoint and checkpoint.is_file():
         restore(load_checkpoint(checkpoint), model, optimizer, scaler, progress, checkpoint, options)
     if checkpoint and is_main() and progress.epoch < options.num_epoch:
         (run_dir / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
     _log_start(options, data, run_dir, progress.epoch if checkpoint else None)
+    for remark in remarks:
+        logger.info("%s: %s", options.pretrain_choice, remark)
     test = data.test if options.record_test else None
     settings = _run_settings(options)
     try:
@@ -110,13 +114,15 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         locked.close()
 
 
-def _prepare(options: EasyDict, device: torch.device, *, continued: bool) -> tuple[RDE, RunData]:
+def _prepare(
+    options: EasyDict, device: torch.device, log: Callable[[str], None], *, continued: bool
+) -> tuple[RDE, RunData]:
     """The model to begin with and the data, all that takes time before a run is begun or touched."""
     from datasets.run_data import load_data
     from utils.program import check_compiler
 
     try:
-        model = build(options).to(device)
+        model = build(options, log).to(device)
         model.clip.set_grad_checkpointing(options.grad_checkpointing)
         if options.compile:
             check_compiler(device)
@@ -143,15 +149,16 @@ def _test(options: EasyDict, data: RunData, run_dir: Path, device: torch.device)
     )
 
 
-def build(options: EasyDict) -> RDE:
-    """The model that training starts with."""
+def build(options: EasyDict, log: Callable[[str], None] = lambda _: None) -> RDE:
+    """The model that training starts with; `log` gets lines about its weights."""
     from model.weights import build_model
 
-    names = ("text_length", "vocab_size", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
+    names = ("text_length", "vocab_size", "activation", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
     return build_model(
         options.pretrain_choice,
         image_size=options.img_size,
         stride=options.stride_size,
+        log=log,
         **{name: options[name] for name in names},
     )
 
@@ -162,7 +169,7 @@ def _make_run_dir(options: EasyDict) -> Path:
     return make_run_dir(Path(options.output_dir), short_name(options.dataset_name), options.name, options.loss_names)
 
 
-def _write_config(options: EasyDict, data: RunData, run_dir: Path) -> None:
+def _write_config(options: EasyDict, data: RunData, run_dir: Path, towers: dict) -> None:
     """Write the run's configuration, with which it can be continued, and noise that has no file of its own."""
     import torch
 
@@ -170,6 +177,7 @@ def _write_config(options: EasyDict, data: RunData, run_dir: Path) -> None:
 
     data.keep_noise(run_dir)
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts, "processes": world_size()}
+    about["towers"] = towers
     write_config(run_dir / "configs.yaml", options, about)
 
 
@@ -193,6 +201,9 @@ def _log_start(options: EasyDict, data: RunData, run_dir: Path, epochs_done: int
         logger.warning("  %d of %d training pairs are left out for it", left_out, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
+    for name, captions in data.cut.items():
+        if captions:
+            logger.info("  %d captions of %s are cut to --text_length %d", captions, name, options.text_length)
     if data.validation is data.test:
         logger.info("  the best checkpoint is chosen on the test split")
     for remark in data.remarks:

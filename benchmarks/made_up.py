@@ -16,44 +16,42 @@ from datasets.annotations import Split
 from datasets.image_cache import open_images
 from datasets.loaders import Batch, LoadingSettings, TrainingPairs
 from datasets.tokenizer import EOS, SOS, Tokenizer
-from model.clip import ClipSizes
+from model.clip import ClipConfig, Tower
 from model.rde import RDE
 
-VIT_B_16 = ClipSizes(
-    image_width=768,
-    image_layers=12,
+VIT_B_16 = ClipConfig(
+    image=Tower(width=768, layers=12, heads=12, activation="quick_gelu"),
+    text=Tower(width=512, layers=12, heads=8, activation="quick_gelu"),
     patch=16,
     stride=16,
     grid=(24, 8),
-    text_width=512,
-    text_layers=12,
     text_length=77,
     vocab_size=49408,
     shared_width=512,
 )
-TINY = ClipSizes(
-    image_width=128,
-    image_layers=4,
+TINY = ClipConfig(
+    image=Tower(width=128, layers=4, heads=2, activation="quick_gelu"),
+    text=Tower(width=128, layers=4, heads=2, activation="quick_gelu"),
     patch=8,
     stride=8,
     grid=(12, 4),
-    text_width=128,
-    text_layers=4,
     text_length=77,
     vocab_size=49408,
     shared_width=512,
 )
-SMALLEST = replace(TINY, image_layers=1, text_layers=1, text_width=64)
+SMALLEST = replace(
+    TINY, image=replace(TINY.image, layers=1), text=Tower(64, layers=1, heads=1, activation="quick_gelu")
+)
 _WORDS = "a the man woman wears carries red blue black white shirt jacket trousers shoes bag with and is in her his"
 WORDS = _WORDS.split()
 
 
-def image_size(sizes: ClipSizes) -> tuple[int, int]:
+def image_size(sizes: ClipConfig) -> tuple[int, int]:
     """Height and width in pixels."""
     return sizes.grid[0] * sizes.patch, sizes.grid[1] * sizes.patch
 
 
-def random_model(sizes: ClipSizes, device: torch.device, precision: str = "fp32") -> RDE:
+def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> RDE:
     """An RDE model with fresh weights, the same every time."""
     torch.manual_seed(0)
     model = RDE(sizes, select_ratio=0.3, precision="fp32").to(device)
@@ -69,7 +67,7 @@ def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(12 + rng.gamma(2.3, 5, count), 12, 75).astype(int)
 
 
-def random_batch(sizes: ClipSizes, pairs: int, device: torch.device) -> Batch:
+def random_batch(sizes: ClipConfig, pairs: int, device: torch.device) -> Batch:
     """A batch of noise and random captions, as long as the longest of them, each of another person."""
     rng = np.random.default_rng(0)
     lengths = caption_lengths(pairs, rng)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model.clip import ClipSizes
+from model.clip import ClipConfig
 
 Rows = list[dict[str, Any]]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +30,7 @@ class Setting:
 
     device: torch.device
     precision: str
-    sizes: ClipSizes
+    sizes: ClipConfig
     batch: int
     scale: float
     repeats: int

@@ -22,6 +22,7 @@ import torch
 from benchmarks.__main__ import results_of, save, table
 from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
+from model.towers import Towers
 from utils.errors import OptionError
 from utils.options import command_parser, parse, resolve
 from utils.program import choose_device, run_program
@@ -98,7 +99,7 @@ def _random_weights(folder: Path, *, tiny: bool) -> Path:
         state = {name: value.half() for name, value in model.state_dict().items()}
         positions = state["visual.positional_embedding"]
         state["visual.positional_embedding"] = positions[:1].expand(14 * 14 + 1, -1).contiguous()
-        torch.save(state, file)
+        torch.save({"model": state, "towers": Towers(model.config.image, model.config.text).record()}, file)
     return file
 
 

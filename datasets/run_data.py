@@ -23,12 +23,13 @@ from utils.runs import short_name
 
 
 class RunData(NamedTuple):
-    """Training pairs with their noise, the splits that choose and test, and what is odd in them."""
+    """Training pairs with their noise, the splits that choose and test, how many captions are cut, and what is odd."""
 
     pairs: TrainingPairs
     noise: Noise
     validation: Gallery
     test: Gallery
+    cut: dict[str, int]
     remarks: list[str]
 
     @property
@@ -89,12 +90,15 @@ def load_data(options: Mapping[str, Any], device: torch.device, *, continued: bo
     validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
     own = {field: options[field] for field in LoadingSettings.__dataclass_fields__}
     images = open_training_images(options, split, continued=continued)
-    ids = Tokenizer()(split.captions, options["text_length"])
+    tokenizer = Tokenizer()
+    ids = tokenizer(split.captions, options["text_length"])
     pairs = TrainingPairs(split, images, ids, noise.permutation, LoadingSettings(**own | {"device": device}), excluded)
     if not len(pairs.training_batches(0)):
         wanted = options["batch_size"] // options["num_instance"]
         raise OptionError(f"--batch_size {options['batch_size']}: a batch needs {wanted} persons with sampler identity")
+    cut = {"train": tokenizer.cut(split.captions, ids)}
+    cut |= {gallery.name: tokenizer.cut(gallery.split.captions, gallery.ids) for gallery in (validation, test)}
     sizes = DATASETS[name].sizes if name in DATASETS else {}
     sizes = {of: size for of, size in sizes.items() if of in splits}
     findings = [*other_splits(name, root_dir), *check_splits(splits, sizes)]
-    return RunData(pairs, noise, validation, test, [finding.line for finding in findings])
+    return RunData(pairs, noise, validation, test, cut, [finding.line for finding in findings])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -82,3 +82,8 @@ class Tokenizer:
         for row, numbers in zip(ids, rows, strict=True):
             row[: len(numbers)] = numbers
         return ids
+
+    def cut(self, captions: Sequence[str], ids: np.ndarray) -> int:
+        """How many captions were cut to fit their row of the (N, L) `ids`; only full rows can have been."""
+        full = np.flatnonzero(ids[:, -1])
+        return sum(len(self.encode(captions[row])) > ids.shape[1] - 2 for row in full)

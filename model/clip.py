@@ -20,20 +20,28 @@ from model.linear import Linear, linear
 Needed = Callable[[Tensor], Tensor]
 
 
+HEAD_WIDTH = 64  # channels of a head in every CLIP that OpenAI published
+
+
 @dataclass(frozen=True)
-class ClipSizes:
-    """What fixes the shapes of a CLIP: all of it can be read from a state dict (`model.weights.read_sizes`).
+class Tower:
+    """A transformer's shape, and what its tensors do not say: the number of heads and one of `ACTIVATIONS`."""
 
-    `grid` counts the patches (rows, columns); heads are 64 channels wide, as in every CLIP that OpenAI published.
-    """
+    width: int
+    layers: int
+    heads: int
+    activation: str
 
-    image_width: int
-    image_layers: int
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Everything that a CLIP is built from; `grid` counts the patches (rows, columns)."""
+
+    image: Tower
+    text: Tower
     patch: int
     stride: int
     grid: tuple[int, int]
-    text_width: int
-    text_layers: int
     text_length: int
     vocab_size: int
     shared_width: int
@@ -55,10 +63,13 @@ class _QuickGELU(torch.autograd.Function):
 
 
 class QuickGELU(nn.Module):
-    """x·σ(1.702x), CLIP's activation."""
+    """x·σ(1.702x), the activation of OpenAI's CLIPs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _QuickGELU.apply(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class LayerNorm(nn.LayerNorm):
@@ -72,9 +83,9 @@ class LayerNorm(nn.LayerNorm):
 class Attention(nn.Module):
     """Multi-head self-attention with fused kernels; probabilities are formed for one query only, on request."""
 
-    def __init__(self, width: int, *, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads = max(1, width // 64)
+        self.heads = heads
         self.causal = causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -114,13 +125,14 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A residual block: attention, then a two-layer perceptron four times as wide, each after a LayerNorm."""
 
-    def __init__(self, width: int, *, causal: bool) -> None:
+    def __init__(self, tower: Tower, *, causal: bool) -> None:
         super().__init__()
-        self.attn = Attention(width, causal=causal)
+        width = tower.width
+        self.attn = Attention(width, tower.heads, causal=causal)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", Linear(width, 4 * width))
-        self.mlp.add_module("gelu", QuickGELU())
+        self.mlp.add_module("gelu", ACTIVATIONS[tower.activation]())
         self.mlp.add_module("c_proj", Linear(4 * width, width))
         self.ln_2 = LayerNorm(width)
 
@@ -147,9 +159,9 @@ class Transformer(nn.Module):
         grad_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
-    def __init__(self, width: int, layers: int, *, causal: bool) -> None:
+    def __init__(self, tower: Tower, *, causal: bool) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width, causal=causal) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(tower, causal=causal) for _ in range(tower.layers))
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor, query: Tensor, needed: Needed | None) -> tuple[Tensor, Tensor]:
@@ -170,17 +182,17 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """The image tower."""
 
-    def __init__(self, sizes: ClipSizes) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        width = sizes.image_width
-        tokens = sizes.grid[0] * sizes.grid[1] + 1
-        self.conv1 = nn.Conv2d(3, width, kernel_size=sizes.patch, stride=sizes.stride, bias=False)
+        width = config.image.width
+        tokens = config.grid[0] * config.grid[1] + 1
+        self.conv1 = nn.Conv2d(3, width, kernel_size=config.patch, stride=config.stride, bias=False)
         self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
         self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(tokens, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, sizes.image_layers, causal=False)
+        self.transformer = Transformer(config.image, causal=False)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
+        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, config.shared_width))
 
     def forward(self, images: Tensor, needed: Needed | None = None) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS].
@@ -198,16 +210,16 @@ class VisionTransformer(nn.Module):
 class CLIP(nn.Module):
     """Both towers. Token id 0 pads; EOS has the highest id of a caption."""
 
-    def __init__(self, sizes: ClipSizes) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        width = sizes.text_width
-        self.sizes = sizes
-        self.visual = VisionTransformer(sizes)
-        self.transformer = Transformer(width, sizes.text_layers, causal=True)
-        self.token_embedding = nn.Embedding(sizes.vocab_size, width)
-        self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.text_length, width))
+        width = config.text.width
+        self.config = config
+        self.visual = VisionTransformer(config)
+        self.transformer = Transformer(config.text, causal=True)
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.text_length, width))
         self.ln_final = LayerNorm(width)
-        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, sizes.shared_width))
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, config.shared_width))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool) -> None:

@@ -29,12 +29,8 @@ _IN_BLOCK = {
     "mlp.fc2": "mlp.c_proj",
 }
 _TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
-_BUFFERS = ("position_ids", "logit_scale")
-
-
-def is_huggingface(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of Hugging Face's `CLIPModel`."""
-    return "vision_model.embeddings.class_embedding" in state
+ANCHOR = "vision_model.embeddings.class_embedding"  # by which these names are known
+PARTS = ("vision_model.", "text_model.", *_TRANSPOSED)  # what they begin with
 
 
 def to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -45,8 +41,6 @@ def to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed, parts = {}, {}
     for name, value in state.items():
-        if name.endswith(_BUFFERS):
-            continue
         if name in _TRANSPOSED:
             renamed[_TRANSPOSED[name]] = value.T.contiguous()
             continue

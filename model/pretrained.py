@@ -6,18 +6,19 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.huggingface import is_huggingface, to_openai
-from utils.checkpoints import is_state, load_tensors, refuse_unfolding
+from model import huggingface
+from model.towers import Towers, find_beside, from_record
+from model.unwrap import clip_alone, find_clip, grouped
+from utils.checkpoints import load_tensors, refuse_unfolding, safetensors_facts
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
-# Entries of OpenAI's files that are not weights of the towers.
-_CLIP_EXTRAS = {"logit_scale", "input_resolution", "context_length", "vocab_size"}
 # In place of a whole token embedding: the rows of those ids that occur in the built-in data set.
 _ROWS, _ROW_IDS = "token_embedding.rows", "token_embedding.row_ids"
 
@@ -32,38 +33,79 @@ CACHE = Path.home() / ".cache" / "clip"  # where OpenAI's own code keeps them
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
 
 
-def read_clip(pretrain_choice: str) -> dict[str, Tensor]:
-    """Read a pretrained CLIP under OpenAI's names, in float32.
+class Pretrained(NamedTuple):
+    """A pretrained CLIP.
+
+    Attributes:
+        state: its weights under OpenAI's names, in float32.
+        towers: from its configuration or recorded in the file; None if neither exists.
+        openais: whether it is one of OpenAI's own or the built-in one, whose towers are known.
+        wrapped: whether it was part of a person re-ID model, so its positions may fit images of any shape.
+        remarks: lines for the log.
+    """
+
+    state: dict[str, Tensor]
+    towers: Towers | None
+    openais: bool
+    wrapped: bool
+    remarks: list[str]
+
+
+def read_clip(pretrain_choice: str) -> Pretrained:
+    """Read a pretrained CLIP, wherever a file holds it.
 
     Args:
-        pretrain_choice: "tiny", a name of `OPENAI` (fetched once), or a file: OpenAI's TorchScript archive, or a state
-            dict (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`.
+        pretrain_choice: "tiny", a name of `OPENAI` (fetched once), or a file: OpenAI's TorchScript archive, or tensors
+            (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`, also as part of another
+            model or of a training checkpoint.
 
     Raises:
-        WeightsError: no such file, or not weights.
+        WeightsError: no such file, no CLIP in it, or several.
         DownloadError: a name that can't be fetched.
     """
     path = _find(pretrain_choice)
+    content, archived = _read(path)
+    state, prefix = find_clip(content, path)
+    openais = archived or pretrain_choice in BUILT_IN
+    towers, remarks = None, []
+    if "towers" in content:
+        towers = from_record(content["towers"], str(path))
+        remarks.append(f"{towers} (recorded in the file)")
+    elif not openais and (found := find_beside(path, huggingface=prefix + huggingface.ANCHOR in state)):
+        towers, config = found
+        remarks.append(f"{towers} (from {config.name})")
+    state, others = clip_alone(state, prefix)
+    if others:
+        remarks.append(f"skipped, not part of CLIP: {grouped(others)}")
+    if huggingface.ANCHOR in state:
+        state = huggingface.to_openai(state)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return Pretrained(_expand_rows(state), towers, openais, prefix.endswith("base_model."), remarks)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bool]:
+    """A file's content, whatever its format, and whether it is a TorchScript archive like OpenAI's."""
     try:
         refuse_unfolding(path)
         if path.suffix == ".safetensors":
-            state = load_file(path)
-        elif code := _torchscript(path):
-            if any(b"__setstate__" in text for text in code):  # all that would run while it is loaded
-                raise ValueError("the archive brings code of its own, which CLIP's do not")
+            return {"model": load_file(path), **safetensors_facts(path)}, False
+        code = _torchscript(path)
+        if any(b"__setstate__" in text for text in code):  # all that would run while it is loaded
+            raise ValueError("the archive brings code of its own, which CLIP's do not")
+        if code:
             with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
                 warnings.simplefilter("ignore")
-                state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = load_tensors(path)
+                return dict(torch.jit.load(path, map_location="cpu").state_dict()), True
+        content = load_tensors(path)
+    except WeightsError:
+        raise
     except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
-    if not is_state(state):
-        raise WeightsError(f"{path} is no CLIP state dict: expected tensors by name")
-    if is_huggingface(state):
-        state = to_openai(state)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    return _expand_rows({name: value for name, value in state.items() if name not in _CLIP_EXTRAS})
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"{path} is not a CLIP checkpoint: expected a dict of tensors, found {type(content).__name__}"
+        )
+    return content, False
 
 
 def _find(pretrain_choice: str) -> Path:
@@ -73,6 +115,11 @@ def _find(pretrain_choice: str) -> Path:
         sha256 = OPENAI[pretrain_choice]
         name = pretrain_choice.replace("/", "-") + ".pt"
         return fetch(f"{OPENAI_URL}/{sha256}/{name}", sha256, CACHE / name)
+    if Path(pretrain_choice).is_dir():
+        weights = (".safetensors", ".bin", ".pt", ".pth")
+        held = sorted(file for file in Path(pretrain_choice).iterdir() if file.suffix in weights)
+        like = f", as {held[0]}" if held else ""
+        raise WeightsError(f"--pretrain_choice {pretrain_choice} is a folder: give the file of weights in it{like}")
     if not Path(pretrain_choice).is_file():
         raise WeightsError(
             f"--pretrain_choice {pretrain_choice}: no such file; give a file of CLIP weights "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.clip import CLIP, ClipSizes, Needed
+from model.clip import CLIP, ClipConfig, Needed
 from model.names import from_published, load_into, to_published
 from model.precision import autocast, halve_weights
+from model.towers import Towers
 from model.tse import TokenSelectionEmbedding, select_tokens
 
 
@@ -26,7 +27,7 @@ class RDE(nn.Module):
     """CLIP plus two token selection heads.
 
     Args:
-        sizes: the CLIP's shapes.
+        config: of the CLIP.
         select_ratio: R in (0, 1), the share of tokens that TSE keeps.
         tse_bn: how the TSE BatchNorm behaves in training. "frozen": as a learned affine map over its initial
             statistics, as in the runs behind the paper's numbers; "batch": over the batch, as in the code's later
@@ -37,7 +38,7 @@ class RDE(nn.Module):
 
     def __init__(
         self,
-        sizes: ClipSizes,
+        config: ClipConfig,
         *,
         select_ratio: float,
         tse_bn: Literal["frozen", "batch"] = "frozen",
@@ -46,13 +47,13 @@ class RDE(nn.Module):
         precision: str = "fp32",
     ) -> None:
         super().__init__()
-        self.clip = CLIP(sizes)
-        self.image_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
-        self.text_tse = TokenSelectionEmbedding(sizes.shared_width, head=tse_head, pool=tse_pool)
+        self.clip = CLIP(config)
+        self.image_tse = TokenSelectionEmbedding(config.shared_width, head=tse_head, pool=tse_pool)
+        self.text_tse = TokenSelectionEmbedding(config.shared_width, head=tse_head, pool=tse_pool)
         self.tse_bn = tse_bn
         self.precision = precision
-        self.image_tokens = max(1, int(select_ratio * sizes.grid[0] * sizes.grid[1]))
-        self.text_tokens = max(1, int(select_ratio * (sizes.text_length - 2)))
+        self.image_tokens = max(1, int(select_ratio * config.grid[0] * config.grid[1]))
+        self.text_tokens = max(1, int(select_ratio * (config.text_length - 2)))
         if precision == "fp16_weights":
             halve_weights(self)
 
@@ -68,6 +69,10 @@ class RDE(nn.Module):
     def new_parameters(self) -> set[str]:
         """Names of the parameters that no pretrained weights fill: both TSE heads."""
         return {name for name, _ in self.named_parameters() if name.startswith(("image_tse.", "text_tse."))}
+
+    def towers(self) -> dict[str, dict[str, Any]]:
+        """What of the CLIP no tensor says, for checkpoints: heads and activation of both towers."""
+        return Towers(self.clip.config.image, self.clip.config.text).record()
 
     def published_state(self) -> dict[str, Tensor]:
         """The state dict under the published names, as checkpoints hold it."""

@@ -51,6 +51,7 @@ def save(
     content = {
         "format": CHECKPOINT_FORMAT,
         "model": model.published_state(),
+        "towers": model.towers(),
         "epoch": progress.epoch,
         "best": progress.best,
         "best_epoch": progress.best_epoch,
@@ -87,6 +88,11 @@ def restore(
     kept = {**options, **kept}
     if other := [name for name in options if name not in FREE and _differ(kept[name], options[name])]:
         raise WeightsError(f"{source} can't be continued: it is of another run, with another {other[0]}")
+    if content.get("towers", model.towers()) != model.towers():
+        raise WeightsError(
+            f"{source} can't be continued: its towers are {content['towers']}, and --pretrain_choice now gives "
+            f"{model.towers()}; has the configuration beside that file changed?"
+        )
     own = model.published_state()
     if other := [name for name, value in content["model"].items() if name in own and value.dtype != own[name].dtype]:
         raise WeightsError(f"{source} can't be continued: its {other[0]} is not {own[other[0]].dtype}")

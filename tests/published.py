@@ -36,6 +36,45 @@ def weights(which: str) -> dict[str, torch.Tensor]:
     return state
 
 
+def write_clip_config(file: Path) -> None:
+    """The golden CLIP's towers, in the form of open_clip's configurations."""
+    towers = {"vision_cfg": {"width": 64, "layers": 3}, "text_cfg": {"width": 64, "layers": 2, "heads": 1}}
+    file.write_text(json.dumps({"quick_gelu": True, **towers}))
+
+
+def under_huggingface_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A CLIP under `CLIPModel`'s names, written down tensor by tensor."""
+    state = {
+        "vision_model.embeddings.class_embedding": ours["visual.class_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": ours["visual.conv1.weight"],
+        "vision_model.embeddings.position_embedding.weight": ours["visual.positional_embedding"],
+        "vision_model.embeddings.position_ids": torch.arange(len(ours["visual.positional_embedding"]))[None],
+        "text_model.embeddings.token_embedding.weight": ours["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": ours["positional_embedding"],
+        "text_model.embeddings.position_ids": torch.arange(77)[None],
+        "visual_projection.weight": ours["visual.proj"].T.contiguous(),
+        "text_projection.weight": ours["text_projection"].T.contiguous(),
+        "logit_scale": torch.ones(()),
+    }
+    for kind in ("weight", "bias"):
+        state[f"vision_model.pre_layrnorm.{kind}"] = ours[f"visual.ln_pre.{kind}"]
+        state[f"vision_model.post_layernorm.{kind}"] = ours[f"visual.ln_post.{kind}"]
+        state[f"text_model.final_layer_norm.{kind}"] = ours[f"ln_final.{kind}"]
+        for tower, prefix in (("vision_model", "visual."), ("text_model", "")):
+            for n in range(
+                sum(name.endswith("ln_1.bias") and name.startswith(f"{prefix}transformer") for name in ours)
+            ):
+                block, theirs = f"{prefix}transformer.resblocks.{n}", f"{tower}.encoder.layers.{n}"
+                for part, value in zip("qkv", ours[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True):
+                    state[f"{theirs}.self_attn.{part}_proj.{kind}"] = value.contiguous()
+                state[f"{theirs}.self_attn.out_proj.{kind}"] = ours[f"{block}.attn.out_proj.{kind}"]
+                state[f"{theirs}.mlp.fc1.{kind}"] = ours[f"{block}.mlp.c_fc.{kind}"]
+                state[f"{theirs}.mlp.fc2.{kind}"] = ours[f"{block}.mlp.c_proj.{kind}"]
+                state[f"{theirs}.layer_norm1.{kind}"] = ours[f"{block}.ln_1.{kind}"]
+                state[f"{theirs}.layer_norm2.{kind}"] = ours[f"{block}.ln_2.{kind}"]
+    return state
+
+
 def numbers(name: str) -> dict[str, np.ndarray]:
     """The arrays of `golden/<name>.npz`."""
     with np.load(GOLDEN / f"{name}.npz") as archive:

@@ -102,7 +102,7 @@ def test_one_encoding_pass_equals_two(pairs):
     ids = Tokenizer()(split.captions)
     gallery = Gallery("train", split, pairs.images, ids, batch_size=7, num_workers=0, device=CPU)
     model = golden_model()
-    model.clip.token_embedding = torch.nn.Embedding(49408, model.clip.sizes.text_width)
+    model.clip.token_embedding = torch.nn.Embedding(49408, model.clip.config.text.width)
     encoded = encode(model, gallery)
     images = torch.stack([evaluation_image(path, SIZE) for path in split.images]).split(7)
     twice = plain.encode_twice(PlainModel(model), images, torch.from_numpy(ids).long().split(7))
@@ -167,7 +167,9 @@ def test_the_flop_counted_are_those_of_arithmetic():
 
 
 def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part():
-    sizes = replace(VIT_B_16, image_layers=2, text_layers=2, vocab_size=100)
+    sizes = replace(
+        VIT_B_16, image=replace(VIT_B_16.image, layers=2), text=replace(VIT_B_16.text, layers=2), vocab_size=100
+    )
     model = RDE(sizes, select_ratio=0.3).eval()
     images, ids = torch.zeros(1, 3, *image_size(sizes)), torch.tensor([[98, *[5] * 28, 99]])
 

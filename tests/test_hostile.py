@@ -214,7 +214,7 @@ def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
 def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
     """One after the other, those tensors that fix the sizes of a model; None leaves it out."""
     options = {"img_size": (96, 32), "stride_size": 8, "select_ratio": 0.3, "tse_head": "mlp", "tse_pool": "max"}
-    options |= {"precision": "fp32", "text_length": 77, "vocab_size": 512}
+    options |= {"precision": "fp32", "text_length": 77, "vocab_size": 512, "activation": "auto"}
     weights = published.weights(which)
     prefix = "" if which == "clip" else "base_model."
     for name in ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection"):
@@ -224,6 +224,7 @@ def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
         else:
             changed[prefix + name] = torch.zeros(shape)
         file = tmp_path / "file.pth"
+        published.write_clip_config(tmp_path / "file.json")
         torch.save(changed if which == "clip" else {"model": changed}, file)
         build = partial(build_model, str(file), **SIZES, **TSE)
         with pytest.raises(UserError):

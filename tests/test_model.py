@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from model import linear, rde, tse
-from model.clip import Block, QuickGELU, Transformer
+from model.clip import Block, QuickGELU, Tower, Transformer
 from model.names import from_published, load_into, to_published
+from model.positions import resize_positions
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding
-from model.weights import read_sizes, resize_positions
+from model.weights import read_config
 from solver import losses
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
 from tests import published
@@ -25,8 +26,8 @@ GRID = (12, 4)
 
 
 def golden_model(tse_bn: str = "frozen", precision: str = "fp32") -> RDE:
-    sizes = replace(read_sizes(published.weights("clip"), "golden weights"), grid=GRID)
-    model = RDE(sizes, select_ratio=0.3, tse_bn=tse_bn, precision=precision)
+    config = replace(read_config(published.weights("clip"), "golden weights"), grid=GRID)
+    model = RDE(config, select_ratio=0.3, tse_bn=tse_bn, precision=precision)
     load_into(model, from_published(published.weights("rde"), "golden weights"), "golden weights")
     return model
 
@@ -161,14 +162,14 @@ def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound):
         assert (a.double() - b).norm() <= bound * b.norm()
 
 
-def slow_attention(block: Block, x: torch.Tensor, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention head by head with all probabilities formed: (L, D) → (L, D), (heads, L, L)."""
+def slow_attention(block: Block, x: torch.Tensor, width: int, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention by heads `width` wide with all probabilities formed: (L, D) → (L, D), (heads, L, L)."""
     L, D = x.shape
     q, k, v = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=1)
     heads, maps = [], []
-    for start in range(0, D, 64):
-        part = slice(start, start + 64)
-        logits = q[:, part] @ k[:, part].T / 8
+    for start in range(0, D, width):
+        part = slice(start, start + width)
+        logits = q[:, part] @ k[:, part].T / width**0.5
         if causal:
             logits = logits.masked_fill(torch.ones(L, L, dtype=torch.bool).triu(1), float("-inf"))
         maps.append(logits.softmax(dim=1))
@@ -176,15 +177,16 @@ def slow_attention(block: Block, x: torch.Tensor, *, causal: bool) -> tuple[torc
     return block.attn.out_proj(torch.cat(heads, dim=1)), torch.stack(maps)
 
 
+@pytest.mark.parametrize("heads", [2, 3, 8])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_and_the_one_row_formed_equal_the_slow_way(causal):
+def test_attention_and_the_one_row_formed_equal_the_slow_way(causal, heads):
     torch.manual_seed(0)
-    block = Block(192, causal=causal)
+    block = Block(Tower(192, layers=1, heads=heads, activation="gelu"), causal=causal)
     torch.nn.init.normal_(block.attn.in_proj_bias)
     x, query = torch.randn(3, 11, 192), torch.tensor([0, 10, 4])
     mixed, row = block.attn(x, query)
     for n in range(3):
-        slow_mixed, maps = slow_attention(block, x[n], causal=causal)
+        slow_mixed, maps = slow_attention(block, x[n], 192 // heads, causal=causal)
         torch.testing.assert_close(mixed[n], slow_mixed, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(row[n], maps.mean(dim=0)[query[n]], rtol=1e-4, atol=1e-6)
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from model.clip import CLIP
-from model.weights import read_clip
+from model.pretrained import read_clip
 from tools import pretrain_tiny
 
 
@@ -27,7 +27,7 @@ def test_twice_the_same_bytes_which_load_as_a_clip(tmp_path, capsys):
     assert files[0].read_bytes() == files[1].read_bytes()
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert "epoch 1/1: loss" in capsys.readouterr().out
-    assert read_clip(str(files[0])).keys() == read_clip("tiny").keys()
+    assert read_clip(str(files[0])).state.keys() == read_clip("tiny").state.keys()
 
 
 @pytest.mark.parametrize("step", ["draw", "pretrain", "save_file"])
@@ -48,7 +48,7 @@ def test_an_interrupt_leaves_nothing_and_an_older_file_as_it_was(tmp_path, monke
 
 def test_the_cone_narrows_cosines_and_brings_the_modalities_together():
     torch.manual_seed(0)
-    model = CLIP(pretrain_tiny.SIZES)
+    model = CLIP(pretrain_tiny.CONFIG)
     images, ids = torch.randn(12, 3, 56, 56), torch.randint(1, 1000, (12, 9))
     ids[:, -1] = 49407
 

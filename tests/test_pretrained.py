@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from model import pretrained
 from model.pretrained import BUILT_IN, read_clip
-from model.weights import build_model, read_sizes
+from model.weights import build_model, read_config
 from tests import published
 from utils import download
 from utils.download import DownloadError, fetch
@@ -29,7 +29,7 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 def assert_read(file: Path) -> None:
-    state = read_clip(str(file))
+    state = read_clip(str(file)).state
     assert state.keys() == expected().keys()
     for name, value in expected().items():
         torch.testing.assert_close(state[name], value, rtol=0, atol=0)
@@ -40,6 +40,7 @@ def test_plain_state_dicts_are_read(tmp_path):
     state |= {"logit_scale": torch.ones(()), "input_resolution": torch.tensor(56), "context_length": torch.tensor(77)}
     torch.save(state, tmp_path / "clip.pt")
     save_file(state, tmp_path / "clip.safetensors")
+    published.write_clip_config(tmp_path / "clip.json")
     assert_read(tmp_path / "clip.pt")
     assert_read(tmp_path / "clip.safetensors")
     model = build_model(str(tmp_path / "clip.pt"), **SIZES, **TSE)
@@ -75,35 +76,7 @@ def test_openais_torchscript_archives_are_read(tmp_path):
 
 
 def as_huggingface() -> dict[str, torch.Tensor]:
-    """The golden CLIP under `CLIPModel`'s names, written down tensor by tensor."""
-    ours = {name: value.half() for name, value in published.weights("clip").items()}
-    state = {
-        "vision_model.embeddings.class_embedding": ours["visual.class_embedding"],
-        "vision_model.embeddings.patch_embedding.weight": ours["visual.conv1.weight"],
-        "vision_model.embeddings.position_embedding.weight": ours["visual.positional_embedding"],
-        "vision_model.embeddings.position_ids": torch.arange(50)[None],
-        "text_model.embeddings.token_embedding.weight": ours["token_embedding.weight"],
-        "text_model.embeddings.position_embedding.weight": ours["positional_embedding"],
-        "text_model.embeddings.position_ids": torch.arange(77)[None],
-        "visual_projection.weight": ours["visual.proj"].T.contiguous(),
-        "text_projection.weight": ours["text_projection"].T.contiguous(),
-        "logit_scale": torch.ones(()),
-    }
-    for kind in ("weight", "bias"):
-        state[f"vision_model.pre_layrnorm.{kind}"] = ours[f"visual.ln_pre.{kind}"]
-        state[f"vision_model.post_layernorm.{kind}"] = ours[f"visual.ln_post.{kind}"]
-        state[f"text_model.final_layer_norm.{kind}"] = ours[f"ln_final.{kind}"]
-        for tower, prefix, layers in (("vision_model", "visual.", 3), ("text_model", "", 2)):
-            for n in range(layers):
-                block, theirs = f"{prefix}transformer.resblocks.{n}", f"{tower}.encoder.layers.{n}"
-                for part, value in zip("qkv", ours[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True):
-                    state[f"{theirs}.self_attn.{part}_proj.{kind}"] = value.contiguous()
-                state[f"{theirs}.self_attn.out_proj.{kind}"] = ours[f"{block}.attn.out_proj.{kind}"]
-                state[f"{theirs}.mlp.fc1.{kind}"] = ours[f"{block}.mlp.c_fc.{kind}"]
-                state[f"{theirs}.mlp.fc2.{kind}"] = ours[f"{block}.mlp.c_proj.{kind}"]
-                state[f"{theirs}.layer_norm1.{kind}"] = ours[f"{block}.ln_1.{kind}"]
-                state[f"{theirs}.layer_norm2.{kind}"] = ours[f"{block}.ln_2.{kind}"]
-    return state
+    return published.under_huggingface_names({k: value.half() for k, value in published.weights("clip").items()})
 
 
 def test_huggingface_names_are_read(tmp_path):
@@ -117,8 +90,8 @@ def test_huggingface_files_that_lack_or_add_a_tensor_are_refused(tmp_path):
     save_file(state, tmp_path / "lacks.safetensors")
     with pytest.raises(WeightsError, match=r"in_proj_bias has only q, v"):
         read_clip(str(tmp_path / "lacks.safetensors"))
-    save_file(as_huggingface() | {"classifier.weight": torch.zeros(1)}, tmp_path / "adds.safetensors")
-    with pytest.raises(WeightsError, match=r"unknown classifier.weight"):
+    save_file(as_huggingface() | {"text_model.head.weight": torch.zeros(1)}, tmp_path / "adds.safetensors")
+    with pytest.raises(WeightsError, match=r"unknown text_model.head.weight"):
         read_clip(str(tmp_path / "adds.safetensors"))
 
 
@@ -167,8 +140,8 @@ def test_broken_files_are_told(tmp_path, name, content):
 
 def test_the_built_in_clip_is_small_and_complete():
     assert BUILT_IN["tiny"].stat().st_size < 5e6
-    sizes = read_sizes(read_clip("tiny"), "tiny")
-    assert (sizes.shared_width, sizes.vocab_size, sizes.text_length) == (256, 49408, 77)
+    config = read_config(read_clip("tiny").state, "tiny")
+    assert (config.shared_width, config.vocab_size, config.text_length) == (256, 49408, 77)
 
 
 CONTENT = bytes(range(256)) * 20000

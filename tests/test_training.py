@@ -390,7 +390,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--nonsense", "1"], "unknown argument --nonsense"),
         (["--noisy_file", "/nowhere.npy"], "noise index /nowhere.npy can't be read"),
         (["--pretrain_choice", "/nowhere.pt"], "--pretrain_choice /nowhere.pt: no such file"),
-        (["--text_length", "50"], "--text_length 50: tiny was made for 77"),
+        (["--vocab_size", "50"], "--vocab_size 50: tiny was made for 49408"),
         (["--img_size", "4", "4"], "--img_size 4 4: smaller than a patch of 8 pixels"),
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
         (["--device", "tpu"], "--device tpu: not available here"),

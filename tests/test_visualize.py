@@ -270,14 +270,14 @@ def test_chosen_patches_and_words_are_those_of_the_model(root, run_dir):
     split = read_splits("RSTPReid", root, ["test"])["test"]
     image = read_image(split.images[0], SIZE)
     chosen = selection.chosen_patches(model, image)
-    assert chosen.shape == model.clip.sizes.grid
+    assert chosen.shape == model.clip.config.grid
     assert chosen.sum() == model.image_tokens
     before = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
     (row, column) = np.argwhere(chosen)[0]
     attention = model.clip.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))[1]
     expected = select_tokens(attention[:, 1:], model.image_tokens)[0]
     assert sorted(np.flatnonzero(chosen)) == sorted(expected.tolist())
-    assert row * model.clip.sizes.grid[1] + column in expected
+    assert row * model.clip.config.grid[1] + column in expected
     after = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
     assert torch.equal(before.tse, after.tse), "watching changes nothing and has ended"
 

@@ -57,11 +57,12 @@ def main(argv: Sequence[str]) -> None:
     flags = _flags({"dataset_name": options.dataset_name, **config})
     card = model_card(flags, about, metrics, file.name, load_checkpoint(file).get("epoch"))
     out.mkdir(parents=True, exist_ok=True)
-    write_config(out / "configs.yaml", flags, {"git_revision": about.get("git_revision", "unknown")})
+    facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
+    write_config(out / "configs.yaml", flags, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     with in_one_step(out / EXPORTED) as partial:
-        partial.write_bytes(save(weights, {"format": "pt"}))
+        partial.write_bytes(save(weights, {"format": "pt", "towers": json.dumps(model.towers())}))
     print(f"wrote {out}: {EXPORTED} ({(out / EXPORTED).stat().st_size / 1e6:.1f} MB), configs.yaml, README.md")
 
 

@@ -31,19 +31,17 @@ from datasets.image_cache import CachedImages, open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.synthpedes import ANNOTATIONS, Recipe, write_synthpedes
 from datasets.tokenizer import Tokenizer
-from model.clip import CLIP, ClipSizes
+from model.clip import CLIP, ClipConfig, Tower
 from model.pretrained import BUILT_IN, compact_rows
 from utils.files import in_one_step
 from utils.program import run_program, seed_everything
 
-SIZES = ClipSizes(
-    image_width=128,
-    image_layers=3,
+CONFIG = ClipConfig(
+    image=Tower(width=128, layers=3, heads=2, activation="quick_gelu"),
+    text=Tower(width=128, layers=2, heads=2, activation="quick_gelu"),
     patch=8,
     stride=8,
     grid=(7, 7),
-    text_width=128,
-    text_layers=2,
     text_length=77,
     vocab_size=49408,
     shared_width=256,
@@ -66,9 +64,9 @@ def draw(folder: Path) -> tuple[Split, CachedImages, np.ndarray]:
     """Render the pretraining pairs and read them: the split, its (I, 3, 56, 56) images, its token ids."""
     write_synthpedes(folder / "pairs", RECIPE)
     split = read_splits(str(folder / "pairs" / ANNOTATIONS), folder, ["train"])["train"]
-    size = (SIZES.grid[0] * SIZES.patch, SIZES.grid[1] * SIZES.patch)
+    size = (CONFIG.grid[0] * CONFIG.patch, CONFIG.grid[1] * CONFIG.patch)
     images = open_images(split.images, size, folder / "cache")
-    return split, images, Tokenizer()(split.captions, SIZES.text_length)
+    return split, images, Tokenizer()(split.captions, CONFIG.text_length)
 
 
 def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
@@ -122,12 +120,12 @@ def main(argv: Sequence[str]) -> None:
         split, images, ids = draw(Path(folder))
         settings = LoadingSettings(BATCH, torch.device("cpu"), seed=SEED)
         pairs = TrainingPairs(split, images, ids, np.arange(len(ids)), settings)
-        model = CLIP(SIZES)
+        model = CLIP(CONFIG)
         for norm in (model.visual.ln_post, model.ln_final):
             torch.nn.init.normal_(norm.bias, std=2.0)  # each modality shares a direction from the start
         pretrain(model, pairs, args.epochs)
     put_into_a_cone(model.half().float())  # the weights as they are saved
-    used = torch.from_numpy(np.union1d(ids, [SIZES.vocab_size - 1])).long()
+    used = torch.from_numpy(np.union1d(ids, [CONFIG.vocab_size - 1])).long()
     state = compact_rows(model.state_dict(), used)
     with in_one_step(args.out) as partial:
         save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, partial)

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.augmentation import normalise
 from datasets.images import open_rgb, read_image
 from datasets.tokenizer import Tokenizer
-from model.clip import ClipSizes
+from model.clip import ClipConfig
 from model.rde import RDE
 from model.tse import TokenSelectionEmbedding, select_tokens
 
@@ -42,7 +42,7 @@ def chosen_patches(model: RDE, image: np.ndarray) -> np.ndarray:
     with _watched(model.image_tse) as seen:
         model.encode_image(normalise(torch.from_numpy(image.copy())[None].to(device)))
     scores, count, _ = seen[0]
-    rows, columns = model.clip.sizes.grid
+    rows, columns = model.clip.config.grid
     chosen = np.zeros(rows * columns, bool)
     chosen[select_tokens(scores, count)[0].cpu().numpy() - 1] = True  # [CLS] stands first
     return chosen.reshape(rows, columns)
@@ -57,7 +57,7 @@ def chosen_words(model: RDE, tokenizer: Tokenizer, caption: str) -> list[tuple[s
         not chosen or beyond the model's text length.
     """
     device = next(model.parameters()).device
-    length = model.clip.sizes.text_length
+    length = model.clip.config.text_length
     with _watched(model.text_tse) as seen:
         model.encode_text(torch.from_numpy(tokenizer([caption], length)).long().to(device))
     scores, count, pooled = seen[0]
@@ -87,14 +87,14 @@ def overlaid(
     chosen = chosen_patches(model, read_image(path, size, upright=upright))
     scale = max(1, round(384 / size[0]))
     picture = open_rgb(path, size, upright=upright).resize((size[1] * scale, size[0] * scale), Image.Resampling.BICUBIC)
-    shown = _pixels(chosen, model.clip.sizes, size).repeat(scale, axis=0).repeat(scale, axis=1)
+    shown = _pixels(chosen, model.clip.config, size).repeat(scale, axis=0).repeat(scale, axis=1)
     faded = 0.25 * np.asarray(picture.convert("L"), np.float32)[:, :, None] + 0.75 * 235
     return picture, Image.fromarray(np.where(shown[:, :, None], np.asarray(picture), faded).astype(np.uint8))
 
 
-def _pixels(chosen: np.ndarray, sizes: ClipSizes, size: tuple[int, int]) -> np.ndarray:
+def _pixels(chosen: np.ndarray, config: ClipConfig, size: tuple[int, int]) -> np.ndarray:
     """(height, width) bool: the pixels of the chosen of (rows, columns) patches, which may overlap."""
     shown = np.zeros(size, bool)
-    for row, column in np.argwhere(chosen) * sizes.stride:
-        shown[row : row + sizes.patch, column : column + sizes.patch] = True
+    for row, column in np.argwhere(chosen) * config.stride:
+        shown[row : row + config.patch, column : column + config.patch] = True
     return shown

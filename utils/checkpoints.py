@@ -5,20 +5,29 @@ Weights alone, as `python -m tools.export` writes them, are read as a checkpoint
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.errors import WeightsError, brief
+from utils.errors import WeightsError, brief, printable
 from utils.files import in_one_step
+from utils.plain_numpy import PLAIN_NUMBERS
 from utils.program import interrupts_wait
 
+_STRIP = (  # keeps tensors, also those under the usual keys
+    "python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); torch.save("
+    "{{k: v for k, v in c.items() if torch.is_tensor(v) or k in ('model', 'state_dict')}}, 'stripped.pth')\" {file}"
+)
 _MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
 
 
@@ -47,11 +56,13 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         raise WeightsError(f"no checkpoint {file}")
     try:
         if file.suffix == ".safetensors":
-            return {"model": load_file(file)}
+            return {"model": load_file(file), **safetensors_facts(file)}
         refuse_unfolding(file)
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
             raise ValueError(f"{damaged} is damaged")
         content = load_tensors(file)
+    except WeightsError:
+        raise
     except Exception as error:  # torch, safetensors, zipfile and pickle each raise their own types
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
     if not isinstance(content, dict) or not is_state(content.get("model")):
@@ -73,16 +84,35 @@ def refuse_unfolding(file: Path) -> None:
         raise ValueError(f"its {file.stat().st_size:,} bytes would unfold to {unfolded:,}")
 
 
-def load_tensors(file: Path) -> Any:
-    """What torch.save wrote, if it is tensors and plain values; no code of the file's is run.
+def safetensors_facts(file: Path) -> dict[str, Any]:
+    """What an exported file's metadata says of its model: its `towers`, if it says so.
 
     Raises:
-        ValueError: it holds something else. Exception: whatever torch raises for a broken file.
+        Exception: whatever safetensors and json raise for a broken file.
+    """
+    with safe_open(file, "pt") as archive:
+        metadata = archive.metadata() or {}
+    return {"towers": json.loads(metadata["towers"])} if "towers" in metadata else {}
+
+
+def load_tensors(file: Path) -> Any:
+    """What torch.save wrote, if that is tensors, plain values and NumPy's numbers; no code from the file is run.
+
+    Raises:
+        WeightsError: it contains another object; the message names it. ValueError: it is truncated. Exception: whatever
+            torch raises for a broken file.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError("it is cut off, or holds other objects than tensors, none of which was built") from None
+        with torch.serialization.safe_globals(PLAIN_NUMBERS):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not (found := re.search(r"GLOBAL (\S+)", str(error))):
+            raise ValueError("it is truncated or not a checkpoint") from None
+        name = "numpy.ndarray" if found[1].endswith("multiarray._reconstruct") else printable(found[1])[:80]
+        message = f"{file} can't be read: it contains {name}, which is not a tensor and was not loaded"
+        if "is blocked" not in str(error):
+            message += f"; if you trust its source, keep only the weights: {_STRIP.format(file=shlex.quote(str(file)))}"
+        raise WeightsError(message) from None
 
 
 def is_state(content: object) -> bool:

@@ -37,7 +37,7 @@ class Encoder:
         self.device = next(run.model.parameters()).device
         self.tokenizer = Tokenizer()
         self.fingerprint = _fingerprint(run)
-        self.bge_width = run.model.clip.sizes.shared_width
+        self.bge_width = run.model.clip.config.shared_width
         self.width = self.texts(["a person"]).shape[1]
 
     @torch.no_grad()

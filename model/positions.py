@@ -1,0 +1,54 @@
+"""Positional embeddings fitted to the image's grid and to the captions' length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.errors import WeightsError
+
+
+def grid_of(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
+    """How many patches (rows, columns) an image of (height, width) pixels gives."""
+    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
+
+
+def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Resize a (1 + rows·columns, D) positional embedding bilinearly to a new grid; the [CLS] row is kept."""
+    grid = embedding[1:].float().view(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    grid = F.interpolate(grid, size=new, mode="bilinear", align_corners=False)
+    return torch.cat([embedding[:1].float(), grid.flatten(2).squeeze(0).T])
+
+
+def fit_positions(embedding: Tensor, new: tuple[int, int], source: str, *, wrapped: bool) -> Tensor:
+    """Positions for a grid (rows, columns): unchanged if they already fit it, else resized from a square grid.
+
+    Args:
+        embedding: (1 + patches, D).
+        source: named in messages.
+        wrapped: the model was already fine-tuned on person images: if the number of positions fits, so do they, even
+            if it is also a square.
+
+    Raises:
+        WeightsError: they fit neither the grid nor a square one.
+    """
+    patches = len(embedding) - 1
+    side = round(patches**0.5)
+    square = side * side == patches
+    if patches == new[0] * new[1] and (wrapped or not square):
+        return embedding
+    if not square:
+        raise WeightsError(
+            f"{source} has positions for {patches} patches, neither a square grid nor the {new[0]}×{new[1]} of "
+            "--img_size and --stride_size: pass the sizes it was trained with"
+        )
+    return resize_positions(embedding, (side, side), new)
+
+
+def resize_text_positions(embedding: Tensor, length: int) -> Tensor:
+    """(L, D) positions for another length: cut if it is shorter, interpolated linearly if it is longer."""
+    if length <= len(embedding):
+        return embedding[:length]
+    stretched = F.interpolate(embedding.float().T[None], size=length, mode="linear", align_corners=False)
+    return stretched[0].T.contiguous()

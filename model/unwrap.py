@@ -1,0 +1,85 @@
+"""Find a CLIP inside a training checkpoint or a larger model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from model import huggingface
+from utils.checkpoints import is_plain
+from utils.errors import WeightsError, printable
+
+_ANCHORS = ("visual.conv1.weight", huggingface.ANCHOR)  # identify a CLIP among other tensors
+# Keys under which checkpoints keep their model, and prefixes that wrappers add to its names.
+_USUAL_PLACES = ("", "model", "state_dict")
+_USUAL_PREFIXES = ("", "module.", "base_model.", "module.base_model.")
+# How names start in OpenAI's layout; some open_clip models have "text." before those of the text tower.
+_PARTS = (
+    "visual.",
+    "transformer.",
+    "token_embedding.",
+    "positional_embedding",
+    "ln_final.",
+    "text_projection",
+    "text.",
+)
+# Tensors that are not weights: sizes in OpenAI's archives, position ids in Hugging Face's files.
+_BUFFERS = ("input_resolution", "context_length", "vocab_size", "position_ids")
+
+
+def find_clip(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
+    """The state dict that contains a CLIP, and the prefix of its names there.
+
+    Raises:
+        WeightsError: there is no CLIP, or more than one.
+    """
+    places = {"": content} | {str(key): value for key, value in content.items() if isinstance(value, dict)}
+    states = {
+        key: {k: v for k, v in place.items() if isinstance(k, str) and is_plain(v)} for key, place in places.items()
+    }
+    found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state)]
+    usual = [(key, prefix) for key, prefix in found if key in _USUAL_PLACES and prefix in _USUAL_PREFIXES]
+    if len(usual) == 1:
+        found = usual
+    if not found:
+        raise WeightsError(f"{path} contains no CLIP vision transformer: no tensor is named {' or '.join(_ANCHORS)}")
+    if len(found) > 1:
+        names = ", ".join("".join((key, key and ": ", prefix, "*")) for key, prefix in found)
+        raise WeightsError(f"{path} contains several CLIPs ({printable(names)[:200]}): save only one of them")
+    ((key, prefix),) = found
+    return states[key], prefix
+
+
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
+    """The prefix of every anchor among the names."""
+    for name in names:
+        for anchor in _ANCHORS:
+            prefix = name.removesuffix(anchor)
+            if prefix != name and (not prefix or prefix.endswith(".")):
+                yield prefix
+
+
+def clip_alone(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """CLIP's weights without the prefix, and the names of the tensors that are not CLIP's."""
+    parts = huggingface.PARTS if prefix + huggingface.ANCHOR in state else _PARTS
+    clip, others = {}, []
+    for full_name, value in state.items():
+        name = full_name.removeprefix(prefix)
+        if name.endswith(_BUFFERS):
+            continue
+        if full_name.startswith(prefix) and name.startswith(parts):
+            clip[name.removeprefix("text.")] = value
+        else:
+            others.append(full_name)
+    return clip, others
+
+
+def grouped(names: Iterable[str]) -> str:
+    """The modules that tensors belong to, with the number of tensors of each."""
+    groups = Counter(name.removeprefix("module.").removeprefix("base_model.").split(".")[0] for name in names)
+    shown = [printable(name)[:40] + (f" ({count} tensors)" if count > 1 else "") for name, count in groups.items()]
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
