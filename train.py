@@ -78,7 +78,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     if options.test:
         metrics, _ = evaluate(model, data.test)
         if is_main():
-            print(*(f"{options.pretrain_choice}: {remark}" for remark in remarks), sep="\n", end="\n" * bool(remarks))
+            for remark in remarks:
+                print(f"{options.pretrain_choice}: {remark}")
             print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +72,7 @@ def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict
         checked = check_entry(entry, place, f"{place.file}, entry {number}")
         if checked.split in chosen:
             chosen[checked.split].append(checked)
+    check_release(chosen, place)
     splits = {}
     for name, entries in chosen.items():
         if not entries and name == "val":
@@ -97,6 +99,8 @@ def read_entries(file: Path) -> list:
         entries = json.loads(text)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 but seems to be {_encoding(error.object)}: convert it to UTF-8") from None
     except (ValueError, RecursionError) as error:
         kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
         raise DataError(f"{file} is not a {kind}: {error}") from None
@@ -112,16 +116,36 @@ def _line_of_json(line: str, number: int) -> object:
         raise ValueError(f"line {number}: {error}") from None
 
 
+def _encoding(content: bytes) -> str:
+    """The likely encoding of a text that is not UTF-8."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    try:
+        content.decode("gbk")
+    except UnicodeDecodeError:
+        return "binary or in another encoding"
+    return "GBK (iconv -f GBK -t UTF-8)"
+
+
 _KINDS = {int: "whole number", str: "text", list: "list"}
+# Our key, its type and the other names it has in annotations of other projects.
+_KEYS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "id": (int, ("image_id",)),
+    "file_path": (str, ("img_path", "image", "image_path")),
+    "captions": (list, ("caption",)),
+    "split": (str, ()),
+}
+_SPLITS = {"valid": "val", "validation": "val"}
 
 
 class Entry(NamedTuple):
-    """One image of an annotation file."""
+    """One image of an annotation file; `remarks` names what was not written in the usual form."""
 
     number: int
     path: Path
     captions: list[str]
     split: str
+    remarks: tuple[str, ...] = ()
 
 
 def check_entry(entry: object, place: Place, where: str) -> Entry:
@@ -132,18 +156,59 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     """
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-    path_key = next((key for key in place.description.path_keys if key in entry), place.description.path_keys[0])
-    for key, kind in {"id": int, path_key: str, "captions": list, "split": str}.items():
-        if not isinstance(entry.get(key), kind) or isinstance(entry.get(key), bool):
-            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {entry.get(key)!r:.60}")
-    if not -(2**63) <= entry["id"] < 2**63:
-        raise DataError(f"{where}: id {entry['id']} is out of range")
-    if not entry["captions"]:
-        raise DataError(f"{where}: {entry[path_key]} has no captions")
-    for caption in entry["captions"]:
+    found, remarks = _usual_form(entry, place)
+    for key, (kind, _) in _KEYS.items():
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {found[key]!r:.60}")
+    number, path, captions = found["id"], found["file_path"], found["captions"]
+    if not -(2**63) <= number < 2**63:
+        raise DataError(f"{where}: id {number} is out of range")
+    if not captions:
+        raise DataError(f"{where}: {path} has no captions")
+    for caption in captions:
         if not isinstance(caption, str):
             raise DataError(f"{where}: a caption must be a text, found {caption!r:.60}")
-    return Entry(entry["id"], place.imgs / entry[path_key], entry["captions"], entry["split"])
+    return Entry(number, place.imgs / path, captions, found["split"], tuple(remarks))
+
+
+def _usual_form(entry: Mapping[str, object], place: Place) -> tuple[dict[str, object], list[str]]:
+    """The values under our keys, unchecked (None where missing), and what had to be changed."""
+    found, remarks = {}, []
+    for key, (_, others) in _KEYS.items():
+        name = next((name for name in (key, *others) if name in entry), key)
+        found[key] = entry.get(name)
+        if name not in (key, "img_path"):  # RSTPReid's own
+            remarks.append(f"'{name}' in place of '{key}'")
+    if isinstance(found["id"], str) and re.fullmatch(r"-?[0-9]{1,19}", found["id"]):
+        found["id"] = int(found["id"])
+        remarks.append("ids written as text")
+    path = found["file_path"]
+    if isinstance(path, str) and "\\" in path and not os.path.isfile(place.imgs / path):  # noqa: PTH113
+        found["file_path"] = path.replace("\\", "/")
+        remarks.append("backslashes in image paths")
+    if isinstance(found["captions"], str):
+        found["captions"] = [found["captions"]]
+        remarks.append("a caption without a list")
+    if isinstance(found["split"], str) and found["split"] in _SPLITS:
+        remarks.append(f"split '{found['split']}' in place of '{_SPLITS[found['split']]}'")
+        found["split"] = _SPLITS[found["split"]]
+    return found, remarks
+
+
+def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
+    """A data set must not be a release that was replaced: its splits are others than the published ones.
+
+    Raises:
+        DataError: it is.
+    """
+    for split, (captions, persons) in place.description.outdated.items():
+        of_split = entries.get(split, [])
+        counts = sum(len(entry.captions) for entry in of_split), len({entry.number for entry in of_split})
+        if counts == (captions, persons):
+            raise DataError(
+                f"{place.file} is an older release with other splits ({split}: {captions:,} captions, {persons:,} "
+                "persons): download the current one, which published numbers and noise indices are for"
+            )
 
 
 def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import regex
 from tqdm import tqdm
 
-from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, read_entries
+from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release, read_entries
 from datasets.images import read_image
 from datasets.noise import NOISEINDEX, read_permutation
 from datasets.places import Place, locate
@@ -74,13 +74,15 @@ def check_dataset(
     place = locate(dataset_name, root_dir)
     entries, findings = _read(place)
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
+    outdated = _caught("an older release", partial(check_release, entries, place), "download the current one")
+    findings += outdated
     if place.description.first_id is not None and entries["train"]:
         ids = partial(check_ids, entries["train"], place.description.first_id, place.file)
         findings += _caught("ids with gaps", ids, "get the annotations anew")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.description.sizes)
     findings += _images(splits, place)
-    if "train" in splits:
+    if "train" in splits and not outdated:  # a new noise index would not help
         findings += _noise_indices(dataset_name, len(splits["train"].captions), noisy_rate, noisy_file)
     return splits, sorted(findings, key=lambda finding: not finding.grave)
 
@@ -90,10 +92,19 @@ def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int
     return [*_sizes(splits, sizes), *_captions(splits)]
 
 
-def other_splits(dataset_name: str, root_dir: Path) -> list[Finding]:
-    """Entries that nothing reads, their split being misspelt, say, of annotations that `read_splits` has accepted."""
-    entries = read_entries(locate(dataset_name, root_dir).file)
-    return _elsewhere((number, entry["split"]) for number, entry in enumerate(entries))
+def odd_entries(dataset_name: str, root_dir: Path) -> list[Finding]:
+    """Of annotations that `read_splits` has accepted, entries of no known split and entries in an unusual form."""
+    place = locate(dataset_name, root_dir)
+    entries = [check_entry(entry, place, "") for entry in read_entries(place.file)]
+    return [*_elsewhere((number, entry.split) for number, entry in enumerate(entries)), *_forms(enumerate(entries))]
+
+
+def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
+    forms = defaultdict(list)
+    for number, entry in entries:
+        for remark in entry.remarks:
+            forms[remark].append(f"entry {number}")
+    return [finding for remark, where in forms.items() for finding in _some(remark, where, "read as such", False)]
 
 
 def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
@@ -103,19 +114,20 @@ def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
 
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     entries: dict[str, list[Entry]] = {name: [] for name in SPLITS}
-    malformed, elsewhere = [], []
+    malformed, elsewhere, read = [], [], []
     for number, entry in enumerate(read_entries(place.file)):
         try:
             checked = check_entry(entry, place, f"entry {number}")
         except DataError as error:
             malformed.append(str(error))
             continue
+        read.append((number, checked))
         if checked.split in entries:
             entries[checked.split].append(checked)
         else:
             elsewhere.append((number, checked.split))
     findings = _some("malformed entries", malformed, "mend or remove them: training stops at the first")
-    findings += _elsewhere(elsewhere)
+    findings += [*_elsewhere(elsewhere), *_forms(read)]
     missing = [name for name in ("train", "test") if not entries[name]]
     return entries, findings + _some("splits without entries", missing, f"is {place.file} complete?")
 

@@ -16,51 +16,48 @@ class Description:
 
     Attributes:
         files: names the annotation file goes by; the first that exists is read.
-        path_keys: keys an entry's image path, relative to `imgs/`, may stand under.
         first_id: the lowest training id, from which they run without gaps; None where any numbers will do.
         reference: where the data come from.
         sizes: images, captions and persons of each split, as published.
+        outdated: captions and persons of each split in a release that was replaced.
     """
 
     files: tuple[str, ...]
-    path_keys: tuple[str, ...]
     first_id: int | None
     reference: str
     sizes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    outdated: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 DATASETS = {
     "CUHK-PEDES": Description(
         files=("reid_raw.json",),
-        path_keys=("file_path",),
         first_id=1,
         reference="Li et al., CVPR 2017",
         sizes={"train": (34054, 68126, 11003), "val": (3078, 6158, 1000), "test": (3074, 6156, 1000)},
     ),
     "ICFG-PEDES": Description(
         files=("ICFG-PEDES.json", "ICFG_PEDES.json"),
-        path_keys=("file_path",),
         first_id=0,
         reference="Ding et al., 2021",
         sizes={"train": (34674, 34674, 3102), "test": (19848, 19848, 1000)},
     ),
     "RSTPReid": Description(
         files=("data_captions.json",),
-        path_keys=("img_path",),
         first_id=0,
         reference="Zhu et al., ACM MM 2021",
         sizes={"train": (18505, 37010, 3701), "val": (1000, 2000, 200), "test": (1000, 2000, 200)},
+        outdated={"train": (39010, 3901), "val": (1000, 100), "test": (1000, 100)},
     ),
     "SynthPEDES": Description(
         files=("reid_raw.json",),
-        path_keys=("file_path",),
         first_id=1,
         reference="rendered by datasets/synthpedes",
         sizes={"train": (1200, 2400, 300), "val": (300, 600, 100), "test": (300, 600, 75)},
     ),
 }
 # Annotation files of anybody's own, given by path.
-OWN = Description(files=(), path_keys=("file_path", "img_path"), first_id=None, reference="")
+OWN = Description(files=(), first_id=None, reference="")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.annotations import read_splits
-from datasets.check import check_splits, other_splits
+from datasets.check import check_splits, odd_entries
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, open_gallery, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
@@ -100,5 +100,5 @@ def load_data(options: Mapping[str, Any], device: torch.device, *, continued: bo
     cut |= {gallery.name: tokenizer.cut(gallery.split.captions, gallery.ids) for gallery in (validation, test)}
     sizes = DATASETS[name].sizes if name in DATASETS else {}
     sizes = {of: size for of, size in sizes.items() if of in splits}
-    findings = [*other_splits(name, root_dir), *check_splits(splits, sizes)]
+    findings = [*odd_entries(name, root_dir), *check_splits(splits, sizes)]
     return RunData(pairs, noise, validation, test, cut, [finding.line for finding in findings])

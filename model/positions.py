@@ -50,5 +50,5 @@ def resize_text_positions(embedding: Tensor, length: int) -> Tensor:
     """(L, D) positions for another length: cut if it is shorter, interpolated linearly if it is longer."""
     if length <= len(embedding):
         return embedding[:length]
-    stretched = F.interpolate(embedding.float().T[None], size=length, mode="linear", align_corners=False)
-    return stretched[0].T.contiguous()
+    stretched = F.interpolate(embedding.double().T[None], size=length, mode="linear", align_corners=False)
+    return stretched[0].T.to(embedding.dtype)

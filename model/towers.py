@@ -141,6 +141,6 @@ def _tower(where: str, width: object, layers: object, heads: object, activation:
             raise WeightsError(f"{where}: {what} must be a positive whole number, found {value!r:.40}")
     if width % heads:
         raise WeightsError(f"{where}: {heads} heads do not divide its width {width}")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise WeightsError(f"{where}: activation {activation!r:.40} is not supported, only {', '.join(ACTIVATIONS)}")
     return Tower(width, layers, heads, activation)

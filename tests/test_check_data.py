@@ -85,7 +85,7 @@ def test_every_mistake_in_annotations_is_found(tmp_path):
     listed[13]["id"] = listed[25]["id"]
     listed[30]["split"] = "query"
     listed[31]["captions"] = []
-    listed[32]["captions"] = "a caption"
+    listed[32]["captions"] = 7
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     found = check(tmp_path, status=1)
     assert "3 is missing" in found["ids with gaps"]["where"][0]

@@ -15,10 +15,10 @@ from PIL import Image
 
 from datasets import noise
 from datasets.annotations import read_splits
+from datasets.check import check_dataset, odd_entries
 from datasets.image_cache import open_images
 from datasets.images import read_image
 from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
-from datasets.places import DATASETS
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk
@@ -36,7 +36,7 @@ def test_the_real_formats_are_read(tmp_path, dataset_name):
     assert split.captions == [caption for entry in own for caption in entry["captions"]]
     assert split.image_pids.tolist() == [number for number in range(6) for _ in range(2)]
     assert split.caption_pids.tolist() == [number for number in range(6) for _ in range(4)]
-    (path_key,) = DATASETS[dataset_name].path_keys
+    path_key = datasets_on_disk.FORMATS[dataset_name][1]
     assert [path.name for path in split.images] == [entry[path_key].split("/")[1] for entry in own]
     assert ("val" in read_splits(dataset_name, tmp_path, ["val"])) == (dataset_name != "ICFG-PEDES")
 
@@ -94,7 +94,7 @@ def spoil(change):
         (lambda e: e[3].update(captions=[]), "entry 3: cam_train/0002_1.jpg has no captions"),
         (lambda e: e[3].update(captions=["ok", 7]), "entry 3: a caption must be a text, found 7"),
         (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a text, found None"),
-        (lambda e: e[0].update(id="1"), "entry 0: 'id' must be a whole number, found '1'"),
+        (lambda e: e[0].update(id="p1"), "entry 0: 'id' must be a whole number, found 'p1'"),
         (lambda e: [entry.update(id=99) for entry in e[2:4]], "from 1 without gaps, but 2 is missing"),
         (
             lambda e: [entry.update(split="x") for entry in e[:12]],
@@ -110,6 +110,79 @@ def test_mistakes_in_annotations_are_named(tmp_path, change, message):
         read_splits("CUHK-PEDES", tmp_path, ["train"])
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
+    for number in range(4):
+        Image.new("RGB", (10, 20)).save(tmp_path / f"{number}.jpg")
+        (tmp_path / "cam").mkdir(exist_ok=True)
+        Image.new("RGB", (10, 20)).save(tmp_path / "cam" / f"{number}.jpg")
+    listed = [
+        {"image_id": "17", "image": "0.jpg", "caption": "one", "split": "train"},
+        {"id": "-3", "image_path": "cam\\1.jpg", "captions": ["two", "three"], "split": "train"},
+        {"id": 5, "img_path": "2.jpg", "captions": "four", "split": "valid"},
+        {"id": 6, "file_path": "3.jpg", "captions": ["five"], "split": "validation"},
+        {"id": 7, "file_path": "3.jpg", "captions": ["six"], "split": "test"},
+    ]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    splits = read_splits(str(file), tmp_path, ["train", "val", "test"])
+    assert splits["train"].person_ids.tolist() == [-3, 17]
+    assert splits["train"].captions == ["one", "two", "three"]
+    assert splits["train"].images == [tmp_path / "0.jpg", tmp_path / "cam/1.jpg"]
+    assert splits["val"].captions == ["four", "five"]
+    remarks = {finding.what: len(finding.where) for finding in odd_entries(str(file), tmp_path)}
+    assert remarks == {
+        "'image_id' in place of 'id'": 1,
+        "'image' in place of 'file_path'": 1,
+        "'image_path' in place of 'file_path'": 1,
+        "'caption' in place of 'captions'": 1,
+        "ids written as text": 2,
+        "backslashes in image paths": 1,
+        "a caption without a list": 2,
+        "split 'valid' in place of 'val'": 1,
+        "split 'validation' in place of 'val'": 1,
+    }
+
+
+def test_a_file_name_with_a_backslash_is_kept(tmp_path):
+    Image.new("RGB", (10, 20)).save(tmp_path / "a\\b.jpg")
+    entry = {"id": 1, "file_path": "a\\b.jpg", "captions": ["one"], "split": "train"}
+    (tmp_path / "mine.json").write_text(json.dumps([entry]), encoding="utf-8")
+    assert read_splits(str(tmp_path / "mine.json"), tmp_path, ["train"])["train"].images == [tmp_path / "a\\b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("gbk", r"seems to be GBK"), ("utf-16", "seems to be UTF-16"), ("latin-1", "binary or in another encoding")],
+)
+def test_a_text_in_another_encoding_is_named(tmp_path, encoding, message):
+    caption = "café noir" if encoding == "latin-1" else "一个穿红衣服的人"
+    entry = {"id": 1, "file_path": "a.jpg", "captions": [caption], "split": "train"}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([entry], ensure_ascii=False), encoding=encoding)
+    with pytest.raises(DataError, match=rf"mine.json is not UTF-8 but {message}.*: convert it to UTF-8"):
+        read_splits(str(file), tmp_path, ["train"])
+
+
+def test_the_older_release_of_rstpreid_is_named_and_no_noise_is_offered(tmp_path):
+    listed = [
+        {"id": person, "img_path": f"{person}_{image}.jpg", "captions": ["a man", "a woman"], "split": split}
+        for split, persons in (("train", range(3901)), ("val", range(3901, 4001)), ("test", range(4001, 4101)))
+        for person in persons
+        for image in range(5)
+    ]
+    file = tmp_path / "RSTPReid" / "data_captions.json"
+    (tmp_path / "RSTPReid" / "imgs").mkdir(parents=True)
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    for names in (["train", "val", "test"], ["test"]):
+        with pytest.raises(DataError, match=r"is an older release with other splits .*: download the current one"):
+            read_splits("RSTPReid", tmp_path, names)
+    _, findings = check_dataset("RSTPReid", tmp_path)
+    assert [finding.remedy for finding in findings if finding.what == "an older release"] == [
+        "download the current one"
+    ]
+    assert not [finding for finding in findings if "noise_index" in finding.remedy]
 
 
 def test_missing_files_are_named(tmp_path):

@@ -187,6 +187,7 @@ def test_without_a_configuration_openais_widths_are_assumed_and_others_refused(t
     ("change", "message"),
     [
         (lambda c: c["vision_config"].update(hidden_act="gelu_new"), "activation 'gelu_new' is not supported"),
+        (lambda c: c["vision_config"].update(hidden_act=["gelu"]), "activation .'gelu'. is not supported"),
         (lambda c: c["vision_config"].update(num_attention_heads=3), "3 heads do not divide its width 128"),
         (lambda c: c["vision_config"].update(num_attention_heads="2"), "heads must be a positive whole number"),
         (lambda c: c["text_config"].update(layer_norm_eps=1e-6), "layer_norm_eps 1e-06 is not supported"),
