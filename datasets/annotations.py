@@ -100,7 +100,7 @@ def read_entries(file: Path) -> list:
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 but seems to be {_encoding(error.object)}: convert it to UTF-8") from None
+        raise DataError(f"{file} is not UTF-8 but {_encoding(error.object)}: convert it to UTF-8") from None
     except (ValueError, RecursionError) as error:
         kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
         raise DataError(f"{file} is not a {kind}: {error}") from None
@@ -119,12 +119,12 @@ def _line_of_json(line: str, number: int) -> object:
 def _encoding(content: bytes) -> str:
     """The likely encoding of a text that is not UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
+        return "seems to be UTF-16"
     try:
         content.decode("gbk")
     except UnicodeDecodeError:
         return "binary or in another encoding"
-    return "GBK (iconv -f GBK -t UTF-8)"
+    return "seems to be GBK (iconv -f GBK -t UTF-8)"
 
 
 _KINDS = {int: "whole number", str: "text", list: "list"}

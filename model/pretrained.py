@@ -39,14 +39,14 @@ class Pretrained(NamedTuple):
     Attributes:
         state: its weights under OpenAI's names, in float32.
         towers: from its configuration or recorded in the file; None if neither exists.
-        openais: whether it is one of OpenAI's own or the built-in one, whose towers are known.
+        known: whether its towers are known without: it is one of OpenAI's own or of `tools.pretrain_tiny`.
         wrapped: whether it was part of a person re-ID model, so its positions may fit images of any shape.
         remarks: lines for the log.
     """
 
     state: dict[str, Tensor]
     towers: Towers | None
-    openais: bool
+    known: bool
     wrapped: bool
     remarks: list[str]
 
@@ -66,12 +66,12 @@ def read_clip(pretrain_choice: str) -> Pretrained:
     path = _find(pretrain_choice)
     content, archived = _read(path)
     state, prefix = find_clip(content, path)
-    openais = archived or pretrain_choice in BUILT_IN
+    known = archived or prefix + _ROWS in state  # OpenAI's archives and what tools.pretrain_tiny writes
     towers, remarks = None, []
     if "towers" in content:
         towers = from_record(content["towers"], str(path))
         remarks.append(f"{towers} (recorded in the file)")
-    elif not openais and (found := find_beside(path, huggingface=prefix + huggingface.ANCHOR in state)):
+    elif not known and (found := find_beside(path, huggingface=prefix + huggingface.ANCHOR in state)):
         towers, config = found
         remarks.append(f"{towers} (from {config.name})")
     state, others = clip_alone(state, prefix)
@@ -80,7 +80,7 @@ def read_clip(pretrain_choice: str) -> Pretrained:
     if huggingface.ANCHOR in state:
         state = huggingface.to_openai(state)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    return Pretrained(_expand_rows(state), towers, openais, prefix.endswith("base_model."), remarks)
+    return Pretrained(_expand_rows(state), towers, known, prefix.endswith("base_model."), remarks)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bool]:

@@ -129,7 +129,7 @@ def _decide(pretrained: Pretrained, towers: Towers, activation: str, source: str
     Raises:
         WeightsError: the number of heads is unknown and the widths are not those of OpenAI's models.
     """
-    unknown = pretrained.towers is None and not pretrained.openais
+    unknown = pretrained.towers is None and not pretrained.known
     if unknown and (odd := [name for name, tower in towers._asdict().items() if tower.width not in OPENAI_WIDTHS]):
         raise WeightsError(
             f"{source}: the {odd[0]} tower is {getattr(towers, odd[0]).width} wide, which does not determine its "
