@@ -112,7 +112,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
         raise
     logger.info("Run folder %s", run_dir)
     if locked:
-        locked.close()
+        locked.lock.release()
 
 
 def _prepare(

@@ -2,7 +2,7 @@
 
 Resizing comes before every random augmentation and is deterministic, so the file holds exactly what decoding again
 would give. It is keyed by size and by every image's path, length and time stamp, and renamed into place when complete:
-a killed build leaves nothing that could be mistaken for it, and processes share it.
+a killed build leaves nothing that could be mistaken for it, of several processes one builds it and the others wait.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock
 
 from datasets.images import read_image
 from utils.distributed import one_first
 from utils.errors import DataError, brief
+from utils.files import in_one_step, write_text
 from utils.log import progress
 
 _AHEAD = 512  # images that are decoded before the first of them is written: bounds memory, and the wait at an interrupt
@@ -122,13 +122,10 @@ def _read_broken(file: Path) -> dict[int, str]:
 
 
 def _write_broken(broken: Mapping[int, str], file: Path) -> None:
-    listed = _broken_file(file)
-    if not broken:
-        listed.unlink(missing_ok=True)
-        return
-    partial = listed.with_name(f"{uuid4().hex}.partial")  # of its own, as processes share the cache
-    partial.write_text(json.dumps(broken), encoding="utf-8")
-    partial.replace(listed)
+    if broken:
+        write_text(_broken_file(file), json.dumps(broken))
+    else:
+        _broken_file(file).unlink(missing_ok=True)
 
 
 def _fingerprint(paths: Sequence[Path]) -> str:
@@ -142,15 +139,15 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(file.parent)
-        partial = file.with_name(f"{uuid4().hex}.partial")
-        try:
-            if (broken := _write(paths, size, partial)) and not skip_broken:
-                raise BrokenImagesError(broken, len(paths))
-            _write_broken(broken, file)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        with FileLock(file.parent / ".lock"):
+            if file.is_file():  # another process was first
+                return
+            for abandoned in file.parent.glob("*.partial"):
+                abandoned.unlink()
+            with in_one_step(file) as partial:
+                if (broken := _write(paths, size, partial)) and not skip_broken:
+                    raise BrokenImagesError(broken, len(paths))
+                _write_broken(broken, file)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
 
@@ -160,16 +157,18 @@ def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
 
     A run that goes on without them does not look at their place.
     """
-    broken = _read_broken(file)
+    if not (broken := _read_broken(file)):
+        return
     try:
         tried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
         mended = {number: image for number, image in tried.items() if not isinstance(image, DataError)}
         if mended:
-            images = np.load(file, mmap_mode="r+")
-            for number, image in mended.items():
-                images[number] = image
-            images.flush()
-            _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
+            with FileLock(file.parent / ".lock"):
+                images = np.load(file, mmap_mode="r+")
+                for number, image in mended.items():
+                    images[number] = image
+                images.flush()
+                _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"the image cache {file} can't be mended, delete it: {brief(error)}") from None
 
@@ -205,10 +204,3 @@ def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = (pool.map(read, paths[start : start + _AHEAD]) for start in range(0, len(paths), _AHEAD))
         yield from progress(chain.from_iterable(parts), "decoding images", len(paths))
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed builds left: nothing was added to it for an hour."""
-    for path in folder.glob("*.partial"):
-        if time.time() - path.stat().st_mtime > 3600:
-            path.unlink(missing_ok=True)

@@ -587,7 +587,8 @@ def test_a_run_killed_among_its_loaders_is_continued_at_once(root_dir, tmp_path)
         time.sleep(0.02)
     process.kill()
     process.wait()
-    lock(found[0].parent).close()
+    with lock(found[0].parent):
+        pass
 
 
 def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, root_dir, tmp_path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -31,8 +31,7 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
         return _verified(file, sha256)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    with partial.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(f"{file}.lock"), partial.open("ab") as stream:
         if file.is_file():
             return _verified(file, sha256)
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import re
-import resource
 import signal
 import sys
 import threading
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _OTHERS_FIRST = 5
 # Seconds after which a signal that this process has not heard of, as it waits for others, ends it.
 _NOT_HEARD = 10
+_LEFT = 128 + 13  # whoever read along has left: SIGPIPE, which Windows lacks
 # Seconds after which an interrupt comes again, where Python could not raise it.
 _AGAIN = 0.05
 _heard = threading.Event()
@@ -61,7 +62,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except BrokenPipeError:  # whoever read along, head, say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(128 + signal.SIGPIPE)
+        _exit(_LEFT)
     except Exception as error:
         line = _line(error)
         if not line and not launched():
@@ -224,7 +225,7 @@ def seed_everything(seed: int) -> None:
 def peak_memory_gb(device: torch.device) -> float:
     """The most memory this process has had so far, in 10⁹ bytes: on the CUDA device it computes on, else its own.
 
-    The device is not waited for.
+    The device is not waited for; NaN on Windows without CUDA.
     """
     import torch
 
@@ -232,4 +233,8 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     if sys.platform == "linux":  # where ru_maxrss is at least that of the process that started this one
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e9 / 1024)
+    if sys.platform == "win32":
+        return math.nan
+    import resource  # which Windows lacks
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS

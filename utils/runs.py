@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import subprocess
-import weakref
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import TextIO
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from utils.errors import OptionError
 from utils.options import read_yaml
@@ -94,8 +92,8 @@ def is_finished(run: Path) -> bool:
     return (run / "test_metrics.json").is_file() and bool(records) and records[-1]["epoch"] == epochs
 
 
-def lock(run: Path) -> TextIO:
-    """Take a run for this process, as long as the file returned stays open.
+def lock(run: Path) -> AcquireReturnProxy:
+    """Lock a run for this process, as `hold` does.
 
     Raises:
         OptionError: another process is training it.
@@ -103,22 +101,16 @@ def lock(run: Path) -> TextIO:
     return hold(run, f"{run} is being trained by another process")
 
 
-def hold(folder: Path, taken: str) -> TextIO:
-    """Take a folder for this process, as long as the file returned stays open.
+def hold(folder: Path, taken: str) -> AcquireReturnProxy:
+    """Lock a folder for this process, in a `with` block or until what is returned is dropped.
 
     Raises:
         OptionError: another process has it; `taken` is the message.
     """
-    stream = (folder / LOCK).open("w")
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
+        return FileLock(folder / LOCK).acquire(blocking=False)
+    except Timeout:
         raise OptionError(taken) from None
-    held = weakref.ref(stream)
-    # A data loader's process may outlive this one, and would keep the folder for so long.
-    os.register_at_fork(after_in_child=lambda: (inherited := held()) and inherited.close())
-    return stream
 
 
 def is_locked(run: Path) -> bool:
@@ -126,10 +118,10 @@ def is_locked(run: Path) -> bool:
     if not (run / LOCK).is_file():
         return False
     try:
-        lock(run).close()
+        with lock(run):
+            return False
     except OptionError:
         return True
-    return False
 
 
 def git_revision() -> str:

@@ -121,12 +121,11 @@ class Run:
             _write_far(Path(self.root_dir) / self.row.target)
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "output.txt"
-        # The child keeps the folder too, and longer than this process, should this one be killed.
-        with hold(self.folder, f"{self.folder}: another process is at this run; wait for it, or end it") as held:
+        with hold(self.folder, f"{self.folder}: another process is at this run; wait for it, or end it"):
             print(f"  to follow it: tail -f {shlex.quote(str(log))}", flush=True)
             program = [sys.executable, str(ROOT / command[0]), *command[1:]]
             with log.open("a", encoding="utf-8") as stream:
-                status = subprocess.run(program, stdout=stream, stderr=stream, pass_fds=(held.fileno(),)).returncode
+                status = subprocess.run(program, stdout=stream, stderr=stream).returncode
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
             raise OptionError(f"{self.title}: {command[0]} ended with status {status}: {lines[-1]}")
