@@ -6,7 +6,6 @@ over. What a row says of its pair is compared with the data, so that no list mee
 
 from __future__ import annotations
 
-import codecs
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from utils.errors import DataError
 
 NOTHING_EXCLUDED = np.empty(0, np.int64)
 _MARKED, _NOT_MARKED = {"x", "yes", "true", "1"}, {"", "no", "false", "0"}
-_FORMULA = tuple("=+-@＝＋－＠")  # what formulas begin with, the wide forms on Japanese and Chinese systems
+_FORMULA = tuple("=+-@")  # what formulas begin with
 
 
 def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarray:
@@ -47,18 +46,10 @@ def read_marks(file: Path, split: Split, permutation: np.ndarray) -> set[int]:
     """Positions of the marked pairs, which may be none; arguments as for `read_excluded`.
 
     Raises:
-        DataError: no such table, an unknown mark or pair, a pair of other data, or one both marked and not.
+        DataError: no such table, an unknown mark or pair, or a pair of other data.
     """
-    marked, seen = set(), {}
-    for line, row in _read_rows(file):
-        where, pair = f"{file}, line {line}", (row["pair"] or "").strip()
-        mark = _is_marked(row, where)
-        before, first = seen.setdefault(pair, (mark, line))
-        if mark != before:
-            raise DataError(f"{where}: pair {pair:.40} is marked here or in line {first}, and not in the other")
-        if mark:
-            marked.add(_check_pair(row, split, permutation, where))
-    return marked
+    rows = [(f"{file}, line {line}", row) for line, row in _read_rows(file)]
+    return {_check_pair(row, split, permutation, where) for where, row in rows if _is_marked(row, where)}
 
 
 def _is_marked(row: Mapping[str, str], where: str) -> bool:
@@ -69,13 +60,9 @@ def _is_marked(row: Mapping[str, str], where: str) -> bool:
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and rows; in UTF-8 or, as Excel calls it, Unicode text."""
-    if file.exists() and not file.is_file():
-        raise DataError(f"{file} can't be read: it is no file")
+    """Line numbers and rows."""
     try:
-        with file.open("rb") as stream:
-            encoding = "utf-16" if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-        with file.open(encoding=encoding, newline="") as stream:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
             header = stream.readline()
             delimiter = max(",;\t", key=header.count)
             stream.seek(0)
@@ -96,7 +83,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
     """The row's pair, if it is the one the row describes."""
     text = (row["pair"] or "").strip()
-    if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= len(permutation):
+    if not text.isdecimal() or int(text) >= len(permutation):
         raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())

@@ -26,11 +26,9 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
             read as they are.
 
     Raises:
-        ValueError: no file, or its header claims more pixels than any picture of a person has; it is not decoded.
+        ValueError: its header claims more pixels than any picture of a person has; it is not decoded.
         Exception: whatever Pillow raises over a broken file.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError("it is no file")  # of a pipe one would wait for its end
     with Image.open(path, formats=_FORMATS) as image:
         if upright:
             image.draft(None, (4 * size[1], 4 * size[0]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients, wait_for_all
+from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
 from utils.errors import UserError
 from utils.program import run_program
 from utils.ranks import rank, share, world_size
@@ -118,9 +117,6 @@ def failing(folder: Path) -> None:
             raise RuntimeError("rank 1 broke")
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if how == "each waits for the other":
-            threading.Timer(1, (folder / "waiting").touch).start()
-            wait_for_all()
     while True:
         distributed.all_reduce(torch.zeros(1))
 

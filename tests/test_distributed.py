@@ -261,19 +261,6 @@ def test_a_failure_ends_all_processes_with_its_reason(tmp_path, how, told):
     assert_ended(tmp_path)
 
 
-def test_no_process_outlives_its_launcher(tmp_path):
-    """Each is within a call that ends with the other's, which no handler of a signal interrupts."""
-    (tmp_path / "how").write_text("each waits for the other")
-    command = [*TORCHRUN, "2", str(ROOT / "tests/ranks_worker.py"), "failing", str(tmp_path)]
-    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
-    while not (tmp_path / "waiting").exists():
-        assert launcher.poll() is None
-        time.sleep(0.1)
-    launcher.send_signal(signal.SIGKILL)
-    launcher.wait()
-    assert_ended(tmp_path)
-
-
 def assert_ended(folder: Path) -> None:
     """Both processes are gone, within a minute."""
     pids = [int((folder / f"pid{rank}").read_text()) for rank in range(2)]

@@ -52,17 +52,10 @@ def test_marked_rows_are_read_and_compared_with_the_data(split, tmp_path):
     assert read_excluded(file, split, PERMUTATION).tolist() == [3, 5, 23]
 
 
-def test_what_never_ends_is_no_list(split):
-    with pytest.raises(UserError, match="/dev/zero can't be read: it is no file"):
-        read_excluded(Path("/dev/zero"), split, PERMUTATION)
-
-
-@pytest.mark.parametrize(
-    ("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-8-sig"), ("\t", "utf-8-sig"), ("\t", "utf-16")]
-)
-def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter, encoding):
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter):
     lines = [delimiter.join(cells) for cells in (("pair", "note", "exclude"), ("4", "", "x"), ("5", "seen", ""))]
-    file = write(tmp_path / "a.csv", *lines, encoding=encoding)
+    file = write(tmp_path / "a.csv", *lines, encoding="utf-8-sig")
     assert read_excluded(file, split, PERMUTATION).tolist() == [4]
 
 
@@ -80,8 +73,6 @@ def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter, encoding):
         (["pair,exclude,image", "1,x,b.jpg"], "line 2: pair 1 has the image .*not b.jpg"),
         (["pair,exclude,caption", "1,x,a dog"], "line 2: pair 1 has another caption"),
         (["pair,exclude", "1"], "marks no pair"),
-        (["pair,exclude", "1,", "3,x", "3,"], r"line 4: pair 3 is marked here or in line 3, and not in the other"),
-        (["pair,exclude", "3,no", "3,x"], r"line 3: pair 3 is marked here or in line 2, and not in the other"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused(split, tmp_path, lines, message):
@@ -105,7 +96,6 @@ def test_a_list_that_is_no_text_is_refused(split, tmp_path):
     [
         ("", "has no column 'pair', but none"),
         ("Pair,Exclude\n3,x\n", "has no column 'pair', but Pair, Exclude"),
-        ("pair,exclude\n" + "9" * 5000 + ",x\n", "line 2: pair '9+ is none of"),
     ],
 )
 def test_odd_tables_are_refused_in_one_line(split, tmp_path, text, message):

@@ -8,9 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -240,7 +238,6 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     monkeypatch.setattr(interrupted, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         with pytest.raises(SystemExit) as left:
@@ -256,28 +253,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupt
 
 
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
-        ({"RANK": "x"}, "RANK=x, which must be 0 to 1"),
-        ({"RANK": "2"}, "RANK=2, which must be 0 to 1"),
-        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1, which must be 0 to 1"),
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE=abc, which must be 1 to "),
-        ({"MASTER_PORT": ""}, "MASTER_PORT=, which must be 1 to 65535"),
-        ({"MASTER_ADDR": ""}, "MASTER_ADDR=, which is no machine's address"),
-        ({"MASTER_ADDR": "no host"}, "MASTER_ADDR=no host, which is no machine's address"),
-    ],
-)
-def test_an_environment_that_no_launcher_left_is_told(changed, told):
-    environment = os.environ | LAUNCHED | changed
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py"], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: the environment says {told}")
-    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_interrupt_while_others_may_tell_leaves_at_once():
@@ -305,79 +280,6 @@ program.run_program(None)
     assert child.returncode == -signal.SIGINT
 
 
-def test_a_signal_ends_a_process_that_waits_for_others():
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    program = f"""import sys
-sys.path.insert(0, {str(ROOT)!r})
-from utils import program
-
-program._NOT_HEARD = 1
-program.run_program(None)
-"""
-    environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port)}
-    child = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL, env=environment)
-    while True:  # rank 0 listens before it waits for rank 1
-        time.sleep(0.05)
-        with suppress(ConnectionRefusedError), socket.create_connection(("localhost", port), 1):
-            break
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=30) == 128 + signal.SIGTERM
-
-
-def launched_alone(work: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run `work` as the only process of a launcher, which does not wait long for one that hears of no signal."""
-    with socket.create_server(("localhost", 0)) as free:
-        port = free.getsockname()[1]
-    program = f"""import hashlib, os, signal, sys, threading, time
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from utils import program
-
-def main(argv):
-{textwrap.indent(work, "    ")}
-
-program._NOT_HEARD = 0.1
-program.run_program(main)
-"""
-    environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port), "WORLD_SIZE": "1"}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        "os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)",  # Python hears of the signal, a library's call does not
-        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start(), "
-        "hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)",
-    ],
-)
-def test_a_launched_process_that_hears_of_a_signal_late_ends_its_checkpoint(tmp_path, write):
-    work = f"""import torch
-from utils.checkpoints import save_checkpoint
-torch.save = lambda content, stream: [{write}, stream.write(b"weights")]
-save_checkpoint({{}}, Path("last.pth"))
-time.sleep(60)
-"""
-    done = launched_alone(work, tmp_path)
-    assert (done.returncode, done.stderr.splitlines()[-1:]) == (128 + signal.SIGTERM, ["interrupted"])
-    assert (tmp_path / "last.pth").read_bytes() == b"weights"
-
-
-def test_a_data_loaders_signals_do_not_end_its_trainer(tmp_path):
-    work = """if not os.fork():
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.raise_signal(signal.SIGTERM)
-    os._exit(0)
-os.wait()
-time.sleep(1)
-print("still here")
-"""
-    done = launched_alone(work, tmp_path)
-    assert (done.returncode, done.stdout) == (0, "still here\n"), done.stderr
-
-
 def test_a_network_that_is_not_set_up_is_one_line():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
@@ -399,36 +301,6 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"model": b"weights"}, tmp_path / "last.pth")
     assert (tmp_path / "last.pth").read_bytes() == b"weights"
-
-
-@pytest.mark.parametrize(
-    "swallow",
-    [
-        "weakref.ref(Thing(), lambda _: signal.raise_signal(signal.SIGTERM))",
-        "Thing().work = lambda: signal.raise_signal(signal.SIGTERM)",
-        "Thing().work = lambda: signal.raise_signal(signal.SIGTERM)\n    Thing().work = lambda: time.sleep(60)",
-    ],
-)
-def test_an_interrupt_is_not_lost_where_nothing_can_be_raised(swallow):
-    program = f"""import signal, sys, time, weakref
-sys.path.insert(0, {str(ROOT)!r})
-from utils.program import run_program
-
-class Thing:
-    def work(self):
-        pass
-
-    def __del__(self):
-        self.work()
-
-def main(argv):
-    {swallow}
-    time.sleep(60)
-
-run_program(main)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "interrupted\n")
 
 
 def test_a_terminal_that_lacks_a_captions_letters_is_served():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import reprlib
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
@@ -92,12 +92,7 @@ def check_together(options: EasyDict) -> None:
     for name in ("root_dir", "output_dir"):
         if not options[name]:
             raise OptionError(f"--{name}: must not be empty")
-    if options.dataset_name not in DATASETS and not is_file(options.dataset_name):
+    if options.dataset_name not in DATASETS and not Path(options.dataset_name).is_file():
         raise OptionError(
             f"--dataset_name {options.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
         )
-
-
-def is_file(name: str) -> bool:
-    """Whether there is such a file; whatever the name is, this is no error."""
-    return os.path.isfile(name)  # noqa: PTH113

@@ -14,14 +14,17 @@ from typing import Any
 import yaml
 from easydict import EasyDict
 
-from utils.checks import check_together, checked, is_file
+from utils.checks import check_together, checked
 from utils.errors import OptionError
 from utils.files import write_text
 from utils.flags import FLAGS, GROUPS, NAMES_TOO, PATHS, READ_BY_TEST, Flag
 
-_DIGITS = 40
-_LARGEST = 1 << 20  # bytes of a configuration; one that lists skipped pairs is some hundred thousand
-_TUPLE_TAG = "tag:yaml.org,2002:python/tuple"
+
+class _Loader(yaml.SafeLoader):
+    """Besides plain values builds tuples."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
 
 
 def defaults() -> EasyDict:
@@ -111,7 +114,7 @@ def resolve(given: dict[str, Any]) -> EasyDict:
         if name in FLAGS:
             options[name] = checked(name, value, f"--{name}")
     for name in PATHS:  # a run may be looked at from another folder
-        if options[name] and (name not in NAMES_TOO or is_file(options[name])):
+        if options[name] and (name not in NAMES_TOO or Path(options[name]).is_file()):
             options[name] = str(Path(options[name]).absolute())
     check_together(options)
     return options
@@ -149,33 +152,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         OptionError: the file is missing or not such a mapping.
     """
-
-    class Loader(yaml.SafeLoader):
-        def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Merge keys (<<) unfold like aliases, without end: no configuration needs them."""
-            if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-                raise yaml.YAMLError("'<<' is not taken")
-
-        def number(self, node: yaml.ScalarNode) -> int | float:
-            """Numbers as anybody writes them, which sixties (1:30:00) and thousands of digits are not."""
-            if ":" in node.value or len(node.value) > _DIGITS:
-                raise yaml.YAMLError(f"{node.value[:20]} … is not taken for a number")
-            real = node.tag.endswith("float")
-            return self.construct_yaml_float(node) if real else self.construct_yaml_int(node)
-
-    for kind in ("int", "float"):
-        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.number)
-    Loader.add_constructor(_TUPLE_TAG, lambda loader, node: tuple(loader.construct_sequence(node)))
     try:
-        if file.exists() and not file.is_file():
-            raise OptionError(f"configuration {file} can't be read: it is no file")
-        if file.stat().st_size > _LARGEST:
-            raise OptionError(f"configuration {file} can't be read: it is larger than {_LARGEST:,} bytes")
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise OptionError(f"configuration {file} can't be read: {error.strerror}") from None
-    except OptionError:
-        raise
     except Exception as error:  # PyYAML's constructors raise whatever a wrong tag leads to
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise OptionError(f"configuration {file} is not YAML: {told}") from None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
 import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from utils.errors import OptionError, UserError, brief, printable
-from utils.ranks import check_launcher, is_main, launched, local_rank
+from utils.ranks import is_main, launched, local_rank
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +25,8 @@ if TYPE_CHECKING:
 # Seconds that an error is held back where another process may be the one to tell it: the launcher ends all others as
 # soon as one has ended.
 _OTHERS_FIRST = 5
-# Seconds after which a signal that this process has not heard of, as it waits for others, ends it.
-_NOT_HEARD = 10
 _LEFT = 128 + 13  # whoever read along has left: SIGPIPE, which Windows lacks
-# Seconds after which an interrupt comes again, where Python could not raise it.
-_AGAIN = 0.05
-_heard = threading.Event()
-_writing = threading.Event()  # then a signal is heard of late
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
@@ -41,16 +34,10 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 
     Of several processes that a launcher started, the first to fail tells why.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
-    sys.unraisablehook = _come_again
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
-    try:
-        check_launcher()
-    except OptionError as error:  # nobody can say which process is the one to tell it
-        print(f"error: {printable(error.line)}", file=sys.stderr)
-        sys.exit(2)
     try:
         if launched():
             _run_launched(main)
@@ -75,32 +62,12 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
 
 def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
     """Run as one of several processes, which meet before and part afterwards."""
-    if sys.platform == "linux":  # be killed with the launcher; SIGTERM would not reach one that waits for another
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    from utils.distributed import connect, disconnect  # seconds, in which the launcher may be killed already
+    from utils.distributed import connect, disconnect
 
-    _watch_for_signals()
     connect()
     main(sys.argv[1:])
     disconnect()
     _exit(0)
-
-
-def _watch_for_signals() -> None:
-    """Have a signal end this process also while it waits for others: then Python's own handlers are not called."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a data loader's signals are not ours
-
-    def watch() -> None:
-        while (number := os.read(reading, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
-            pass
-        while not _heard.wait(_NOT_HEARD):
-            if not _writing.is_set():
-                os._exit(128 + number)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _line(error: Exception) -> str:
@@ -114,43 +81,23 @@ def _line(error: Exception) -> str:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     """Leave in good order, once; the next signal ends the process at once."""
-    _heard.set()
     _end_at_signals()
     raise KeyboardInterrupt(number)
 
 
-def _come_again(what: sys.UnraisableHookArgs) -> None:
-    """Have an interrupt that came in a `__del__` or a weak reference's callback, which can't raise, come once more."""
-    if not isinstance(what.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(what)
-        return
-    (number,) = what.exc_value.args
-    signal.signal(signal.SIGALRM, lambda *_: _interrupt(number, None))
-    signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-
-
 def _end_at_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Have a first interrupt wait for the end of the block, where a library would take it for an error of its own."""
+    """Have an interrupt wait for the end of the block, where a library would take it for an error of its own."""
     came: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        _heard.set()
-        _end_at_signals()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last is an interrupt that comes again
-    handlers = {number: signal.signal(number, note) for number in numbers}
-    _writing.set()
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
     try:
         yield
     finally:
-        _writing.clear()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if came:

@@ -7,42 +7,11 @@ process. Nothing heavy is imported here.
 from __future__ import annotations
 
 import os
-import socket
-
-from utils.errors import OptionError
 
 
 def launched() -> bool:
     """Whether a launcher started this process as one of several, or of one."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
-def check_launcher() -> None:
-    """See that what a launcher is to have left in the environment can be so.
-
-    Raises:
-        OptionError: names the variable that can't.
-    """
-    if not launched():
-        return
-    _check("WORLD_SIZE", 1, 1 << 20)
-    for name in ("RANK", "LOCAL_RANK"):
-        _check(name, 0, world_size() - 1)
-    _check("MASTER_PORT", 1, 65535)
-    address = os.environ["MASTER_ADDR"]
-    try:
-        socket.getaddrinfo(address or ".", None)
-    except (OSError, UnicodeError):
-        raise OptionError(f"the environment says MASTER_ADDR={address}, which is no machine's address") from None
-
-
-def _check(name: str, low: int, high: int) -> None:
-    text = os.environ.get(name, "0")
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and low <= int(text) <= high):
-        raise OptionError(
-            f"the environment says {name}={text}, which must be {low} to {high}: start with torchrun, which sets it, "
-            f"or unset it to train in one process"
-        )
 
 
 def master() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -70,8 +69,6 @@ def read_batches(
     def read(path: Path) -> tuple[Row, np.ndarray | None]:
         found = stamp(gallery / path)  # before reading: a file that changes meanwhile is read again the next time
         try:
-            if not stat.S_ISREG((gallery / path).stat().st_mode):
-                raise DataError("not a regular file")
             return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
         except OSError as error:
             return Row(path, found, None, error.strerror), None
