@@ -99,8 +99,10 @@ def made_up(sizes: Sequence[int]) -> Iterator[tuple[str, np.ndarray, Queries]]:
 
 def own(index: Path, file: Path) -> tuple[str, np.ndarray, Queries]:
     """A gallery's vectors, and those of a file's sentences."""
-    searcher = open_searcher({"index": index, "run": None, "checkpoint": None, "device": "auto", "faiss": False})
-    return str(index), searcher.store.everything()[2], {"sentences": searcher.encoder.texts(read_sentences([], file))}
+    searcher = open_searcher(
+        {"index": index, "run": None, "checkpoint": None, "device": "auto", "store": None, "faiss": False}
+    )
+    return str(index), searcher.store.everything()[1], {"sentences": searcher.encoder.texts(read_sentences([], file))}
 
 
 def main(argv: Sequence[str]) -> None:

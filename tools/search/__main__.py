@@ -40,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
         add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
         if name != "captions":
             add[name].add_argument("--index", default=INDEX, help="folder of the index (default: %(default)s)")
+            store = (
+                "keep the vectors in Milvus: http://HOST:19530, with a database's name, /NAME, or Milvus Lite's FILE.db"
+            )
+            add[name].add_argument("--store", metavar="URI", help=store)
     _add_flags(add)
     return parser
 
@@ -80,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError(f"--port {args['port']}: must be at least 1 and at most 65535")
     if args.get("similarity", SIMILARITIES[0]) not in SIMILARITIES:
         raise OptionError(f"--similarity {args['similarity']}: choose from {', '.join(SIMILARITIES)}")
+    if args.get("store") and args.get("faiss"):
+        raise OptionError("--store and --faiss: Milvus has indexes of its own, leave one out")
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):
         args[name] = Path(args[name]) if args.get(name) else None
 

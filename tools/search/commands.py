@@ -32,7 +32,7 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
     Raises:
         OptionError: the model is not where it was or should be, or is another.
     """
-    store = open_store(args["index"])
+    store = open_store(args["index"], args["store"])
     run, made_by = args["run"] or store.about.run, store.about.checkpoint
     if args["checkpoint"]:
         files = [args["checkpoint"]]
@@ -44,7 +44,7 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
         files = [made_by]
         for file in (made_by, run / "configs.yaml"):
             if not file.is_file():
-                told = f"{file}, of the model that made {args['index']}, is not there: "
+                told = f"{file}, of the model that made {store.name}, is not there: "
                 raise OptionError(told + "say with --run where the run is, or with --checkpoint where its weights are")
     for file in files:
         encoder = open_encoder(run, file, args["device"])
@@ -56,8 +56,8 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
 def index(args: dict[str, Any]) -> None:
     """Bring an index up to date."""
     encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
-    amounts = (args["batch_size"], args["num_workers"])
-    update_index(args["index"], args["gallery"], encoder, *amounts, faiss=args["faiss"])
+    loading = (args["batch_size"], args["num_workers"])
+    update_index(args["index"], args["store"], args["gallery"], encoder, loading, faiss=args["faiss"])
 
 
 def query(args: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def query(args: dict[str, Any]) -> None:
     searcher = open_searcher(args)
     warn_long(texts, searcher.encoder)
     results = searcher.search(texts, args["top"], args["similarity"])
-    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"])
+    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"] / "query")
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))
     print(printable(f"wrote {listed} and {sheet}"))
@@ -93,7 +93,7 @@ def export(args: dict[str, Any]) -> None:
     """Write an index's vectors for other engines."""
     from tools.search.export import export_vectors
 
-    export_vectors(open_store(args["index"]), args["out"])
+    export_vectors(open_store(args["index"], args["store"]), args["out"])
 
 
 def serve(args: dict[str, Any]) -> None:

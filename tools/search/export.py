@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from tools.search.rows import identity
 from tools.search.store import Store
 from utils.errors import OptionError, printable
 from utils.files import in_one_step, write_text
@@ -22,9 +23,10 @@ def export_vectors(store: Store, out: Path) -> None:
     Raises:
         OptionError: the index holds no vector.
     """
-    ids, paths, vectors = store.everything()
+    paths, vectors = store.everything()
     if not paths:
-        raise OptionError(f"{store.folder} holds no image that could be read")
+        raise OptionError(f"{store.name} holds no image that could be read")
+    ids = np.array([identity(path) for path in paths], np.int64)
     about = {name: printable(str(value)) for name, value in store.about._asdict().items()}
     about |= {"metric": "inner product", "layout": "[bge, tse] / sqrt(2)"}
     lines = (

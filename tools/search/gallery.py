@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import read_image
-from tools.search.store import Row, Stamp
+from tools.search.rows import Row, Stamp
 from utils.errors import DataError, OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}

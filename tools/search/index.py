@@ -9,8 +9,10 @@ from tqdm import tqdm
 
 from tools.search.encode import Encoder
 from tools.search.engines import Faiss
+from tools.search.files import FileStore
 from tools.search.gallery import list_files, read_batches, stamp
-from tools.search.store import FILE, About, Store, create_store, open_store, writing
+from tools.search.rows import About
+from tools.search.store import Store, open_or_create_store, writing
 from utils.errors import OptionError, printable
 from utils.files import write_text
 
@@ -19,13 +21,14 @@ _SHOWN = 20
 
 
 def update_index(
-    folder: Path, gallery: Path, encoder: Encoder, batch_size: int, workers: int, *, faiss: bool = False
+    folder: Path, uri: str | None, gallery: Path, encoder: Encoder, loading: tuple[int, int], *, faiss: bool = False
 ) -> None:
     """Index a gallery, from where the last time ended.
 
     Args:
         folder: of the index.
-        batch_size: images embedded, and kept, at a time.
+        uri: as for `open_store`.
+        loading: images embedded, and kept, at a time; threads that decode.
         faiss: build FAISS's index too.
 
     Raises:
@@ -36,27 +39,26 @@ def update_index(
         raise OptionError(f"--index {folder} is the gallery itself: choose another folder, which may be one inside it")
     pictures, others, closed = list_files(gallery, folder.resolve())
     with writing(folder):
-        store = _open(folder, gallery, encoder)
+        store = _open(folder, uri, gallery, encoder)
         known = store.stamps()
         wanted = [path for path in pictures if known.get(path) != stamp(gallery / path)]
         gone = [path for path in known.keys() - set(pictures) if not closed.keys() & set(path.parents)]
         store.drop(gone)
         with tqdm(total=len(wanted), desc="indexing", unit="image", disable=None) as bar:
-            for rows, pixels in read_batches(gallery, wanted, encoder.size, batch_size, workers):
+            for rows, pixels in read_batches(gallery, wanted, encoder.size, *loading):
                 vectors = iter(encoder.images(pixels) if len(pixels) else [])
                 store.put([row if row.error is not None else row._replace(vector=next(vectors)) for row in rows])
                 bar.update(len(rows))
         new = len(set(wanted) - {path for path, _ in store.broken()})
-        total = len(store.images()[0])
-        told = f"{folder}: {total:,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
-        print(printable(told))
-        _report(store, others, closed)
-        if faiss:
+        store.tidy()
+        told = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
+        print(printable(f"{store.name}: {told}"))
+        _report(folder, store, others, closed)
+        if faiss and isinstance(store, FileStore):
             print(printable(f"wrote {build_faiss(store)}"))
-        store.close()
 
 
-def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
+def _open(folder: Path, uri: str | None, gallery: Path, encoder: Encoder) -> Store:
     about = About(
         gallery,
         encoder.run.folder.absolute(),
@@ -65,13 +67,12 @@ def _open(folder: Path, gallery: Path, encoder: Encoder) -> Store:
         encoder.width,
         encoder.bge_width,
     )
-    if not (folder / FILE).is_file():
-        return create_store(folder, about)
-    store = open_store(folder)
+    store = open_or_create_store(folder, uri, about)
     check_model(store, encoder)
     if store.about.gallery != gallery:
-        raise OptionError(f"{folder} is an index of {store.about.gallery}: choose another --index for {gallery}")
-    store.keep_place(about.run, about.checkpoint)
+        raise OptionError(f"{store.name} is an index of {store.about.gallery}: choose another --index for {gallery}")
+    if store.about != about:
+        store.keep_place(about)
     return store
 
 
@@ -83,30 +84,30 @@ def check_model(store: Store, encoder: Encoder) -> None:
     """
     if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
-            f"{store.folder} was made by another model ({store.about.checkpoint} as it was then) than "
+            f"{store.name} was made by another model ({store.about.checkpoint} as it was then) than "
             f"{encoder.run.file}: name its weights with --checkpoint, or delete the index and index again"
         )
 
 
-def _report(store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
+def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
     """Tell what was passed over, and write it down."""
     lines = [f"{path}/: {why}; what is indexed of it is kept" for path, why in closed.items()]
     lines += [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not a picture by its name" for path in others]
     lines = [printable(line) for line in lines]
-    write_text(store.folder / PASSED_OVER, "".join(f"{line}\n" for line in lines))
+    write_text(folder / PASSED_OVER, "".join(f"{line}\n" for line in lines))
     if lines:
         print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
     if len(lines) > _SHOWN:
-        print(printable(f"  … all of them in {store.folder / PASSED_OVER}"))
+        print(printable(f"  … all of them in {folder / PASSED_OVER}"))
 
 
-def faiss_file(store: Store) -> Path:
+def faiss_file(store: FileStore) -> Path:
     """Where FAISS's index of the present vectors is kept."""
     return store.folder / f"vectors_{store.version}.faiss"
 
 
-def build_faiss(store: Store) -> Path:
+def build_faiss(store: FileStore) -> Path:
     """Build FAISS's index of the present vectors, in place of older and damaged ones.
 
     Raises:
@@ -116,7 +117,7 @@ def build_faiss(store: Store) -> Path:
     try:
         Faiss.read(file)
     except OptionError:
-        _, paths, vectors = store.everything()
+        paths, vectors = store.everything()
         if not paths:
             raise OptionError(f"{store.folder} holds no picture that FAISS could search") from None
         Faiss.build(vectors).write(file)

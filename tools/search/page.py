@@ -74,7 +74,7 @@ def serve_page(searcher: Searcher, port: int) -> None:
             )
         except OSError:
             raise OptionError(f"--port {port}: it is taken or not allowed; choose another") from None
-        told = f"{len(searcher.paths):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
+        told = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
         print(printable(told), flush=True)
         page.block_thread()
 
@@ -101,7 +101,7 @@ class _Policy:
 def build_page(searcher: Searcher) -> gr.Blocks:
     """The page, not served yet."""
     with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
-        gr.Markdown(f"## Search {len(searcher.paths):,} pictures by a sentence")
+        gr.Markdown(f"## Search {len(searcher.store):,} pictures by a sentence")
         with gr.Row():
             text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence")
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from processor.evaluation import SIMILARITIES
 from tools.search.encode import Encoder
-from tools.search.engines import Engine, Exact, Faiss, best_first
+from tools.search.engines import Faiss, best_first
+from tools.search.files import FileStore
 from tools.search.index import check_model, faiss_file
 from tools.search.store import Store
 from utils.errors import OptionError
@@ -45,34 +46,23 @@ class Searcher:
         check_model(store, encoder)
         self.store, self.encoder = store, encoder
         self.gallery = store.about.gallery
-        self._engine: Engine
-        self._vectors: Callable[[np.ndarray], np.ndarray]  # of some positions
-        if approximate:
-            with store.one_moment():
-                ids, self.paths = store.images()
-                file = faiss_file(store)
-            self._engine = Faiss.read(file)
-            self._vectors = lambda rows: store.vectors(ids[rows])
-        else:
-            _, self.paths, vectors = store.everything()
-            self._engine = Exact(vectors)
-            self._vectors = vectors.__getitem__
-        if not self.paths:
-            raise OptionError(f"{store.folder} holds no image that could be read")
+        if not len(store):
+            raise OptionError(f"{store.name} holds no image that could be read")
+        if approximate and isinstance(store, FileStore):
+            store.engine = Faiss.read(faiss_file(store))
 
     def search(self, texts: Sequence[str], top: int, similarity: str = SIMILARITIES[2]) -> list[list[Hit]]:
         """The `top` images for each sentence, by one of `SIMILARITIES`."""
         queries = self.encoder.texts(texts)
-        found = self._engine.top(self.encoder.weigh(queries, similarity), top)
-        return [self._rank(query, rows, top, similarity) for query, rows in zip(queries, found, strict=True)]
+        found = self.store.nearest(self.encoder.weigh(queries, similarity), top)
+        return [self._rank(query, *of_query, top, similarity) for query, of_query in zip(queries, found, strict=True)]
 
-    def _rank(self, query: np.ndarray, found: np.ndarray, top: int, similarity: str) -> list[Hit]:
-        """Rank what an engine has found by the exact vectors."""
-        rows = np.sort(found)
+    def _rank(self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, top: int, similarity: str) -> list[Hit]:
+        """Rank what was found by the exact vectors."""
         both = np.stack([self.encoder.weigh(query[None], name)[0] for name in SIMILARITIES])
-        scores = self._vectors(rows) @ both.T  # (found, 3)
+        scores = vectors @ both.T  # (found, 3)
         by = scores[:, SIMILARITIES.index(similarity)]
         return [
-            Hit(rank, float(by[n]), float(scores[n, 0]), float(scores[n, 1]), self.gallery / self.paths[rows[n]])
+            Hit(rank, float(by[n]), float(scores[n, 0]), float(scores[n, 1]), self.gallery / paths[n])
             for rank, n in enumerate(best_first(by, top), 1)
         ]

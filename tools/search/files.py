@@ -1,0 +1,194 @@
+"""An index in plain files: vectors in shards, and a manifest that names the shards that count.
+
+    index.json          what the index is of, and its shards in order
+    00000001.npy        (N, D) float32, the vectors of a shard
+    00000001.jsonl      a line for each of its files: path, length, time of change, null or why it has no vector
+
+A batch is a shard, and counts when the manifest has been replaced; of a file the latest shard speaks. Where many small
+shards have gathered, and at the end, they are merged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tools.search.engines import Engine, Exact
+from tools.search.rows import About, Row, Stamp
+from utils.errors import DataError, brief
+from utils.files import in_one_step, write_text
+
+MANIFEST, OLD = "index.json", "index.sqlite"  # the latter of older versions
+FORMAT = 3
+_FULL = 1 << 14  # files in a shard that is left as it is
+_SMALL = 256  # shards that are not full
+
+
+class _Entry(NamedTuple):
+    """A file's stamp and error, and the place of its vector."""
+
+    stamp: Stamp
+    error: str | None
+    shard: str
+    row: int
+
+
+class FileStore:
+    """An index, open.
+
+    Attributes:
+        folder, name: of the index, the latter for messages.
+        about: what the index is of.
+        engine: finds what is nearest; None for every inner product to be formed.
+        version: grows with every change of the vectors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, str(folder)
+        self.engine: Engine | None = None
+        self._paths: list[Path] = []
+        file = folder / MANIFEST
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise ValueError("it is of another version")
+            self.about, self.version = About.from_json(json.dumps(manifest["about"])), manifest["version"]
+            self._load(manifest["shards"])
+        except Exception as error:  # whatever JSON and NumPy raise over damaged files
+            told = f"{file} can't be read ({brief(error)}): if nobody indexes into it now, delete it and index again"
+            raise DataError(told) from None
+
+    def _load(self, shards: list[str]) -> None:
+        self._vectors: dict[str, np.ndarray] = {}
+        self._lines: Counter[str] = Counter()
+        self._entries: dict[Path, _Entry] = {}
+        for shard in shards:
+            self._open(shard)
+
+    def _open(self, shard: str) -> None:
+        vectors, row = np.load(self.folder / f"{shard}.npy", mmap_mode="r"), 0
+        for line in (self.folder / f"{shard}.jsonl").read_text(encoding="utf-8").splitlines():
+            path, size, mtime, error = json.loads(line)
+            self._entries[Path(path)] = _Entry(Stamp(size, mtime), error, shard, row)
+            self._lines[shard] += 1
+            row += error is None
+        if vectors.shape != (row, self.about.width) or vectors.dtype != np.float32:
+            raise ValueError(f"{shard}.npy is {vectors.dtype} of {vectors.shape}")
+        self._vectors[shard] = vectors
+
+    def __len__(self) -> int:
+        """How many files have vectors."""
+        return sum(entry.error is None for entry in self._entries.values())
+
+    def stamps(self) -> dict[Path, Stamp]:
+        """Every file that is known, broken ones too."""
+        return {path: entry.stamp for path, entry in self._entries.items()}
+
+    def broken(self) -> list[tuple[Path, str]]:
+        """Files without a vector, and why."""
+        return sorted((path, entry.error) for path, entry in self._entries.items() if entry.error is not None)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Add or replace files, all of them or, if killed, none."""
+        if not rows:
+            return
+        shard = self._write(rows)
+        self._commit([*self._vectors, shard])
+        self._open(shard)
+        if sum(lines < _FULL for lines in self._lines.values()) > _SMALL:
+            self.tidy()
+
+    def drop(self, paths: Iterable[Path]) -> None:
+        """Forget files; a kill before `tidy` brings them back, to be dropped the next time."""
+        for path in paths:
+            del self._entries[path]
+
+    def keep_place(self, about: About) -> None:
+        """Keep where the model is now."""
+        self.about = about
+        self._commit(list(self._vectors), changed=False)
+
+    def tidy(self) -> None:
+        """Merge shards that are not full, leaving out what is forgotten or replaced."""
+        alive = Counter(entry.shard for entry in self._entries.values())
+        whole = [shard for shard, lines in self._lines.items() if lines == alive[shard]]
+        full = [shard for shard in whole if alive[shard] >= _FULL]
+        if len(whole) < len(self._lines) or len(whole) - len(full) > 1:
+            rest = [path for path, entry in self._entries.items() if entry.shard not in full]
+            shards = []
+            for start in range(0, len(rest), _FULL):
+                part = [(path, self._entries[path]) for path in rest[start : start + _FULL]]
+                rows = [Row(path, entry.stamp, self._vector(entry), entry.error) for path, entry in part]
+                shards.append(self._write(rows, len(shards)))
+            self._commit([*full, *shards])
+            self._load([*full, *shards])
+        self._remove_unnamed()
+
+    def _vector(self, entry: _Entry) -> np.ndarray | None:
+        return self._vectors[entry.shard][entry.row] if entry.error is None else None
+
+    def _write(self, rows: Sequence[Row], further: int = 0) -> str:
+        shard = f"{max(map(int, self._vectors), default=0) + 1 + further:08d}"
+        vectors = np.empty((sum(row.error is None for row in rows), self.about.width), np.float32)
+        for own, vector in zip(vectors, (row.vector for row in rows if row.error is None), strict=True):
+            own[:] = vector
+        with in_one_step(self.folder / f"{shard}.npy") as partial, partial.open("wb") as stream:
+            np.save(stream, vectors)
+        lines = (json.dumps([row.path.as_posix(), *row.stamp, row.error]) + "\n" for row in rows)
+        write_text(self.folder / f"{shard}.jsonl", "".join(lines))
+        return shard
+
+    def _commit(self, shards: list[str], *, changed: bool = True) -> None:
+        self.version += changed
+        self.engine, self._paths = None, []
+        write_manifest(self.folder, self.about, self.version, shards)
+
+    def _remove_unnamed(self) -> None:
+        for file in (*self.folder.glob("*.npy"), *self.folder.glob("*.jsonl")):
+            if file.stem.isdigit() and file.stem not in self._vectors:
+                with suppress(PermissionError):  # Windows, where somebody reads it: the next time, then
+                    file.unlink()
+
+    def images(self) -> list[Path]:
+        """The files that have vectors, in the order of `everything`."""
+        return [path for path, entry in self._entries.items() if entry.error is None]
+
+    def vectors(self, paths: Sequence[Path]) -> np.ndarray:
+        """(N, D) float32 vectors of some files."""
+        result = np.empty((len(paths), self.about.width), np.float32)
+        for row, path in zip(result, paths, strict=True):
+            row[:] = self._vector(self._entries[path])
+        return result
+
+    def everything(self) -> tuple[list[Path], np.ndarray]:
+        """Paths of the N files that have vectors, and (N, D) float32."""
+        paths = self.images()
+        return paths, self.vectors(paths)
+
+    def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
+        """For each of (Q, D) queries the files of the `count` or more largest inner products, and their vectors."""
+        paths = self._paths = self._paths or self.images()
+        if self.engine is None:
+            self.engine = Exact(self.vectors(paths))
+        found = [[paths[row] for row in np.sort(rows)] for rows in self.engine.top(queries, count)]
+        return [(of_query, self.vectors(of_query)) for of_query in found]
+
+
+def write_manifest(folder: Path, about: About, version: int, shards: list[str]) -> None:
+    """Replace the manifest in one step: from then on these shards count."""
+    content = {"format": FORMAT, "version": version, "about": json.loads(about.to_json()), "shards": shards}
+    write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def create(folder: Path, about: About) -> FileStore:
+    """Make an empty index, in place of what one that was deleted, or is of an older version, has left."""
+    for leftover in (folder / OLD, *folder.glob("vectors_*.faiss")):
+        leftover.unlink(missing_ok=True)
+    write_manifest(folder, about, 0, [])
+    return FileStore(folder)

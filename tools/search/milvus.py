@@ -1,0 +1,148 @@
+"""An index in Milvus, a vector database, where one machine is not enough; Milvus Lite keeps one in a file.
+
+One collection: an entity for each file, by the number of its path, and one (number 0) that says what the index is of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.loading import require
+from tools.search.rows import About, Row, Stamp, identity
+from utils.errors import DataError, brief
+
+REQUIREMENTS = "requirements-milvus.txt"
+COLLECTION = "rde_search"
+_ABOUT = 0
+_TIMEOUT = 30  # seconds
+_LONGEST = 65_535  # bytes of a text, and no more results than a fourth of it
+_QUERIES, _MOST = 64, 16_384
+_AT_A_TIME = 1000
+
+
+class MilvusStore:
+    """An index, open, with the methods of `files.FileStore`.
+
+    Args:
+        uri: of a server, http://host:19530 or http://host:19530/DATABASE, or a file NAME.db for Milvus Lite.
+        about: makes the index if there is none.
+    """
+
+    def __init__(self, uri: str, about: About | None = None) -> None:
+        self._milvus = require("pymilvus", REQUIREMENTS)
+        logging.getLogger("pymilvus").setLevel(logging.ERROR)  # what goes wrong is raised too
+        self.name = uri
+        with self._told():
+            self._client = self._milvus.MilvusClient(uri, timeout=_TIMEOUT)
+            there = self._client.has_collection(COLLECTION)
+            if not there and about:
+                self._create(about)
+            elif not there:
+                raise DataError(f"no index in {uri}: make one with python -m tools.search index --store {uri}")
+            kept = self._client.get(COLLECTION, _ABOUT, output_fields=["note"])
+            self.about = About.from_json(kept[0]["note"])
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """The client's complaints, and entities that are not an index's, in one line."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # of the client, of the network under it, of JSON
+            raise DataError(f"--store {self.name}: {brief(error)}") from None
+
+    def _create(self, about: About) -> None:
+        kinds, schema = self._milvus.DataType, self._client.create_schema(auto_id=False)
+        schema.add_field("id", kinds.INT64, is_primary=True)
+        for name in ("path", "error", "note"):
+            schema.add_field(name, kinds.VARCHAR, max_length=_LONGEST)
+        for name in ("size", "mtime"):
+            schema.add_field(name, kinds.INT64)
+        schema.add_field("vector", kinds.FLOAT_VECTOR, dim=about.width)
+        index = self._client.prepare_index_params()
+        index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+        self._client.create_collection(COLLECTION, schema=schema, index_params=index, consistency_level="Strong")
+        self._write_about(about)
+
+    def _write_about(self, about: About) -> None:
+        entity = {"id": _ABOUT, "path": "", "error": "none", "note": about.to_json(), "size": 0, "mtime": 0}
+        self._client.upsert(COLLECTION, [entity | {"vector": np.zeros(about.width, np.float32)}])
+
+    def _all(self, which: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        with self._told():
+            found = self._client.query_iterator(
+                COLLECTION, batch_size=_AT_A_TIME, filter=f"id != {_ABOUT} and {which}", output_fields=[*fields]
+            )
+            while batch := found.next():
+                yield from batch
+            found.close()
+
+    def __len__(self) -> int:
+        with self._told():
+            return self._client.query(COLLECTION, filter='error == ""', output_fields=["count(*)"])[0]["count(*)"]
+
+    def stamps(self) -> dict[Path, Stamp]:
+        fields = ("path", "size", "mtime")
+        return {_path(e): Stamp(e["size"], e["mtime"]) for e in self._all("size >= 0", fields)}
+
+    def broken(self) -> list[tuple[Path, str]]:
+        return sorted((_path(e), json.loads(e["error"])) for e in self._all('error != ""', ("path", "error")))
+
+    def put(self, rows: Sequence[Row]) -> None:
+        none = np.zeros(self.about.width, np.float32)
+        entities = [
+            {
+                "id": identity(row.path),
+                "path": json.dumps(row.path.as_posix()),  # a name need not be UTF-8
+                "error": json.dumps(row.error) if row.error is not None else "",
+                "note": "",
+                **row.stamp._asdict(),
+                "vector": none if row.vector is None else row.vector,
+            }
+            for row in rows
+        ]
+        if entities:
+            with self._told():
+                self._client.upsert(COLLECTION, entities)
+
+    def drop(self, paths: Iterable[Path]) -> None:
+        ids = [identity(path) for path in paths]
+        with self._told():
+            for start in range(0, len(ids), _AT_A_TIME):
+                self._client.delete(COLLECTION, ids=ids[start : start + _AT_A_TIME])
+
+    def keep_place(self, about: About) -> None:
+        self.about = about
+        with self._told():
+            self._write_about(about)
+
+    def tidy(self) -> None:
+        """The database does that by itself."""
+
+    def everything(self) -> tuple[list[Path], np.ndarray]:
+        found = [(_path(e), np.array(e["vector"], np.float32)) for e in self._all('error == ""', ("path", "vector"))]
+        vectors = np.stack([vector for _, vector in found]) if found else np.empty((0, self.about.width), np.float32)
+        return [path for path, _ in found], vectors
+
+    def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
+        result = []
+        wanted = {"limit": min(count, _MOST), "filter": 'error == ""', "output_fields": ["path", "vector"]}
+        with self._told():
+            for start in range(0, len(queries), _QUERIES):
+                for hits in self._client.search(COLLECTION, data=list(queries[start : start + _QUERIES]), **wanted):
+                    entities = [hit["entity"] for hit in hits]
+                    vectors = np.array([entity["vector"] for entity in entities], np.float32)
+                    result.append(([_path(e) for e in entities], vectors.reshape(-1, self.about.width)))
+        return result
+
+
+def _path(entity: dict[str, Any]) -> Path:
+    return Path(json.loads(entity["path"]))
