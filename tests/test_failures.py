@@ -255,31 +255,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupt
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
-def test_an_interrupt_while_others_may_tell_leaves_at_once():
-    program = f"""import sys, time
-sys.path.insert(0, {str(ROOT)!r})
-from utils import errors, program
-
-def run(main):
-    raise errors.OptionError("this process's mistake")
-
-def sleep(seconds):
-    print("waiting", flush=True)
-    wait(60)
-
-wait, time.sleep, program._run_launched = time.sleep, sleep, run
-program.run_program(None)
-"""
-    environment = os.environ | LAUNCHED | {"RANK": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert child.stdout.readline() == "waiting\n"
-    child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=30) == ("", "")
-    assert child.returncode == -signal.SIGINT
-
-
 def test_a_network_that_is_not_set_up_is_one_line():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
