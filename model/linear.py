@@ -17,9 +17,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused (not of
     Intel's), but convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of
     one column; dilated, so that PyTorch takes oneDNN on a single thread too, and of a 1×1 kernel that changes nothing.
-    torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch.
+    torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch. So is
+    autocast, whose convolutions in float16 are some hundred times slower than its linear layers.
     """
-    if torch.compiler.is_compiling() or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL):
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    if plain or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL):
         return F.linear(x, weight, bias)
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, rows, 1), channels last
     result = F.conv2d(column, weight[:, :, None, None], bias, dilation=2)
