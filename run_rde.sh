@@ -1,5 +1,6 @@
 #!/bin/sh
-# Train, choose the best checkpoint, test. With nothing set it runs the built-in data set; for the paper's runs:
+# Train, choose the best checkpoint, test. With nothing set it runs the built-in data set; for the paper's runs, which
+# are clean without NOISY_RATE, as the published script's:
 #
 #   DATASET_NAME=CUHK-PEDES ROOT_DIR=/path/to/data NOISY_RATE=0.2 sh run_rde.sh
 #   CONFIG=configs/ablation/trl_0.5.yaml ROOT_DIR=/path/to/data sh run_rde.sh
@@ -13,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 if [ -z "${CONFIG:-}" ]; then
     : "${DATASET_NAME:=SynthPEDES}"
     CONFIG=$here/configs/base.yaml
-    if [ "$DATASET_NAME" = SynthPEDES ]; then CONFIG=$here/configs/SynthPEDES.yaml; fi
+    if [ "$DATASET_NAME" = SynthPEDES ]; then CONFIG=$here/configs/SynthPEDES.yaml; else : "${NOISY_RATE:=0}"; fi
 fi
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python3

@@ -20,7 +20,7 @@ from datasets.tokenizer import Tokenizer
 from utils.errors import DataError
 from utils.ranks import share
 
-# Purposes that draw from generators of their own in one epoch.
+# Purposes that draw from generators of their own in one epoch; 3 is CCD's (processor/run.py).
 SCORING, TRAINING, _ORDER = 0, 1, 2
 
 

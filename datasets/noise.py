@@ -81,12 +81,14 @@ def digest(permutation: np.ndarray) -> str:
 def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
     """The permutation of a run: from `file`, else from `noiseindex/<dataset_name>_<rate>.npy`, else drawn.
 
+    At rate 0 there is none, and no file is looked at: the published script's default names one that does not exist.
+
     Raises:
         DataError: `file` is missing, or an index that does not fit.
     """
-    if rate == 0 and not file:
+    if rate == 0:
         clean = np.arange(pairs)
-        return Noise(clean, "none", "none", digest(clean))
+        return Noise(clean, "none, at rate 0 --noisy_file is not read" if file else "none", "none", digest(clean))
     path = Path(file) if file else NOISEINDEX / f"{dataset_name}_{rate:g}.npy"
     if not file and not path.is_file():
         permutation, origin = draw_permutation(pairs, rate), DRAWN

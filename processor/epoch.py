@@ -95,7 +95,7 @@ def train_epoch(
     start, pairs, skipped = time.perf_counter(), 0, 0
     sums, parts_trained = torch.zeros(2), len(trained.split("+"))
     timed = _Timed(batches)
-    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and gradients' norm
+    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and largest gradient
     for step, batch in enumerate(progress(timed, "training"), start=1):
         device = batch.images.device
         label, sums = label.to(device), sums.to(device)  # in the first step
@@ -103,12 +103,13 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         losses = backward(model, scaler, batch, weight, loss_name, settings, parts_trained, grad_accum)
         sum_gradients(parameters)
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        largest = get_total_norm(gradients, math.inf)  # the sum of squares may exceed float16 where no gradient does
         scaler.step(optimizer)
         scaler.update()
         sums += losses
         pairs += len(batch.pairs)
-        unseen.append((batch.pairs, losses[:parts_trained].sum(), norm))
+        unseen.append((batch.pairs, losses[:parts_trained].sum(), largest))
         if step % log_period == 0 or step == len(batches):
             skipped += _check(unseen, step, scaled=scaler.is_enabled())
             unseen.clear()
@@ -129,14 +130,14 @@ def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled
         NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is not finite.
     """
     losses = torch.stack([loss for _, loss, _ in unseen]).tolist()
-    norms = torch.stack([norm for _, _, norm in unseen]).tolist()
-    for number, (pairs, loss, norm) in enumerate(
-        zip((pairs for pairs, _, _ in unseen), losses, norms), start=step - len(unseen) + 1
+    gradients = torch.stack([gradient for _, _, gradient in unseen]).tolist()
+    for number, (pairs, loss, gradient) in enumerate(
+        zip((pairs for pairs, _, _ in unseen), losses, gradients), start=step - len(unseen) + 1
     ):
-        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+        if not math.isfinite(loss) or not (scaled or math.isfinite(gradient)):
             what = "a gradient" if math.isfinite(loss) else "the loss"
             raise NotFiniteError(f"step {number}: {what} is not a finite number, with pairs {_listed(pairs)}")
-    return sum(not math.isfinite(norm) for norm in norms)
+    return sum(not math.isfinite(gradient) for gradient in gradients)
 
 
 def _listed(pairs: Tensor) -> str:

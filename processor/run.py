@@ -32,6 +32,9 @@ from utils.log import logger
 from utils.ranks import is_main
 from utils.recorder import Recorder
 
+# An epoch's draws are keyed by (seed, epoch, purpose, …); the others' purposes stand in datasets/loaders.py.
+DIVISION = 3
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -183,7 +186,7 @@ def _decide(
         why = "" if epoch else "; the starting weights are damaged, or --tau, --temperature or --margin is extreme"
         raise NotFiniteError(f"division: {told}{why}")
     truly_clean = training.truly_clean[usable]
-    division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch))
+    division: Division = divide(*(loss[usable] for loss in losses), settings.mixture, (settings.seed, epoch, DIVISION))
     report = division.report(truly_clean) | {"seconds": time.perf_counter() - start}
     logger.info(
         "  CCD: %d clean, %d noisy, %d uncertain; clean set: precision %.1f%%, recall %.1f%%; %.1f s",

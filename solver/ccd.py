@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -33,8 +34,11 @@ def mixture_settings(choice: str, noisy_rate: float, dataset_name: str) -> Mixtu
 
     Args:
         choice: "coarse", "fine" or "published".
+        dataset_name: or its annotation file; RSTPReid's is known by its name or its folder's.
     """
-    fine = noisy_rate > 0.4 or dataset_name == "RSTPReid" if choice == "published" else choice == "fine"
+    file = PurePath(dataset_name)
+    rstpreid = file.name in ("RSTPReid", "data_captions.json") or file.parent.name == "RSTPReid"
+    fine = noisy_rate > 0.4 or rstpreid if choice == "published" else choice == "fine"
     return FINE if fine else COARSE
 
 
