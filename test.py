@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--precision", help="fp32, bf16, fp16 or fp16_weights (default: the run's)")
+    parser.add_argument("--precision", help="as train.py's (default: the run's)")
     parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
     parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
@@ -40,9 +40,18 @@ def main(argv: Sequence[str]) -> None:
     config = Path(args["config_file"] or run_dir / "configs.yaml")
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
     options = resolve_run(config, given)
+    _settle_precision(options)
     suffix = _suffix(options, resolve_run(config, {}))
     suffix += "_image_to_text" if args["image_to_text"] else ""
     test(options, run_dir, files, suffix, image_to_text=args["image_to_text"])
+
+
+def _settle_precision(options: EasyDict) -> None:
+    """Replace `--precision published` by what it is on the device."""
+    from model.precision import settle
+    from utils.program import choose_device
+
+    options.precision = settle(options.precision, choose_device(options.device))
 
 
 def _suffix(options: EasyDict, run: EasyDict) -> str:

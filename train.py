@@ -11,7 +11,7 @@ from easydict import EasyDict
 
 from utils.checks import loss_of
 from utils.errors import OptionError
-from utils.flags import FREE
+from utils.flags import FREE, WITHOUT_EFFECT
 from utils.options import build_parser, parse, resolve, run_facts, write_config
 from utils.program import run_program
 from utils.ranks import is_main, world_size
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     config = checkpoint.parent / "configs.yaml"
     options = resolve({**given, "config": str(config)})
     was = resolve({"config": str(config)})
-    changed = [name for name in options if options[name] != was[name] and name not in FREE]
+    changed = [name for name in options if name not in FREE and options[name] != was[name]]
     if changed:
         raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be continued has {was[changed[0]]}")
     train(options, checkpoint)
@@ -62,6 +62,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     """Check everything that can be checked, then train, choose and test; with `checkpoint`, from where it stands."""
     import torch
 
+    from model.precision import settle
     from processor.evaluation import evaluate, table
     from processor.progress import Progress, restore
     from processor.run import train as train_epochs
@@ -72,6 +73,7 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
     from utils.program import choose_device, seed_everything
 
     device = choose_device(options.device)
+    options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is continued
     seed_everything(options.seed)
     remarks: list[str] = []  # on the weights, logged once there is a log file
     model, data = _prepare(options, device, remarks.append, continued=checkpoint is not None)
@@ -83,7 +85,8 @@ def train(options: EasyDict, checkpoint: Path | None) -> None:
             print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
         return
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(**_of(OptimizerSettings, options)))
+    settings = OptimizerSettings(**_of(OptimizerSettings, options))
+    optimizer = build_optimizer(model, model.new_parameters(), settings, model.rounded_parameters())
     progress = Progress()
     run_dir = checkpoint.parent if checkpoint else decided_once(lambda: _make_run_dir(options))
     locked = lock(run_dir) if is_main() else None
@@ -184,6 +187,7 @@ def _write_config(options: EasyDict, data: RunData, run_dir: Path, towers: dict)
 
 def _log_start(options: EasyDict, data: RunData, run_dir: Path, epochs_done: int | None) -> None:
     """Tell what is trained on what; `epochs_done` is None for a new run."""
+    from model.precision import ARITHMETIC
     from utils.log import logger
 
     logger.info("%s %s", "Run folder" if epochs_done is None else f"Continuing after epoch {epochs_done}:", run_dir)
@@ -193,6 +197,9 @@ def _log_start(options: EasyDict, data: RunData, run_dir: Path, epochs_done: int
     if world_size() > 1:
         logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
+    logger.info("  arithmetic: %s, %s", options.precision, ARITHMETIC[options.precision])
+    if idle := [f"--{name}" for name in options if name in WITHOUT_EFFECT]:
+        logger.info("  without effect on RDE: %s", ", ".join(idle))
     logger.info("  noise: %s", data.noise.told)
     if options.exclude:
         logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)

@@ -1,4 +1,4 @@
-"""The arithmetic of a model: float32, autocast, or weights in float16 as the published code trains them."""
+"""The arithmetic of a model: float32, autocast, or float16 where the published code has it (docs/arithmetic.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from torch import nn
 from model.clip import CLIP, Attention, VisionTransformer
 from model.linear import Linear
 
-PRECISIONS = ("fp32", "bf16", "fp16", "fp16_weights")
+# Each precision, and what it computes in.
+ARITHMETIC = {
+    "fp32": "float32",
+    "bf16": "bfloat16 products (autocast), float32 weights and Adam",
+    "fp16": "float16 products (autocast) of a scaled loss, float32 weights and Adam",
+    "fp16_weights": "float16 weights, products, gradients and Adam, without loss scaling: the published code's",
+    "fp16_adam": "float32 weights and products; Adam rounds gradients and moments to float16 as the published code's",
+}
+PRECISIONS = tuple(ARITHMETIC)
+PUBLISHED = "fp16_weights"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Modules and those of their own parameters that the published code keeps in float16; embeddings and norms stay float32.
 _HALF = {
@@ -20,15 +29,29 @@ _HALF = {
 }
 
 
+def settle(precision: str, device: torch.device) -> str:
+    """One of `PRECISIONS` for `--precision`: "published" is the paper's arithmetic on a CUDA device, else float32."""
+    if precision != "published":
+        return precision
+    return PUBLISHED if device.type == "cuda" else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context a forward pass runs in; it does nothing with "fp32" and "fp16_weights"."""
+    """The context a forward pass runs in; it does something with "bf16" and "fp16" only."""
     return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+
+
+def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name, the parameters that the published code trains in float16."""
+    return {
+        f"{prefix}.{name}": parameter
+        for prefix, module in model.named_modules()
+        for name in _HALF.get(type(module), ())
+        if (parameter := getattr(module, name)) is not None
+    }
 
 
 def halve_weights(model: nn.Module) -> None:
     """Turn the weights of linear, convolution, attention and projection layers into float16, in place."""
-    for module in model.modules():
-        for name in _HALF.get(type(module), ()):
-            parameter = getattr(module, name)
-            if parameter is not None:
-                parameter.data = parameter.data.half()
+    for parameter in half_parameters(model).values():
+        parameter.data = parameter.data.half()

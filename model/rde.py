@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.clip import CLIP, ClipConfig, Needed
 from model.names import from_published, load_into, to_published
-from model.precision import autocast, halve_weights
+from model.precision import autocast, half_parameters, halve_weights
 from model.towers import Towers
 from model.tse import TokenSelectionEmbedding, select_tokens
 
@@ -73,6 +73,10 @@ class RDE(nn.Module):
     def towers(self) -> dict[str, dict[str, Any]]:
         """What of the CLIP no tensor says, for checkpoints: heads and activation of both towers."""
         return Towers(self.clip.config.image, self.clip.config.text).record()
+
+    def rounded_parameters(self) -> set[str]:
+        """Names of the float32 parameters whose gradients and moments the optimizer rounds to float16."""
+        return set(half_parameters(self)) if self.precision == "fp16_adam" else set()
 
     def published_state(self) -> dict[str, Tensor]:
         """The state dict under the published names, as checkpoints hold it."""

@@ -12,7 +12,7 @@ from typing import Any
 from easydict import EasyDict
 
 from utils.errors import OptionError
-from utils.flags import DATASETS, FLAGS, LOSSES, Flag
+from utils.flags import DATASETS, FLAGS, LOSSES, WITHOUT_EFFECT, Flag
 
 _LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
 _NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
@@ -24,7 +24,7 @@ def checked(name: str, value: Any, where: str) -> Any:
     Raises:
         OptionError: another type, or a value that is not allowed.
     """
-    flag = FLAGS[name]
+    flag = FLAGS.get(name) or WITHOUT_EFFECT[name]
     if isinstance(flag.default, tuple):
         if not isinstance(value, list | tuple) or (flag.length and len(value) != flag.length):
             raise OptionError(f"{where}: expected {flag.length or 'some'} numbers, found {reprlib.repr(value)}")
@@ -76,12 +76,12 @@ def check_together(options: EasyDict) -> None:
     loss_of(options.loss_names)
     if list(options.milestones) != sorted(set(options.milestones)):
         raise OptionError(f"--milestones {' '.join(map(str, options.milestones))}: must increase")
-    if options.warmup_epochs > options.num_epoch:
-        raise OptionError(f"--warmup_epochs {options.warmup_epochs}: must be at most --num_epoch {options.num_epoch}")
     if options.sampler == "identity" and options.batch_size % options.num_instance:
         raise OptionError(
             f"--num_instance {options.num_instance}: must divide --batch_size {options.batch_size} (sampler identity)"
         )
+    if options.precision == "fp16_adam" and options.optimizer != "Adam":
+        raise OptionError(f"--precision fp16_adam: needs --optimizer Adam, not {options.optimizer}")
     if options.grad_accum > 1 and options.tse_bn == "batch":
         raise OptionError(
             f"--grad_accum {options.grad_accum}: with --tse_bn batch the whole batch must be encoded at once "

@@ -49,8 +49,9 @@ GROUPS: dict[str, list[Flag]] = {
         Flag(
             "precision",
             "fp32",
-            "fp32; bf16 or fp16 autocast; or fp16_weights, the published code's: weights and Adam in float16, unscaled",
-            choices=("fp32", "bf16", "fp16", "fp16_weights"),
+            "fp32; bf16 or fp16 autocast; fp16_weights, the published code's: weights and Adam in float16, unscaled; "
+            "fp16_adam: Adam rounds as that one, the rest is fp32; or published: fp16_weights on CUDA, else fp32",
+            choices=("fp32", "bf16", "fp16", "fp16_weights", "fp16_adam", "published"),
         ),
         Flag("log_period", 100, "training steps between two lines of the log", low=1),
         Flag("eval_period", 1, "epochs between two validations", low=1),
@@ -160,6 +161,19 @@ GROUPS: dict[str, list[Flag]] = {
     ],
 }
 FLAGS: dict[str, Flag] = {flag.name: flag for flags in GROUPS.values() for flag in flags}
+# Flags of the published code that do nothing to RDE there: taken, checked, kept in the configuration where given.
+WITHOUT_EFFECT: dict[str, Flag] = {
+    flag.name: flag
+    for flag in (
+        Flag("lr_factor", 5.0, "factor of IRRA's learning rate for its new layers"),
+        Flag("cmt_depth", 4, "layers of IRRA's cross-modal transformer"),
+        Flag("masked_token_rate", 0.8, "share of tokens masked for IRRA's language modelling"),
+        Flag("masked_token_unchanged_rate", 0.1, "share of those left as they are"),
+        Flag("local_rank", 0, "the process's number on its machine, which the launcher says"),
+    )
+}
+# What else the authors' configs.yaml holds: how their program was started.
+NAMESPACE = {"distributed", "training", "resume"}
 # Files and folders, kept absolute; where NAMES_TOO are no files they are names.
 PATHS = ("root_dir", "output_dir", "image_cache", "noisy_file", "exclude", "pretrain_choice", "dataset_name")
 NAMES_TOO = ("pretrain_choice", "dataset_name")
@@ -183,6 +197,7 @@ READ_BY_TEST = {
 }
 # What changes no number beyond a device's rounding: a run may be continued with other values.
 FREE = {
+    *WITHOUT_EFFECT,
     "output_dir",
     "root_dir",
     "image_cache",

@@ -17,7 +17,7 @@ from easydict import EasyDict
 from utils.checks import check_together, checked
 from utils.errors import OptionError
 from utils.files import write_text
-from utils.flags import FLAGS, GROUPS, NAMES_TOO, PATHS, READ_BY_TEST, Flag
+from utils.flags import FLAGS, GROUPS, NAMES_TOO, NAMESPACE, PATHS, READ_BY_TEST, WITHOUT_EFFECT, Flag
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,6 +49,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for flag in flags:
             _add(group, flag)
+    group = parser.add_argument_group("without effect", "The published code takes them, and so are they here.")
+    for flag in WITHOUT_EFFECT.values():
+        group.add_argument(f"--{flag.name}", type=type(flag.default), metavar=flag.name.upper(), help=flag.help)
     return parser
 
 
@@ -104,6 +107,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
 def resolve(given: dict[str, Any]) -> EasyDict:
     """Defaults, overridden by `--config`, overridden by the flags given; checked.
 
+    Those of `WITHOUT_EFFECT` are among them only where they were given.
+
     Raises:
         OptionError: an unknown key, a wrong type, a value out of range or a loss that does not exist.
     """
@@ -111,7 +116,7 @@ def resolve(given: dict[str, Any]) -> EasyDict:
     if "config" in given:
         options.update(read_config(Path(given["config"])))
     for name, value in given.items():
-        if name in FLAGS:
+        if name in FLAGS or name in WITHOUT_EFFECT:
             options[name] = checked(name, value, f"--{name}")
     for name in PATHS:  # a run may be looked at from another folder
         if options[name] and (name not in NAMES_TOO or Path(options[name]).is_file()):
@@ -167,7 +172,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def read_config(file: Path) -> dict[str, Any]:
     """A configuration file's flags, on top of those of the file its `_base_` names (relative to itself).
 
-    A run's own `configs.yaml` is such a file; what it tells of the run stands under `_run_` and is passed over.
+    A run's own `configs.yaml` is such a file; what it tells of the run stands under `_run_` and is passed over, and so
+    is what the authors' file tells of how their program was started.
 
     Raises:
         OptionError: as `read_yaml`; a key that is no flag; a value of the wrong type; a file that is its own base.
@@ -186,7 +192,9 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
         options = _read_config(file.parent / base, (*above, file.resolve()))
     for key, value in content.items():
-        if key not in FLAGS:
+        if key in NAMESPACE:
+            continue
+        if key not in FLAGS and key not in WITHOUT_EFFECT:
             raise OptionError(
                 f"configuration {file}: {reprlib.repr(key)} is no flag; python train.py --help lists them"
             )
