@@ -76,7 +76,8 @@ def main(argv: Sequence[str]) -> None:
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
-    print(f"\n{write_report(title, runs, further, file)}\nwritten to {file} and .json", flush=True)
+    report = write_report(title, runs, further, file, displaced=TABLES[args["table"]].displacement)
+    print(f"\n{report}\nwritten to {file} and .json", flush=True)
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 
@@ -117,7 +118,8 @@ def listing() -> str:
         if name == "3":  # the same rows as table 1
             continue
         for row in content.rows:
-            narrowed = f" --dataset {row.dataset} --noise {row.noise:g}" if name == "1" else ""
+            alone = [other.name for other in content.rows].count(row.name) == 1
+            narrowed = "" if alone else f" --dataset {row.dataset} --noise {row.noise:g}"
             command = f"python -m tools.reproduce --table {name} --row {row.name}{narrowed}"
             table.add_row(
                 _listed("1, 3" if name == "1" else name, row.title, row.dataset, row.noise, row.paper, command)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prettytable import PrettyTable, TableStyle
 
+from model.precision import ARITHMETIC, PUBLISHED
 from tools.reproduce.paper import METRICS
 from tools.reproduce.runs import START, Run
 
@@ -16,8 +17,9 @@ from tools.reproduce.runs import START, Run
 CHOICES = {START: "", "best by validation": "best", "best by test": "best", "last": "last"}
 
 
-def summarise(runs: Sequence[Run], *, comparable: bool) -> dict:
-    """One row's finished runs: seeds, and for each choice and metric values, mean, spread and difference to the paper.
+def summarise(runs: Sequence[Run], *, comparable: bool, displaced: bool) -> dict:
+    """One row's finished runs: seeds, arithmetic, and for each choice and metric values, mean, spread and difference to
+    the paper; if asked for the same of how far they `displaced` their weights.
 
     The spread is the standard deviation over seeds, null for a single one; all in percent. Runs that further flags
     changed are not `comparable`, and have no difference.
@@ -32,7 +34,13 @@ def summarise(runs: Sequence[Run], *, comparable: bool) -> dict:
         printed = row.paper.get(checkpoint, {}) if comparable else {}
         results[choice] = {metric: _statistics([m[metric] for m in of_seed], printed.get(metric)) for metric in METRICS}
     head = {name: getattr(row, name) for name in ("name", "title", "dataset", "noise", "target", "similarity", "flags")}
-    return head | {"seeds": list(found), "results": results, "paper": row.paper}
+    precisions = sorted({run.precision() for run in runs if run.seed in found})
+    summary = head | {"seeds": list(found), "arithmetic": precisions, "results": results, "paper": row.paper}
+    summary["papers_arithmetic"] = PUBLISHED if row.paper else None
+    if displaced and found:
+        moved = [run.displacement() for run in runs if run.seed in found]
+        summary["displacement"] = {part: _statistics([m[part] for m in moved], None) for part in moved[0]}
+    return summary
 
 
 def _statistics(values: Sequence[float], printed: float | None) -> dict:
@@ -46,36 +54,58 @@ def _statistics(values: Sequence[float], printed: float | None) -> dict:
     }
 
 
-def write_report(title: str, rows: Sequence[Sequence[Run]], further: str, file: Path) -> str:
+def write_report(
+    title: str, rows: Sequence[Sequence[Run]], further: str, file: Path, *, displaced: bool = False
+) -> str:
     """Write each row's runs to `file` as Markdown and, with the ending .json, as JSON; returns the text.
 
     Args:
         further: flags that all runs were given beside their rows' own and that change their numbers, "" for none.
+        displaced: report too how far the runs moved their weights.
     """
-    summaries = [summarise(runs, comparable=not further) for runs in rows]
-    table = PrettyTable(["row", "data", "noise", "checkpoint", *METRICS, "seeds"])
+    summaries = [summarise(runs, comparable=not further, displaced=displaced) for runs in rows]
+    table = PrettyTable(["row", "data", "noise", "arithmetic", "checkpoint", *METRICS, "seeds"])
     for summary in summaries:
         data = f"{summary['dataset']} → {summary['target']}" if summary["target"] else summary["dataset"]
         name = [summary["title"], data, f"{summary['noise']:.0%}"]
         for choice, metrics in summary["results"].items():
             cells = [_cell(metrics[metric]) for metric in METRICS]
-            table.add_row([*name, choice, *cells, len(summary["seeds"])])
+            table.add_row([*name, ", ".join(summary["arithmetic"]), choice, *cells, len(summary["seeds"])])
         if not summary["results"]:
-            table.add_row([*name, "no finished run", *[""] * len(METRICS), 0])
+            table.add_row([*name, "", "no finished run", *[""] * len(METRICS), 0])
         for checkpoint, printed in summary["paper"].items():
             cells = [f"{printed[metric]:.2f}" if metric in printed else "" for metric in METRICS]
-            table.add_row([*name, f"the paper's {checkpoint}", *cells, ""])
+            table.add_row([*name, summary["papers_arithmetic"], f"the paper's {checkpoint}", *cells, ""])
     table.align = "l"
     table.set_style(TableStyle.MARKDOWN)
     text = f"{title[0].upper()}{title[1:]}\n\n"
     text += "Percent on the test split, mean ± standard deviation over seeds (difference to the paper)\n\n"
     text += f"With further flags, so not the paper's setting: {further}\n\n" if further else ""
-    text += f"{table.get_string()}\n"
+    text += f"{table.get_string()}\n\n{_arithmetic(summaries)}\n"
+    text += f"\n{_displacement(summaries)}\n" if displaced else ""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     content = {"title": title, "further_flags": further, "rows": summaries}
     file.with_suffix(".json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return text
+
+
+def _arithmetic(summaries: Sequence[dict]) -> str:
+    """What the column of that name says."""
+    names = {name for summary in summaries for name in (*summary["arithmetic"], PUBLISHED)}
+    return "Arithmetic: " + "; ".join(f"{name}: {what}" for name, what in ARITHMETIC.items() if name in names)
+
+
+def _displacement(summaries: Sequence[dict]) -> str:
+    """A table of how far the weights of towers and heads are from where they began, after the last epoch."""
+    table = PrettyTable(["row", "data", "noise", "towers moved by", "heads moved by"])
+    for summary in summaries:
+        moved = summary.get("displacement", {})
+        cells = [f"{of['mean']:.3g}" + (f" ± {of['spread']:.2g}" if of["spread"] else "") for of in moved.values()]
+        table.add_row([summary["title"], summary["dataset"], f"{summary['noise']:.0%}", *(cells or ["", ""])])
+    table.align = "l"
+    table.set_style(TableStyle.MARKDOWN)
+    return table.get_string()
 
 
 def _cell(found: dict) -> str:

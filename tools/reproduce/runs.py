@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets.synthpedes import RECIPE, write_synthpedes
+from model.precision import settle
 from processor.start import START_FILE, read_start
+from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.errors import DataError, OptionError
 from utils.flags import FREE
 from utils.options import build_parser, parse, resolve
+from utils.program import choose_device
 from utils.records import read_records
 from utils.runs import CHECKPOINTS, hold, is_finished
 
@@ -103,6 +106,16 @@ class Run:
             found["best by test"] = max(epochs, key=lambda metrics: metrics[self.row.trained]["R1"])
         return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
 
+    def precision(self) -> str | None:
+        """The finished run's arithmetic, as `--precision` names it; None if there is no such run."""
+        run_dir = self.run_dir()
+        return run_dir and resolve({"config": str(run_dir / "configs.yaml")}).precision
+
+    def displacement(self) -> dict[str, float] | None:
+        """As `displacement` of the finished run; None if there is no such run."""
+        run_dir = self.run_dir()
+        return run_dir and displacement(run_dir)
+
     def _target_flags(self) -> list[str]:
         given = parse(build_parser(""), self.more)
         more = [part for name in _OF_TEST_PY if name in given for part in (f"--{name}", str(given[name]))]
@@ -160,6 +173,7 @@ def _check_same(config: Path, arguments: Sequence[str]) -> None:
     except OptionError as error:
         raise OptionError(f"{error}; delete {config.parent} or choose another --output_dir") from None
     now = resolve(parse(build_parser(""), arguments))
+    now.precision = settle(now.precision, choose_device(now.device))
     for name in now.keys() - FREE:
         if was[name] != now[name]:
             raise OptionError(

@@ -27,6 +27,7 @@ class Row:
         target: another data set that the run is tested on; "" for its own.
         small: run it on SynthPEDES: its recipe, with what tells this row's configuration from configs/base.yaml.
         start: read the starting weights of its run, before training.
+        precision: the run's arithmetic; "" for the configuration's.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     target: str = ""
     small: bool = False
     start: bool = False
+    precision: str = ""
 
     @cached_property
     def _options(self) -> dict[str, Any]:
@@ -60,21 +62,23 @@ class Row:
     @property
     def slug(self) -> str:
         """The folder of its runs; rows that are read off the same run have the same."""
+        arithmetic = f"_{self.precision}" if self.precision else ""
         if not self.small:
-            return self.config
-        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}"
+            return self.config + arithmetic
+        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}{arithmetic}"
 
     @property
     def flags(self) -> list[str]:
         """What train.py is given."""
+        arithmetic = ["--precision", self.precision] if self.precision else []
         if not self.small:
-            return ["--config", str(CONFIGS / f"{self.config}.yaml")]
+            return ["--config", str(CONFIGS / f"{self.config}.yaml"), *arithmetic]
         base = {**defaults(), **read_config(CONFIGS / "base.yaml")}
         flags = ["--config", str(CONFIGS / f"{SYNTH}.yaml"), "--noisy_rate", f"{self.noise:g}"]
         for name, value in self._options.items():
             if value != base[name] and name not in ("dataset_name", "noisy_rate"):
                 flags += [f"--{name}", str(value)]
-        return flags
+        return flags + arithmetic
 
     def on_synthpedes(self) -> Row:
         """The same kind of row in small; the paper has no such numbers."""
@@ -154,12 +158,33 @@ def _synthpedes() -> list[Row]:
     ]
 
 
+def _arithmetic() -> list[Row]:
+    """docs/arithmetic.md's study: the same runs in every arithmetic."""
+    titles = {
+        "fp32": "float32",
+        "bf16": "bf16 products",
+        "fp16": "float16 products, scaled loss",
+        "fp16_weights": "float16 weights and Adam, as published",
+        "fp16_adam": "float16 Adam alone",
+    }
+    return [
+        Row(name, title, f"main/CUHK-PEDES_{noise:g}", precision=name)
+        for noise in (0.0, 0.5)
+        for name, title in titles.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Table:
-    """A table or a figure of the paper."""
+    """A table or a figure of the paper, or one of our own.
+
+    Attributes:
+        displacement: report too how far the runs moved the weights.
+    """
 
     title: str
     rows: list[Row]
+    displacement: bool = False
 
 
 _MAIN = Table("RDE and CLIP-C on three data sets, 0 to 80% wrong captions (tables 1 and 3)", _main())
@@ -177,5 +202,6 @@ TABLES = {
     "figure4-tau": Table("the temperature τ (figure 4)", _sweep("tau", "τ", (0.005, 0.01, 0.02, 0.03, 0.05), 0.015)),
     "figure6": Table("the selection ratio R (figure 6)", _sweep("select_ratio", "R", (0.1, 0.2, 0.4, 0.5, 0.6), 0.3)),
     "cross-domain": Table("trained on one data set, tested on another (ICL, CVPR 2025)", _cross_domain()),
+    "arithmetic": Table("what float16 does to Adam (docs/arithmetic.md)", _arithmetic(), displacement=True),
     "synthpedes": Table("the method's claims on the built-in data set, 50% wrong captions", _synthpedes()),
 }

@@ -1,0 +1,361 @@
+"""The published code's float16 steps, the optimizer that rounds like it without losing steps, and their study."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+
+import test as evaluation_root
+import train as training_root
+from model import clip, linear
+from model.names import from_published
+from model.precision import ARITHMETIC, half_parameters, settle
+from processor import step
+from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from solver.optimizer import OptimizerSettings, build_optimizer
+from tests import datasets_on_disk, published
+from tests.test_distributed import kept, launch, prepare
+from tests.test_model import golden_model
+from tests.test_training import HALF, arguments, records, train_killed_and_continued
+from tools import export
+from tools.reproduce import __main__ as reproduce
+from tools.reproduce import displacement, runs
+from utils.errors import UserError
+from utils.options import resolve
+
+HALF_JSON = json.loads((published.GOLDEN / "half.json").read_text())
+LOSSES = tuple(HALF_JSON["runs"])
+
+
+class Steps(NamedTuple):
+    """Eight steps on the golden batch.
+
+    Attributes:
+        losses: (8, 2) on BGE and on TSE.
+        similarities: (8, 2, B, B).
+        slopes: (8, 2, B, B) of the losses in the similarities.
+        moved: after one and after eight steps, each published name's norm of displacement, count of entries that
+            changed, and count of entries.
+        types: of all tensors, by their published names.
+    """
+
+    losses: np.ndarray
+    similarities: np.ndarray
+    slopes: np.ndarray
+    moved: dict[int, dict[str, tuple[float, int, int]]]
+    types: dict[str, str]
+
+
+def golden_steps(loss_name: str, precision: str) -> Steps:
+    golden = published.numbers("model")
+    model = golden_model(precision=precision).eval()
+    new, rounded = model.new_parameters(), model.rounded_parameters()
+    optimizer = build_optimizer(model, new, OptimizerSettings(lr=HALF_JSON["lr"]), rounded)
+    images, ids, pids, label = (
+        torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids", "label_hat")
+    )
+    start = {name: value.clone() for name, value in model.published_state().items()}
+    losses, similarities, slopes, moved = [], [], [], {}
+    for number in range(1, 9):
+        optimizer.zero_grad()
+        image, text = model(images, ids)
+        both = [cosine_similarity(i, t) for i, t in zip(image, text)]
+        for s in both:
+            s.retain_grad()
+        parts = [reduce_loss(loss_name, per_pair_loss(loss_name, s, pids, LossSettings()), label) for s in both]
+        sum(parts).backward()
+        optimizer.step()
+        losses.append([part.item() for part in parts])
+        similarities.append(torch.stack(both).detach().numpy())
+        slopes.append(np.stack([s.grad.numpy() for s in both]))
+        moved[number] = {
+            name: ((value.double() - start[name]).norm().item(), (value != start[name]).sum().item(), value.numel())
+            for name, value in model.published_state().items()
+        }
+    types = {name: str(value.dtype) for name, value in model.published_state().items()}
+    return Steps(np.array(losses), np.array(similarities), np.array(slopes), moved, types)
+
+
+def shuffled_linear(seed: int) -> Callable[..., Tensor]:
+    """A linear layer whose sums, forward and backward, are formed in another order."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        rows = x.flatten(0, -2)
+        r, o, i = (torch.randperm(size, generator=generator) for size in (len(rows), *weight.shape))
+        y = F.linear(rows[r][:, i], weight[o][:, i], None if bias is None else bias[o])
+        return y[r.argsort()][:, o.argsort()].view(*x.shape[:-1], -1)
+
+    return shuffled
+
+
+@contextlib.contextmanager
+def another_order(seed: int) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (linear, clip):
+            patch.setattr(module, "linear", shuffled_linear(seed))
+        yield
+
+
+@pytest.fixture(scope="module", params=LOSSES)
+def ours(request) -> tuple[str, Steps]:
+    return request.param, golden_steps(request.param, "fp16_weights")
+
+
+def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums(ours):
+    """The bound: to first order a loss changes by Σ |∂L/∂s|·|δs|, δs what a similarity changes by when the same sums of
+    all steps so far are formed in another order; the largest of three orders, and of the steps so far.
+    """
+    loss_name, own = ours
+    apart = np.zeros_like(own.similarities)
+    for seed in range(3):
+        with another_order(seed):
+            other = golden_steps(loss_name, "fp16_weights")
+        difference = np.abs(other.similarities - own.similarities)
+        assert (difference.max(axis=(2, 3)) > 0).all(), "another order rounds otherwise"
+        apart = np.maximum(apart, difference)
+    bound = np.maximum.accumulate((np.abs(own.slopes) * apart).sum(axis=(2, 3)))
+    expected = np.array(HALF_JSON["runs"][loss_name]["losses"])
+    assert (np.abs(own.losses - expected) <= bound).all(), np.abs(own.losses - expected) / bound
+    fused = golden_steps(loss_name, "fp32").losses
+    assert (np.abs(fused - expected)[1:] > bound[1:]).mean() > 0.8, "the bound tells another optimizer"
+
+
+@pytest.mark.parametrize("part", ["towers", "heads"])
+@pytest.mark.parametrize("number", [1, 8])
+def test_weights_move_as_far_as_the_published_ones_and_as_many_of_them(ours, part, number):
+    loss_name, own = ours
+    expected = HALF_JSON["runs"][loss_name][f"moved_after_{number}"]
+    names = [name for name in expected if name in own.types and ("emb_layer" in name) == (part == "heads")]
+    assert len(names) > 10
+    sizes = np.array([own.moved[number][name][2] for name in names])
+    norms = [np.linalg.norm([moved[name][0] for name in names]) for moved in (own.moved[number], expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.03)
+    changed = [own.moved[number][name][1] for name in names], [expected[name][1] for name in names] * sizes
+    assert np.sum(changed[0]) / sizes.sum() == pytest.approx(np.sum(changed[1]) / sizes.sum(), abs=0.01)
+
+
+def test_all_tensors_have_the_published_types(ours):
+    loss_name, own = ours
+    expected = HALF_JSON["runs"][loss_name]["dtypes"]
+    assert {name: expected[name] for name in own.types} == own.types
+    unused = expected.keys() - own.types.keys()
+    assert not from_published({name: torch.zeros(1) for name in unused}, "what nothing uses")
+
+
+@pytest.mark.parametrize("number", [1, 8])
+def test_the_rounding_optimizer_moves_float32_weights_as_far_and_loses_no_step(number):
+    own, expected = golden_steps("TAL", "fp16_adam"), HALF_JSON["runs"]["TAL"][f"moved_after_{number}"]
+    for heads in (False, True):
+        names = [name for name in expected if name in own.types and ("emb_layer" in name) == heads]
+        norms = [np.linalg.norm([moved[name][0] for name in names]) for moved in (own.moved[number], expected)]
+        assert norms[0] == pytest.approx(norms[1], rel=0.03)
+    assert set(own.types.values()) == {"torch.float32", "torch.int64"}
+    name = "base_model.visual.transformer.resblocks.0.attn.in_proj_weight"
+    _, changed, size = own.moved[number][name]
+    assert changed > 0.95 * size, "float16 weights keep half of these where they are"
+    assert expected[name][1] < 0.7
+
+
+def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused():
+    for precision, fused in (("fp16_weights", None), ("fp32", True), ("bf16", True)):
+        model = golden_model(precision=precision)
+        for name in ("Adam", "AdamW"):
+            optimizer = build_optimizer(model, set(), OptimizerSettings(optimizer=name))
+            assert {group["fused"] for group in optimizer.param_groups} == {fused}
+            assert {group["foreach"] for group in optimizer.param_groups} == {None}, "together on a GPU"
+
+
+@pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
+def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, precision):
+    """A run that was killed in its second epoch and continued, beside one that was not."""
+    root_dir = tmp_path / "data"
+    datasets_on_disk.write(root_dir, "RSTPReid")
+    build, starts = training_root.build, []
+
+    def recorded(options: dict) -> torch.nn.Module:
+        model = build(options)
+        starts.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        return model
+
+    monkeypatch.setattr(training_root, "build", recorded)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ["--precision", precision, *HALF, "2"]
+    training_root.main(arguments(root_dir, whole, *more))
+    train_killed_and_continued(arguments(root_dir, cut, *more), cut, monkeypatch)
+    run_dir, continued = (next((output_dir / "RSTPReid").iterdir()) for output_dir in (whole, cut))
+    assert records(run_dir) == records(continued)
+    weights, other = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, continued))
+    torch.testing.assert_close(weights, other, rtol=0, atol=0)
+    assert f"arithmetic: {precision}, {ARITHMETIC[precision]}" in (run_dir / "train_log.txt").read_text()
+
+    own = json.loads((run_dir / "test_metrics.json").read_text())["best.pth"]
+    export.main([str(run_dir)])
+    evaluation_root.main([str(run_dir / "export"), "--root_dir", str(root_dir), "--device", "cpu"])
+    assert json.loads((run_dir / "export/test_metrics.json").read_text())["model.safetensors"] == own
+
+    end, squares = from_published(weights, "last.pth"), {"towers": 0.0, "heads": 0.0}
+    for name, start in starts[0].items():
+        part = "towers" if name.startswith("clip.") else "heads"
+        squares[part] += (end[name].double() - start.double()).square().sum().item()
+    found = displacement.displacement(run_dir)
+    assert found == {part: pytest.approx(square**0.5) for part, square in squares.items()}
+    assert found["heads"] > found["towers"] > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
+def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
+    golden = published.numbers("model")
+    names = ("images", "caption_ids", "pids")
+    batch = SimpleNamespace(
+        **{name: torch.from_numpy(golden[of]) for name, of in zip(("images", "ids", "pids"), names)},
+        pairs=torch.arange(len(golden["pids"])),
+    )
+    label, found = torch.from_numpy(golden["label_hat"]), []
+    for parts in (1, 4):
+        model = golden_model(precision=precision).train()
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        losses = step.backward(model, scaler, batch, label, "TAL", LossSettings(), 2, parts)
+        found.append((losses, torch.cat([p.grad.double().flatten() for p in model.parameters()])))
+    (losses, whole), (losses_of_parts, of_parts) = found
+    tolerance = 1e-3 if precision == "fp16_weights" else 1e-5
+    torch.testing.assert_close(losses_of_parts, losses, rtol=tolerance, atol=0)
+    assert (of_parts - whole).norm() < 4 * tolerance * whole.norm()
+
+
+def test_two_processes_step_as_one_does(tmp_path):
+    shared = prepare(tmp_path, "RSTPReid") + " --num_epoch 1 --warmup_epochs 0 --precision"
+    (tmp_path / "commands").write_text(f"{shared} fp16_weights\n{shared} fp16_adam")
+    for processes in (1, 2):
+        done = launch(processes, "training", tmp_path)
+        assert done.returncode == 0, done.stderr
+    for number in range(2):
+        (one,), (first, second) = kept(tmp_path, number, 1), kept(tmp_path, number, 2)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        torch.testing.assert_close(first["losses"][0], one["losses"][0], rtol=1e-3, atol=1e-4)
+        assert all(weight.isfinite().all() for weight in first["weights"].values())
+        assert {name: value.dtype for name, value in first["weights"].items()} == {
+            name: value.dtype for name, value in one["weights"].items()
+        }
+
+
+def test_the_papers_arithmetic_is_a_gpus():
+    assert settle("published", torch.device("cuda", 1)) == "fp16_weights"
+    assert settle("published", torch.device("cpu")) == settle("published", torch.device("mps")) == "fp32"
+    assert all(settle(name, torch.device("cuda")) == name for name in ARITHMETIC)
+    configs = Path(training_root.__file__).parent / "configs"
+    assert resolve({"config": str(configs / "main/CUHK-PEDES_0.yaml")}).precision == "published"
+    assert resolve({"config": str(configs / "SynthPEDES.yaml")}).precision == "fp32"
+    assert resolve({}).precision == "fp32"
+
+
+def test_a_runs_configuration_holds_what_published_was_on_its_device(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    training_root.main(arguments(tmp_path, tmp_path / "logs", "--precision", "published", *HALF, "1"))
+    (config,) = tmp_path.glob("logs/*/*/configs.yaml")
+    assert yaml.safe_load(config.read_text())["precision"] == "fp32"
+    (config.parent / "test_metrics.json").unlink()
+    training_root.main(["--resume", str(config.parent)])
+    evaluation_root.main([str(config.parent), "--precision", "published"])
+    assert len(list(config.parent.glob("test_metrics*.json"))) == 1, "the run's own arithmetic"
+
+
+def test_the_rounding_optimizer_is_adam():
+    with pytest.raises(UserError, match="--precision fp16_adam: needs --optimizer Adam, not SGD"):
+        resolve({"precision": "fp16_adam", "optimizer": "SGD"})
+
+
+def test_only_what_the_published_code_keeps_in_float16_is_rounded():
+    model = golden_model(precision="fp16_adam")
+    halves = golden_model(precision="fp16_weights")
+    assert model.rounded_parameters() == {n for n, p in halves.named_parameters() if p.dtype == torch.float16}
+    assert model.rounded_parameters() == set(half_parameters(model))
+    assert not halves.rounded_parameters()
+
+
+def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
+    """On a CPU a float16 convolution's gradient takes some hundred times as long."""
+    monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(F, "conv2d", lambda *_, **__: pytest.fail("a convolution"))
+    x, layer = torch.randn(300, 128), linear.Linear(128, 64)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert layer(x).dtype == dtype
+
+
+def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypatch):
+    """A thousand entries of 6e4: their norm is no float16 number, and each of them is."""
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    from processor import epoch
+
+    backward = epoch.backward
+
+    def large(model: torch.nn.Module, *more: object) -> Tensor:
+        losses = backward(model, *more)
+        model.image_tse.fc.bias.grad.fill_(6e4)
+        return losses
+
+    monkeypatch.setattr(epoch, "backward", large)
+    more = ["--precision", "fp16_weights", *HALF, "1", "--lr", "1e-9"]
+    training_root.main(arguments(tmp_path, tmp_path / "logs", *more))
+    monkeypatch.setattr(epoch, "backward", lambda model, *rest: large(model, *rest) * math.nan)
+    with pytest.raises(UserError, match="the loss is not a finite number"):
+        training_root.main(arguments(tmp_path, tmp_path / "logs", *more))
+
+
+def test_the_study_is_rehearsed(tmp_path, monkeypatch):
+    """Every arithmetic on a tiny draw, one epoch, in this process."""
+
+    def in_this_process(_: runs.Run, command: list[str], dry_run: bool) -> None:
+        if not dry_run:
+            training_root.main(command[1:])
+
+    monkeypatch.setattr(runs.Run, "_execute", in_this_process)
+    annotations = datasets_on_disk.write(tmp_path, "RSTPReid")
+    command = ["--table", "arithmetic", "--dataset", "SynthPEDES", "--noise", "0.5", "--seeds", "1"]
+    command += ["--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--"]
+    reproduce.main([*command, "--dataset_name", str(annotations), *HALF, "1", "--batch_size", "8", "--device", "cpu"])
+    (report,) = tmp_path.glob("out/*.json")
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["arithmetic"] for row in rows] == [[name] for name in ARITHMETIC]
+    for row in rows:
+        assert {"best by validation", "last"} <= row["results"].keys()
+        assert all(0 < row["displacement"][part]["mean"] < 100 for part in ("towers", "heads"))
+    moved = {row["name"]: row["displacement"]["heads"]["mean"] for row in rows}
+    assert moved["fp16_weights"] > 1.2 * moved["fp32"]
+    assert moved["fp16_adam"] == pytest.approx(moved["fp16_weights"], rel=0.2)
+    text = report.with_suffix(".md").read_text()
+    assert [line for line in text.splitlines() if "| float16 Adam alone " in line and "| fp16_adam " in line]
+    assert "towers moved by" in text
+    assert f"fp16_adam: {ARITHMETIC['fp16_adam']}" in text
+
+
+def test_every_report_names_both_arithmetics(tmp_path, monkeypatch):
+    """The paper's column beside a run's own."""
+    monkeypatch.setattr(runs.Run, "train", lambda *_, **__: None)
+    folder = tmp_path / "out/ablation/sdm_0.5/seed1/CUHK-PEDES/20260101_000000_RDE_SDM"
+    folder.mkdir(parents=True)
+    (folder / "configs.yaml").write_text("precision: bf16\nnum_epoch: 1\n")
+    metrics = dict.fromkeys(("R1", "R5", "R10", "mAP", "mINP"), 50.0)
+    tested = {name: {"BGE+TSE": metrics} for name in ("best.pth", "last.pth")}
+    (folder / "test_metrics.json").write_text(json.dumps(tested))
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    reproduce.main(["--table", "2", "--row", "sdm", "--seeds", "1", "--output_dir", str(tmp_path / "out")])
+    (report,) = tmp_path.glob("out/*.json")
+    (row,) = json.loads(report.read_text())["rows"]
+    assert (row["arithmetic"], row["papers_arithmetic"]) == (["bf16"], "fp16_weights")
+    lines = report.with_suffix(".md").read_text().splitlines()
+    assert [line for line in lines if "| bf16 " in line and "| last " in line]
+    assert [line for line in lines if "| fp16_weights " in line and "| the paper's best " in line]
