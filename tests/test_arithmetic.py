@@ -185,8 +185,8 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
     datasets_on_disk.write(root_dir, "RSTPReid")
     build, starts = training_root.build, []
 
-    def recorded(options: dict) -> torch.nn.Module:
-        model = build(options)
+    def recorded(*given: object) -> torch.nn.Module:
+        model = build(*given)
         starts.append({name: value.detach().clone() for name, value in model.named_parameters()})
         return model
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from model.clip import ClipSizes
+from benchmarks.made_up import VIT_B_16
 from model.rde import RDE
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
 from solver.optimizer import OptimizerSettings, build_optimizer
@@ -17,18 +17,6 @@ from tests.test_model import golden_model
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")
 PAIRS = 64
-VIT_B_16 = ClipSizes(
-    image_width=768,
-    image_layers=12,
-    patch=16,
-    stride=16,
-    grid=(24, 8),
-    text_width=512,
-    text_layers=12,
-    text_length=77,
-    vocab_size=49408,
-    shared_width=512,
-)
 
 
 def steps(model: RDE, batch: tuple[torch.Tensor, ...], lr: float, count: int) -> list[list[float]]:

@@ -10,7 +10,7 @@ from utils.checkpoints import load_checkpoint
 from utils.options import resolve
 from utils.program import seed_everything
 
-_OF_MODEL = ("text_length", "vocab_size", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
+_OF_MODEL = ("text_length", "vocab_size", "activation", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
 
 
 def displacement(run_dir: Path) -> dict[str, float]:
