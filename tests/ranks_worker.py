@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +13,13 @@ from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from tests.float64 import in_float64
 from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
 from utils.errors import UserError
 from utils.program import run_program
 from utils.ranks import rank, share, world_size
 
+LARGE = 1 << 20  # parameters, of the token embedding alone, most of whose rows have no gradient
 COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
 
 
@@ -58,17 +60,17 @@ def primitives(folder: Path) -> None:
 def training(folder: Path, replace: Callable[[object, str, object], None] = setattr) -> None:
     """The real commands in the lines of FOLDER/commands; of trainings all that the processes should have in common.
 
-    That is each step's losses, each epoch's division and the final weights, in world<processes>/<line>/rank<rank>.pth.
+    That is each step's losses, each epoch's division and first gradient, and the final weights, in
+    world<processes>/<line>/rank<rank>.pth.
     """
     import test
     import train
-    from model import linear
     from processor import epoch, run
     from utils import figures
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
         replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
-    backward, train_epoch, onednn = epoch.backward, run.train_epoch, linear.ONEDNN
+    backward, train_epoch, summed = epoch.backward, run.train_epoch, epoch.sum_gradients
     kept = {}
 
     def recorded_backward(*arguments: object) -> torch.Tensor:
@@ -76,31 +78,36 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
         kept["losses"].append(losses.clone())
         return losses
 
+    def recorded_gradients(parameters: Sequence[nn.Parameter]) -> None:
+        summed(parameters)
+        if len(kept["gradients"]) < len(kept["labels"]):
+            small = [p.grad.flatten() for p in parameters if p.grad is not None and p.numel() < LARGE]
+            kept["gradients"].append(torch.cat(small))
+
     def recorded_train_epoch(model: nn.Module, *arguments: object, **settings: object) -> epoch.EpochResult:
         kept["model"] = model
         kept["labels"].append(torch.from_numpy(arguments[3]).clone())
         return train_epoch(model, *arguments, **settings)
 
     replace(epoch, "backward", recorded_backward)
+    replace(epoch, "sum_gradients", recorded_gradients)
     replace(run, "train_epoch", recorded_train_epoch)
     for number, command in enumerate((folder / "commands").read_text().splitlines()):
         program, *argv = command.split()
         output_dir = folder / f"world{world_size()}" / str(number)
         argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]
-        kept = {"losses": [], "labels": []}
-        # oneDNN takes large inputs only: a share rounds unlike a whole batch, which a norm of few rows amplifies
-        replace(linear, "ONEDNN", onednn and "--tse_bn batch" not in command)
+        kept = {"losses": [], "labels": [], "gradients": []}
         {"train.py": train, "test.py": test}[program].main(argv)
         if model := kept.pop("model", None):
             output_dir.mkdir(parents=True, exist_ok=True)
             torch.save(kept | {"weights": model.published_state()}, output_dir / f"rank{rank()}.pth")
 
 
-def training_in_float64(folder: Path) -> None:
-    """In float32 a rounding sooner or later tips a maximum or a hinge, and what follows is another training."""
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double
-    training(folder)
+def in_double(folder: Path) -> None:
+    """Both of the above in float64."""
+    with in_float64():
+        primitives(folder)
+        training(folder)
 
 
 def failing(folder: Path) -> None:
@@ -122,5 +129,5 @@ def failing(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    works = {work.__name__: work for work in (primitives, training, training_in_float64, failing)}
+    works = {work.__name__: work for work in (training, in_double, failing)}
     run_program(lambda argv: works[argv[0]](Path(argv[1])))

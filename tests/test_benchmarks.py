@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -36,6 +35,7 @@ from solver.ccd import COARSE, divide
 from solver.losses import LossSettings, cosine_similarity, per_pair_loss
 from solver.optimizer import OptimizerSettings, build_optimizer
 from tests import datasets_on_disk, published
+from tests.float64 import TOLERANCE
 from tests.test_model import golden_model
 from utils.errors import UserError
 
@@ -63,8 +63,10 @@ def only(*parts: str) -> dict[str, bool]:
     return {part: part in parts for part in PARTS}
 
 
-@pytest.mark.parametrize("plain_parts", [*combinations(PARTS, 1), *combinations(PARTS, 2), PARTS], ids="-".join)
+@pytest.mark.numeric
+@pytest.mark.parametrize("plain_parts", [*([part] for part in PARTS), PARTS], ids="-".join)
 def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
+    """In float32, the only type that is left to oneDNN: a cosine's last place, 2⁻²⁴, is 4e-6 after division by τ."""
     fast, slow = golden_model().train(), golden_model().train()
     embeddings, gradients = step(fast, fast)
     expected, expected_gradients = step(slow, PlainModel(slow, **only(*plain_parts)))
@@ -75,7 +77,7 @@ def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> TrainingPairs:
     root = tmp_path_factory.mktemp("data")
-    datasets_on_disk.write(root, "RSTPReid", datasets_on_disk.entries("RSTPReid", persons=10))
+    datasets_on_disk.write(root, "RSTPReid", datasets_on_disk.entries("RSTPReid"))
     split = read_splits("RSTPReid", root, ["train"])["train"]
     images = open_images(split.images, SIZE, root / "cache")
     settings = LoadingSettings(8, CPU, img_aug=True, txt_aug=True)
@@ -87,7 +89,7 @@ def pairs(tmp_path_factory) -> TrainingPairs:
 def test_batches_equal_those_decoded_and_tokenised_anew(pairs):
     for batches in (pairs.training_batches(3), pairs.scoring_batches(0)):
         ours, plainly = list(batches), list(PlainBatches(pairs, batches, Tokenizer()))
-        assert len(ours) == len(plainly) == 5
+        assert len(ours) == len(plainly) == 3
         for fast, slow in zip(ours, plainly, strict=True):
             assert torch.equal(fast.images, slow.images)
             assert torch.equal(fast.ids, slow.ids[:, : fast.ids.shape[1]])
@@ -97,6 +99,8 @@ def test_batches_equal_those_decoded_and_tokenised_anew(pairs):
             assert torch.equal(fast.pairs, slow.pairs)
 
 
+@pytest.mark.numeric
+@pytest.mark.usefixtures("float64")
 def test_one_encoding_pass_equals_two(pairs):
     split = pairs.split
     ids = Tokenizer()(split.captions)
@@ -104,13 +108,14 @@ def test_one_encoding_pass_equals_two(pairs):
     model = golden_model()
     model.clip.token_embedding = torch.nn.Embedding(49408, model.clip.config.text.width)
     encoded = encode(model, gallery)
-    images = torch.stack([evaluation_image(path, SIZE) for path in split.images]).split(7)
-    twice = plain.encode_twice(PlainModel(model), images, torch.from_numpy(ids).long().split(7))
+    images = torch.stack([evaluation_image(path, SIZE) for path in split.images]).split(5)  # in other batches, too
+    twice = plain.encode_twice(PlainModel(model), images, torch.from_numpy(ids).long().split(9))
     for part, (image, text) in enumerate(twice):
-        torch.testing.assert_close(encoded.image[part], torch.nn.functional.normalize(image), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(encoded.text[part], torch.nn.functional.normalize(text), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(encoded.image[part], torch.nn.functional.normalize(image), **TOLERANCE)
+        torch.testing.assert_close(encoded.text[part], torch.nn.functional.normalize(text), **TOLERANCE)
 
 
+@pytest.mark.numeric
 def test_ranking_equals_the_plain_way():
     generator = torch.Generator().manual_seed(0)
     similarity = torch.randn(200, 150, generator=generator).round(decimals=2)  # ties
@@ -125,35 +130,37 @@ def tiny_model() -> RDE:
 
 
 def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
-    """Three epochs of CCD and training with everything on or off: the weights, and each epoch's labels and loss."""
-    model, settings, told = tiny_model(), OptimizerSettings(lr=1e-4), []
+    """Two epochs of CCD and training with everything on or off: the weights, and each epoch's division and loss."""
+    model, settings, found = tiny_model(), OptimizerSettings(lr=1e-4), []
     optimizer = (build_optimizer if fast else plain.build_optimizer)(model, model.new_parameters(), settings)
     plainly = PlainModel(model)
-    for epoch in range(3):
+    for epoch in range(2):
         scoring, training = pairs.scoring_batches(epoch), pairs.training_batches(epoch)
         if fast:
             losses = score_pairs(model, scoring, len(pairs), "TAL", LossSettings())
             label = divide(*losses, COARSE, (1, epoch)).label
             scaler = GradScaler("cpu", enabled=False)
             kept = {"trained": "BGE+TSE", "log_period": 100}
-            result = train_epoch(model, optimizer, scaler, training, label, "TAL", LossSettings(), **kept)
-            told.append((label, result.loss))
+            loss = train_epoch(model, optimizer, scaler, training, label, "TAL", LossSettings(), **kept).loss
         else:
             losses = plain.score_pairs(plainly, PlainBatches(pairs, scoring, Tokenizer()), len(pairs))
             label = divide(*losses, COARSE, (1, epoch)).label
-            batches = PlainBatches(pairs, training, Tokenizer())
-            told.append((label, plain.train_epoch(plainly, optimizer, batches, label)))
-    return torch.nn.utils.parameters_to_vector(model.parameters()), told
+            loss = plain.train_epoch(plainly, optimizer, PlainBatches(pairs, training, Tokenizer()), label)
+        found.append((*losses, label, loss))
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach(), found
 
 
+@pytest.mark.slow
+@pytest.mark.numeric
+@pytest.mark.usefixtures("float64")
 def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs):
-    (end, told), (expected_end, expected) = train(pairs, fast=True), train(pairs, fast=False)
-    for (label, loss), (expected_label, expected_loss) in zip(told, expected, strict=True):
-        np.testing.assert_array_equal(label, expected_label)
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-    assert len({label.tobytes() for label, _ in told}) > 1, "CCD divides anew each epoch"
+    (end, found), (expected_end, expected) = train(pairs, fast=True), train(pairs, fast=False)
+    for epoch, expected_epoch in zip(found, expected, strict=True):
+        for value, wanted in zip(epoch, expected_epoch, strict=True):
+            np.testing.assert_allclose(value, wanted, **TOLERANCE)
+    assert len({label.tobytes() for _, _, label, _ in found}) > 1, "CCD divides anew each epoch"
     start = torch.nn.utils.parameters_to_vector(tiny_model().parameters())
-    assert (end - expected_end).norm() < 1e-4 * (expected_end - start).norm()
+    assert (end - expected_end).norm() < TOLERANCE["rtol"] * (expected_end - start).norm()
 
 
 def test_the_flop_counted_are_those_of_arithmetic():
@@ -205,6 +212,7 @@ def test_only_our_way_leaves_linear_layers_to_onednn(mkl, monkeypatch):
     assert linear.ONEDNN
 
 
+@pytest.mark.slow
 def test_the_command_fills_its_file_section_by_section(tmp_path, capsys):
     file = tmp_path / "benchmarks.json"
     quick = ["--quick", "--device", "cpu", "--batch_size", "2", "--repeats", "1", "--out", str(file)]
@@ -238,6 +246,7 @@ def test_mistakes_are_one_line(arguments, message):
         benchmark(arguments)
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_measured_and_projected(tmp_path):
     file = tmp_path / "benchmarks.json"
     own = ["--folder", str(tmp_path), "--share", "0.001", "--tiny", "--epochs", "1", "--out", str(file)]

@@ -19,9 +19,11 @@ import torch
 from benchmarks.kill_resume import differences
 from datasets.noise import draw_permutation
 from tests import datasets_on_disk, ranks_worker
+from tests.float64 import TOLERANCE, in_float64
 from tests.test_training import ROOT, SMALL, records
-from train import build
-from utils.options import resolve, run_facts
+from utils.options import run_facts
+
+pytestmark = [pytest.mark.slow, pytest.mark.numeric, pytest.mark.xdist_group("distributed")]
 
 COMMANDS = (
     "--loss_names TAL --tse_bn frozen",
@@ -38,28 +40,6 @@ def launch(processes: int, what: str, folder: Path) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_gathered_rows_and_batch_norm_have_one_processs_values_and_gradients(tmp_path, processes):
-    done = launch(processes, "primitives", tmp_path)
-    assert done.returncode == 0, done.stderr
-    layer, batches = ranks_worker.batch_norm()
-    plain = torch.nn.BatchNorm1d(3)
-    plain.load_state_dict(layer.state_dict())
-    expected = []
-    for rows in batches:
-        rows.requires_grad_()
-        plain.zero_grad()
-        loss = ranks_worker.loss_of(plain(rows))
-        loss.backward()
-        expected.append((loss.detach(), rows.grad.view(-1, 4, 3), *(p.grad for p in plain.parameters())))
-    for rank in range(processes):
-        found, state, decision = torch.load(tmp_path / f"rank{rank}.pth", weights_only=True)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(state, dict(plain.state_dict()))
-        assert decision == "by 0"
-    assert (tmp_path / "built").read_text() == "0"
-
-
 def prepare(folder: Path, dataset_name: str) -> str:
     """Write a data set of 24 pairs and half of them noisy; the command that trains on it, in batches of 7."""
     datasets_on_disk.write(folder, dataset_name)
@@ -72,20 +52,57 @@ def prepare(folder: Path, dataset_name: str) -> str:
     )
 
 
+def run_here(folder: Path, printed: Path) -> None:
+    """The commands by one process without a launcher, which is this one."""
+    with pytest.MonkeyPatch.context() as patch, printed.open("w") as file, redirect_stdout(file):
+        ranks_worker.training(folder, patch.setattr)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The same four trainings by 1, 2 and 4 processes; batches of 7 pairs, the last of an epoch of 3."""
+    """The same trainings in float64 by 1, 2 and 4 processes; batches of 7 pairs, the last of an epoch of 3 or 6."""
     folder = tmp_path_factory.mktemp("ranks")
     shared = prepare(folder, "RSTPReid") + " --optimizer SGD"  # Adam would hide a factor on the gradients
+    marked = prepare(folder, "CUHK-PEDES") + f" --optimizer SGD --exclude {folder}/marks.csv --on_bad_image skip"
+    (folder / "CUHK-PEDES/imgs/cam_train/0003_1.jpg").write_bytes(b"")
+    (folder / "marks.csv").write_text("pair,exclude\n3,x\n4,x\n")
     for processes in (1, 2, 4):
         lines = [f"{shared} {line}" for line in COMMANDS]
         lines[2] += " --grad_accum 2" if processes > 1 else ""
+        lines += [marked, f"{shared} --test", f"test.py --output_dir {folder}/world{processes}/0 --device cpu"]
         (folder / "commands").write_text("\n".join(lines))
-        done = launch(processes, "training_in_float64", folder)
-        assert done.returncode == 0, done.stderr
-        for checkpoint in folder.glob(f"world{processes}/*/*/*/*.pth"):
+        own = folder / f"world{processes}"
+        own.mkdir()
+        if processes == 1:
+            with in_float64():
+                run_here(folder, own / "printed")
+        else:
+            done = launch(processes, "in_double", folder)
+            assert done.returncode == 0, done.stderr
+            (own / "printed").write_text(done.stdout)
+        for checkpoint in own.glob("*/*/*/*.pth"):
             checkpoint.unlink()  # 200 MB a run
     return folder
+
+
+@pytest.mark.usefixtures("float64")
+def test_gathered_rows_and_batch_norm_have_one_processs_values_and_gradients(runs):
+    layer, batches = ranks_worker.batch_norm()
+    plain = torch.nn.BatchNorm1d(3)
+    plain.load_state_dict(layer.state_dict())
+    expected = []
+    for rows in batches:
+        rows.requires_grad_()
+        plain.zero_grad()
+        loss = ranks_worker.loss_of(plain(rows))
+        loss.backward()
+        expected.append((loss.detach(), rows.grad.view(-1, 4, 3), *(p.grad.clone() for p in plain.parameters())))
+    for rank in range(4):
+        found, state, decision = torch.load(runs / f"rank{rank}.pth", weights_only=True)
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(state, dict(plain.state_dict()), **TOLERANCE)
+        assert decision == "by 0"
+    assert (runs / "built").read_text() == "0"
 
 
 def kept(folder: Path, number: int, world: int) -> list[dict]:
@@ -99,22 +116,36 @@ def the_run(folder: Path, number: int, world: int) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS)))
+@pytest.mark.parametrize("number", range(len(COMMANDS) + 1))
 @pytest.mark.parametrize("processes", [2, 4])
 def test_many_processes_equal_one(runs, number, processes):
+    """With pairs that are excluded and pairs without an image, too."""
     (expected,), every = kept(runs, number, 1), kept(runs, number, processes)
     assert len(expected["losses"]) >= 4
+    assert number < len(COMMANDS) or len(expected["losses"]) == 6, "20 pairs are left of 24"
     assert len(expected["labels"]) == 2
     assert expected["losses"][0].dtype == torch.float64
     for found in every:
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found, expected, **TOLERANCE)
         torch.testing.assert_close(found["labels"], expected["labels"], rtol=0, atol=0)
         torch.testing.assert_close(found["weights"], every[0]["weights"], rtol=0, atol=0)
     many, one = (the_run(runs, number, world) for world in (processes, 1))
     for record, line in zip(records(many), records(one), strict=True):
         assert record["ccd"] == line["ccd"]
+    assert run_facts(one / "configs.yaml") | {"processes": processes} == run_facts(many / "configs.yaml")
     assert len(json.loads((many / "test_metrics.json").read_text())) == 2
     assert (many / "train_log.txt").read_text().count("CCD:") == 2, "one process writes the log"
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_many_processes_test_as_one_does_and_tell_it_once(runs, processes):
+    printed = [(runs / f"world{world}/printed").read_text() for world in (1, processes)]
+    tables = [text[text.index("tiny on RSTPReid, test") :] for text in printed]
+    assert tables[1].rstrip() == tables[0].rstrip()
+    assert tables[0].count(" on RSTPReid, test") == 3
+    for world in (1, processes):
+        log = (the_run(runs, 0, world) / "test_log.txt").read_text()
+        assert log.count("last.pth on RSTPReid") == 2, "its own test and test.py's"
 
 
 @pytest.fixture(scope="module")
@@ -138,66 +169,56 @@ def stopped(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def real_runs(stopped) -> Path:
     """The commands as they are, in float32 and less, by one process without a launcher and by two."""
-    rstp, cuhk = (stopped / "command").read_text(), prepare(stopped, "CUHK-PEDES")
-    (stopped / "CUHK-PEDES/imgs/cam_train/0003_1.jpg").write_bytes(b"")
-    (stopped / "marks.csv").write_text("pair,exclude\n3,x\n4,x\n")
+    rstp = (stopped / "command").read_text()
+    short = f"{rstp} --num_epoch 1 --warmup_epochs 0"
     (run_dir,) = stopped.glob("logs/*/*")
     for world in (1, 2):
         own = stopped / f"world{world}"
-        shutil.copytree(run_dir, own / "3/RSTPReid/0_continued")
+        shutil.copytree(run_dir, own / "2/RSTPReid/0_continued")
         lines = [
             f"{rstp} --output_dir {own}/0",
-            f"{rstp} --output_dir {own}/1 --loss_names SDM --tse_bn batch",
-            f"{cuhk} --output_dir {own}/2 --exclude {stopped}/marks.csv --on_bad_image skip",
-            f"train.py --resume --output_dir {own}/3",
+            f"{short} --output_dir {own}/1 --loss_names SDM --tse_bn batch",
+            f"train.py --resume --output_dir {own}/2",
         ]
         if world == 2:
-            lines += [f"{rstp} --output_dir {own}/{4 + half} --precision {('bf16', 'fp16')[half]}" for half in (0, 1)]
-        lines += [f"{rstp} --test", f"test.py --output_dir {own}/0 --device cpu"]
+            lines += [f"{short} --output_dir {own}/{3 + half} --precision {('bf16', 'fp16')[half]}" for half in (0, 1)]
         (stopped / "commands").write_text("\n".join(lines))
         if world == 2:
             done = launch(2, "training", stopped)
             assert done.returncode == 0, done.stderr
-            (own / "printed").write_text(done.stdout)
         else:
-            with pytest.MonkeyPatch.context() as patch, (own / "printed").open("w") as file, redirect_stdout(file):
-                ranks_worker.training(stopped, patch.setattr)
+            run_here(stopped, own / "printed")
     return stopped
 
 
-def assert_near(found: dict, expected: dict, run_dir: Path) -> None:
-    """Weights differ by rounding only: by a small share of the way that the run has moved them.
+# Of float32: cosines are off by a few times 2⁻²⁴, and a pair's two softmaxes divide that by τ = 0.015 or 0.02.
+ROUNDING = 2 * 4 * 2**-24 / 0.015
 
-    A cosine's last place, 2⁻²³, is 8e-6 after division by τ; normalising batches of three rows multiplies it by ten.
+
+def assert_same_step(found: dict, expected: dict, of_expected: int = 0) -> None:
+    """The first step that was found and that of an epoch that was expected, both from the same weights.
+
+    Later ones are another training once a rounding has tipped the choice of a token: `test_many_processes_equal_one`
+    compares them in float64.
     """
-    options = resolve({"config": str(run_dir / "configs.yaml")})
-    torch.manual_seed(options.seed)
-    fresh = build(options).published_state()
-    moved, apart = (
-        torch.cat([(a[name].double() - b[name]).flatten() for name in fresh]).norm()
-        for a, b in ((expected, fresh), (found, expected))
-    )
-    assert moved > 1e-3
-    assert apart < 5e-4 * moved
+    torch.testing.assert_close(found["labels"][0], expected["labels"][of_expected], rtol=0, atol=0)
+    step = len(expected["losses"]) // len(expected["labels"]) * of_expected
+    torch.testing.assert_close(found["losses"][0], expected["losses"][step], rtol=0, atol=ROUNDING)
+    gradients, wanted = found["gradients"][0].double(), expected["gradients"][of_expected].double()
+    # They are softmaxes times tokens, which a norm over the few tokens of a batch, in --tse_bn batch, takes a digit.
+    assert (gradients - wanted).norm() < 10 * ROUNDING * wanted.norm()
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_two_processes_equal_one_in_float32_up_to_rounding(real_runs, number):
-    """With pairs that are excluded and pairs without an image, too."""
     (expected,), every = kept(real_runs, number, 1), kept(real_runs, number, 2)
     assert expected["losses"][0].dtype == torch.float32
-    assert len(expected["losses"]) == (6 if number == 2 else 8), "20 pairs are left of 24"
-    one, two = (the_run(real_runs, number, world) for world in (1, 2))
-    assert_near(every[0]["weights"], expected["weights"], one)
     for found in every:
-        torch.testing.assert_close(found["losses"], expected["losses"], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(found["labels"], expected["labels"], rtol=0, atol=0)
+        assert_same_step(found, expected)
         torch.testing.assert_close(found["weights"], every[0]["weights"], rtol=0, atol=0)
-    assert run_facts(one / "configs.yaml") | {"processes": 2} == run_facts(two / "configs.yaml")
-    assert [record["ccd"] for record in records(one)] == [record["ccd"] for record in records(two)]
 
 
-@pytest.mark.parametrize("number", [4, 5])
+@pytest.mark.parametrize("number", [3, 4])
 def test_processes_in_half_precision_end_with_the_same_weights(real_runs, number):
     first, other = kept(real_runs, number, 2)
     torch.testing.assert_close(first, other, rtol=0, atol=0)
@@ -210,16 +231,15 @@ def test_processes_in_half_precision_end_with_the_same_weights(real_runs, number
 def test_a_run_whose_launcher_was_stopped_is_continued_by_any_number_of_processes(real_runs):
     printed = (real_runs / "printed").read_text()
     assert printed.count("Stopped: what the last whole epoch led to is saved; go on with: train.py --resume") == 1
-    one, two = (the_run(real_runs, 3, world) for world in (1, 2))
+    one, two = (the_run(real_runs, 2, world) for world in (1, 2))
     for run_dir in (one, two):
         log = (run_dir / "train_log.txt").read_text()
         assert log.count("Continuing after epoch 1:") == 1
         assert log.count("it began with 2 processes and goes on with 1") == (run_dir == one)
     uninterrupted = the_run(real_runs, 0, 2)
     assert [name for name in differences(two, uninterrupted) if not name.startswith("figures")] == []
-    (found,), whole = kept(real_runs, 3, 1), kept(real_runs, 0, 2)[0]
-    torch.testing.assert_close(found["losses"], whole["losses"][4:], rtol=1e-5, atol=1e-6)
-    assert_near(found["weights"], whole["weights"], one)
+    (found,), whole = kept(real_runs, 2, 1), kept(real_runs, 0, 2)[0]
+    assert_same_step(found, whole, of_expected=1)
 
 
 def test_a_run_is_compared_by_all_that_it_leaves(real_runs, tmp_path):
@@ -232,16 +252,6 @@ def test_a_run_is_compared_by_all_that_it_leaves(real_runs, tmp_path):
     (run_dir / "epochs/0001.npz").unlink()
     (run_dir / "best.pth.partial").touch()
     assert differences(run_dir, the_run(real_runs, 0, 2)) == ["best.pth.partial", "epochs/0001.npz", "last.pth"]
-
-
-def test_two_processes_test_as_one_does_and_tell_it_once(real_runs):
-    printed = [(real_runs / f"world{world}/printed").read_text() for world in (1, 2)]
-    tables = [text[text.index("tiny on RSTPReid, test") :] for text in printed]
-    assert tables[1].rstrip() == tables[0].rstrip()
-    assert tables[0].count(" on RSTPReid, test") == 3
-    for world in (1, 2):
-        log = (the_run(real_runs, 0, world) / "test_log.txt").read_text()
-        assert log.count("last.pth on RSTPReid") == 2, "its own test and test.py's"
 
 
 @pytest.mark.parametrize(
