@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import figures
 from tests.float64 import in_float64
 
 
@@ -13,4 +14,11 @@ from tests.float64 import in_float64
 def float64() -> Iterator[None]:
     """The test's arithmetic is float64."""
     with in_float64():
+        yield
+
+
+@pytest.fixture
+def small_figures() -> Iterator[None]:
+    """A run's own figures are not drawn."""
+    with figures.of_one_pixel():
         yield

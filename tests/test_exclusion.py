@@ -120,6 +120,8 @@ def test_excluded_pairs_are_in_no_batch_and_the_others_keep_what_is_theirs(split
         assert sorted(seen) == kept
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
 def test_a_run_leaves_marked_pairs_out_and_is_continued_only_so(root, tmp_path):
     marks = write(tmp_path / "marks.csv", "pair,exclude", "3,x", "5,x")
     training_root.main(arguments(root, tmp_path / "logs", "--num_epoch", "2", "--exclude", str(marks)))

@@ -29,6 +29,8 @@ from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.program import run_program
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 
 @pytest.fixture(scope="module")
 def root_dir(tmp_path_factory) -> Path:
@@ -46,6 +48,7 @@ def train(root_dir: Path, output_dir: Path, *more: str) -> Path:
     return run_dir
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("parts", [3, 5, 9])
 def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
@@ -70,6 +73,7 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
     assert len(found[1][1]) < len(found[0][1]), "TSE has no gradient where BGE alone is trained"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
@@ -79,6 +83,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
     assert len(set(map(int, listed))) == 8
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
     steps = []
 
@@ -97,6 +102,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, 
     assert all(torch.isfinite(value).all() for value in content["model"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lr", "first_lr_factor", "epochs", "told"),
     [
@@ -130,6 +136,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "named"),
     [
@@ -165,6 +172,7 @@ run_program(main)
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, monkeypatch):
     scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
@@ -174,6 +182,7 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, m
     assert "3 steps left out by the loss scaler, its scale is 2.12676e+37" in (run_dir / "train_log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
@@ -201,6 +210,7 @@ def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tm
         training_root.main(["--resume", str(run_dir)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("division", ["all", "oracle"])
 def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division):
     datasets_on_disk.write(tmp_path, "RSTPReid")
@@ -217,6 +227,7 @@ def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division)
     assert sorted(seen) == [(pair, 1.0) for pair in range(2, 24)]
 
 
+@pytest.mark.slow
 def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
@@ -226,6 +237,7 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
         train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interrupted", "told"),
     [
@@ -255,6 +267,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupt
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_set_up_is_one_line():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
@@ -278,6 +291,7 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
     assert (tmp_path / "last.pth").read_bytes() == b"weights"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_captions_letters_is_served():
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
     program += "run_program(lambda _: print('un caf\\xe9'))"
@@ -286,6 +300,7 @@ def test_a_terminal_that_lacks_a_captions_letters_is_served():
     assert (done.stdout, done.stderr, done.returncode) == ("un caf\\xe9\n", "", 0)
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_left_is_no_failure():
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
     program += "run_program(lambda _: [print('a line', flush=True) for _ in range(99_999)])"
@@ -296,6 +311,7 @@ def test_a_reader_who_has_left_is_no_failure():
     assert child.wait() == 128 + signal.SIGPIPE
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_at_once():
     program = f"""import sys, time
 sys.path.insert(0, {str(ROOT)!r})

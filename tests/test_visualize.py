@@ -28,7 +28,7 @@ from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model.tse import select_tokens
 from processor.history import read_history
-from tests import datasets_on_disk
+from tests import datasets_on_disk, figures
 from tests.galleries import SIZE, write_run
 from tests.test_training import arguments
 from tools import export, selection
@@ -42,6 +42,8 @@ from tools.visualize import curves, densities
 from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
 from utils.options import read_yaml, write_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("visualize")]
 
 HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
 
@@ -58,7 +60,8 @@ def root(tmp_path_factory) -> Path:
 
 
 def train(root: Path, output_dir: Path, *more: str) -> Path:
-    training_root.main(arguments(root, output_dir, "--num_epoch", "2", *more))
+    with figures.of_one_pixel():
+        training_root.main(arguments(root, output_dir, "--num_epoch", "2", *more))
     (run_dir,) = (output_dir / "RSTPReid").iterdir()
     return run_dir
 
