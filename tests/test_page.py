@@ -21,6 +21,8 @@ from tests.galleries import Gallery, write_gallery, write_run
 from tools.search import __main__ as search
 from utils.errors import UserError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -115,11 +117,10 @@ def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, b
     text = "a man <b>in</b> a <script>document.title=2</script> blue coat"
     page.get_by_label("BGE", exact=True).check()
     page.locator("#sentence textarea").fill(text)
-    page.locator("#top input[type=number]").fill("7")
     page.locator("#search").click()
     page.wait_for_selector("#results img")
-    page.wait_for_function("document.querySelectorAll('#results button img').length == 7")
-    expected = first_files(indexed, text, 7, tmp_path / "q")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
+    expected = first_files(indexed, text, 12, tmp_path / "q")
     shown = [label.strip().split(None, 1)[1] for label in page.locator("#results .caption-label").all_inner_texts()]
     assert shown == expected
     assert HOSTILE in shown
@@ -165,9 +166,10 @@ def test_mistakes_are_told_on_the_page(address, browser):
     page.locator("#search").click()
     page.get_by_text("the query is empty").wait_for()
     page.locator("#sentence textarea").fill("a woman in a red coat " * 834)
+    page.locator("#top input[type=number]").fill("7")
     page.locator("#search").click()
     page.get_by_text("the model reads only the first 75").wait_for()
-    page.wait_for_selector("#results img")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 7")
     page.close()
 
 

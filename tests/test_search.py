@@ -36,6 +36,8 @@ from tools.search.rows import About, Row, Stamp
 from tools.search.store import open_or_create_store, open_store, writing
 from utils.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("search")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -82,6 +84,8 @@ def oracle(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.nda
     return paths, {"BGE": parts[0], "TSE": parts[1], "BGE+TSE": (parts[0] + parts[1]) / 2}
 
 
+@pytest.mark.numeric
+@pytest.mark.slow
 def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir, gallery, tmp_path):
     folder, captions = tmp_path / "index", tmp_path / "captions.txt"
     done = program("index", "--run", run_dir, "--gallery", gallery.folder, "--index", folder)
@@ -101,12 +105,13 @@ def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir,
             assert hit["bge"] == pytest.approx(row[position], abs=1e-5)
     best = [Path(result["results"][0]["file"]).stem for result in results]
     right = sum(int(found) // 2 == int(Path(path).stem) // 2 for found, path in zip(best, paths, strict=True))
-    assert right >= 12, "the built-in CLIP, by chance two of 24"
+    assert right >= 8, "by chance two of 24, and eight only once in two thousand times"
     with Image.open(folder / "query.png") as sheet:
         assert sheet.height > 20 * 100
     assert "camera 0/00.jpg" in done.stdout
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("similarity", ["BGE", "TSE", "BGE+TSE"])
 def test_one_inner_product_gives_each_similarity(run_dir, gallery, indexed, similarity, tmp_path):
     paths, expected = oracle(run_dir, gallery)
@@ -231,6 +236,7 @@ __main__.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("original", "target"),
     [("images", "encode.Encoder.images"), ("put", "files.FileStore.put")],
@@ -519,6 +525,7 @@ def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
     assert long == short
 
 
+@pytest.mark.numeric
 def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
     paths, expected = oracle(run_dir, gallery)
     (tmp_path / "captions.txt").write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
@@ -535,6 +542,7 @@ def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
         search.main(["captions", "/nowhere.jpg", *command[3:]])
 
 
+@pytest.mark.numeric
 def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, tmp_path):
     search.main(["export", "--index", str(indexed), "--out", str(tmp_path / "out")])
     vectors = np.load(tmp_path / "out/vectors.npy")
