@@ -1,6 +1,8 @@
-# make train   install into .venv, render the built-in data set, train RDE on it and print its retrieval table
-# make test    install into .venv, run the tests
-# make lint    check style and formatting
+# make train         install into .venv, render the built-in data set, train RDE on it and print its retrieval table
+# make test          install into .venv, run the tests
+# make test-fast     only those that need no training, no process of their own and no browser
+# make test-numeric  only those that compare floating-point numbers, as a processor without AVX-512 computes them
+# make lint          check style and formatting
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,12 +10,23 @@ BIN := $(VENV)/bin
 # Quiet, but for the minutes that PyTorch's download takes.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 
-.PHONY: train test lint
+# Tests that share a run go to one process (loadgroup); a second thread would wait for the other process's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --durations 10
+# What PyTorch, oneDNN and MKL read.
+NO_AVX512 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: train test test-fast test-numeric lint
 train: $(VENV)/.installed
 	PYTHON=$(BIN)/python sh run_rde.sh $(ARGS)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-numeric: $(VENV)/.installed-dev
+	$(NO_AVX512) $(PYTEST) -m numeric $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

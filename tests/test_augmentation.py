@@ -11,6 +11,8 @@ from torchvision.transforms import functional as TF
 from datasets.augmentation import MEAN, STD, apply_image, augment_text, draw_image, normalise
 from datasets.tokenizer import EOS, MASK, SOS
 
+pytestmark = pytest.mark.numeric
+
 SIZE = (96, 32)
 
 

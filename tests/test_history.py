@@ -44,6 +44,7 @@ def test_constant_losses_have_no_components(tmp_path):
     assert np.isnan(epoch.pairs.scaled_loss).all()
 
 
+@pytest.mark.numeric
 def test_histograms_count_right_and_wrong_pairs_as_numpy_does(monkeypatch):
     rng = np.random.default_rng(0)
     draw = [torch.from_numpy(rng.standard_normal((n, 3), np.float32)) for n in (30, 30, 20, 20)]

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from solver.losses import LOSSES, LossSettings, cosine_similarity, per_pair_loss, positive_similarity, reduce_loss
 from tests import published
 
+pytestmark = pytest.mark.numeric
+
 TRIPLET = ["TAL", "TRL", "TRL-S"]
 
 

@@ -11,6 +11,8 @@ from processor.evaluation import Encoded, rank
 from processor.metrics import retrieval_metrics
 from tests import published
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("case", range(3))
 def test_metrics_equal_the_published_ones(case):

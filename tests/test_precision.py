@@ -13,6 +13,8 @@ from tests import published
 from tests.test_model import golden_model
 from utils.flags import FLAGS
 
+pytestmark = pytest.mark.numeric
+
 # How far a cosine similarity may be from float32's, in terms of the type's last place (2⁻⁸, 2⁻¹¹): about a half.
 BOUNDS = {"bf16": 2e-3, "fp16": 3e-4, "fp16_weights": 3e-4}
 

@@ -17,6 +17,8 @@ from tests import published
 from tests.test_model import golden_model
 from utils.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
 
 

@@ -42,6 +42,7 @@ def test_long_captions_are_cut_with_eos_last(tokenizer):
     assert (ids[1:-1] == ids[1]).all()
 
 
+@pytest.mark.slow
 def test_open_clip_is_not_imported():
     program = "import sys, datasets.tokenizer as t; t.Tokenizer()(['a man']); sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
