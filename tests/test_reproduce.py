@@ -108,6 +108,7 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
                 == read_records(run_dir / "metrics.jsonl")[0]["test"][row.similarity]["R1"]
             )
         assert f"| {row.title} " in report.with_suffix(".md").read_text()
+    assert report.with_suffix(".png").is_file() == (table != "cross-domain"), "R1 per epoch of the run's own data set"
     capsys.readouterr()
     reproduce.main(command)
     assert "train.py" not in capsys.readouterr().out, "what is done is not run again"
@@ -210,11 +211,11 @@ def test_rows_in_small_differ_from_the_recipe_as_the_papers_do():
 
 
 def test_runs_that_other_flags_made_are_refused(tmp_path):
-    run_dir = tmp_path / "SynthPEDES/main/SynthPEDES_0.5/seed1/SynthPEDES/20260101_000000_RDE_TAL"
+    run_dir = tmp_path / "SynthPEDES/ablation/no-ccd_0.5/seed1/SynthPEDES/20260101_000000_RDE_TAL"
     run_dir.mkdir(parents=True)
     (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
-        reproduce.main(["--table", "synthpedes", "--row", "tal", "--seeds", "1", "--output_dir", str(tmp_path)])
+        reproduce.main(["--table", "synthpedes", "--row", "no-ccd", "--seeds", "1", "--output_dir", str(tmp_path)])
 
 
 @pytest.mark.slow

@@ -602,23 +602,6 @@ def test_a_run_is_not_continued_on_other_noise(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_among_its_loaders_is_continued_at_once(root_dir, tmp_path):
-    """Processes that load data outlive a killed parent by seconds; they must not keep its run."""
-    more = ["--num_workers", "2", "--num_epoch", "40"]
-    command = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, *more)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (found := list(tmp_path.glob("*/*/last.pth"))):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    with lock(found[0].parent):
-        pass
-
-
-@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, root_dir, tmp_path):
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--log_period", "1")]
     child = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

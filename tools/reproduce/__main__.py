@@ -18,6 +18,7 @@ from pathlib import Path
 from prettytable import PrettyTable
 
 from tools.reproduce import paper
+from tools.reproduce.curves import draw_curves
 from tools.reproduce.report import write_report
 from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
@@ -77,7 +78,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     report = write_report(title, runs, further, file, displaced=TABLES[args["table"]].displacement)
-    print(f"\n{report}\nwritten to {file} and .json", flush=True)
+    kinds = ".json and .png" if draw_curves(runs, file.with_suffix(".png")) else ".json"
+    print(f"\n{report}\nwritten to {file}, {kinds}", flush=True)
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 

@@ -14,7 +14,7 @@ from tools.visualize.runs import NothingToDraw, Run, differing, label, labels
 from utils.figures import BOTH, CLEAN, NOISY, STYLES, legend_below, over_epochs, r1_per_epoch, save
 
 # Okabe and Ito's colours, each with a line and a marker of its own.
-_LINES = [
+LINES = [
     ("#000000", "-", "o"),
     ("#0072B2", "--", "s"),
     ("#D55E00", "-.", "^"),
@@ -48,7 +48,7 @@ def training_curves(run: Run, file: Path) -> None:
     validated = run.validated
     if not validated:
         _nothing(axes["val"], "no epoch was validated")
-    for (name, line), (colour, _, marker) in zip(_METRICS.items(), _LINES, strict=False):
+    for (name, line), (colour, _, marker) in zip(_METRICS.items(), LINES, strict=False):
         values = [record["val"]["BGE+TSE"][name] for record in validated]
         shown = [record["epoch"] for record in validated]
         axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
@@ -109,12 +109,12 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
     height = max(3.8, 0.2 * sum(name.count("\n") + 1 for name in names))
     figure, axes = plt.subplots(figsize=(9 if beside else 6, height), layout="constrained")
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        colour, _, marker = _LINES[number % len(_LINES)]
-        _, line, _ = _LINES[(number + number // len(_LINES)) % len(_LINES)]
+        colour, _, marker = LINES[number % len(LINES)]
+        _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
         r1 = [record["val"]["BGE+TSE"]["R1"] for record in run.validated]
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]
-        again = {"markerfacecolor": "white"} if number // len(_LINES) % 2 else {}
+        again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
         axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=name, **again)
     over_epochs(axes, "R1 on validation (%)")
     axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}))
