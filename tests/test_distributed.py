@@ -23,7 +23,7 @@ from tests.float64 import TOLERANCE, in_float64
 from tests.test_training import ROOT, SMALL, records
 from utils.options import run_facts
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 COMMANDS = (
     "--loss_names TAL --tse_bn frozen",

@@ -21,7 +21,7 @@ from tests.galleries import Gallery, write_gallery, write_run
 from tools.search import __main__ as search
 from utils.errors import UserError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -35,7 +35,7 @@ from utils.options import read_config
 from utils.records import read_records
 from utils.runs import hold, lock
 
-pytestmark = [pytest.mark.usefixtures("small_figures"), pytest.mark.xdist_group("reproduce")]
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 ROOT = Path(__file__).parents[1]
 NUMBER = re.compile(r"(R1|R5|R10|mAP|mINP) (\d+\.\d\d)")

@@ -36,8 +36,6 @@ from tools.search.rows import About, Row, Stamp
 from tools.search.store import open_or_create_store, open_store, writing
 from utils.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("search")
-
 ROOT = Path(__file__).parents[1]
 
 

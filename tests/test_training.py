@@ -44,7 +44,7 @@ from utils.errors import UserError
 from utils.flags import FLAGS
 from utils.runs import lock
 
-pytestmark = [pytest.mark.usefixtures("small_figures"), pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--pretrain_choice", "tiny", "--img_size", "96", "32", "--stride_size", "8", "--num_workers", "0"]

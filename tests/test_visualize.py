@@ -43,7 +43,7 @@ from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
 from utils.options import read_yaml, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("visualize")]
+pytestmark = pytest.mark.slow
 
 HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
 
