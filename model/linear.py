@@ -20,8 +20,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch. So is
     autocast, whose convolutions in float16 are some hundred times slower than its linear layers.
     """
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    if plain or not (ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL):
+    large = ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL
+    if not large or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, rows, 1), channels last
     result = F.conv2d(column, weight[:, :, None, None], bias, dilation=2)
