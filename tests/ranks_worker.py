@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,7 +19,6 @@ from utils.errors import UserError
 from utils.program import run_program
 from utils.ranks import rank, share, world_size
 
-LARGE = 1 << 20  # parameters, of the token embedding alone, most of whose rows have no gradient
 COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
 
 
@@ -60,8 +59,7 @@ def primitives(folder: Path) -> None:
 def training(folder: Path, replace: Callable[[object, str, object], None] = setattr) -> None:
     """The real commands in the lines of FOLDER/commands; of trainings all that the processes should have in common.
 
-    That is each step's losses, each epoch's division and first gradient, and the final weights, in
-    world<processes>/<line>/rank<rank>.pth.
+    That is each step's losses, each epoch's division and the final weights, in world<processes>/<line>/rank<rank>.pth.
     """
     import test
     import train
@@ -70,7 +68,7 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
         replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
-    backward, train_epoch, summed = epoch.backward, run.train_epoch, epoch.sum_gradients
+    backward, train_epoch = epoch.backward, run.train_epoch
     kept = {}
 
     def recorded_backward(*arguments: object) -> torch.Tensor:
@@ -78,25 +76,18 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
         kept["losses"].append(losses.clone())
         return losses
 
-    def recorded_gradients(parameters: Sequence[nn.Parameter]) -> None:
-        summed(parameters)
-        if len(kept["gradients"]) < len(kept["labels"]):
-            small = [p.grad.flatten() for p in parameters if p.grad is not None and p.numel() < LARGE]
-            kept["gradients"].append(torch.cat(small))
-
     def recorded_train_epoch(model: nn.Module, *arguments: object, **settings: object) -> epoch.EpochResult:
         kept["model"] = model
         kept["labels"].append(torch.from_numpy(arguments[3]).clone())
         return train_epoch(model, *arguments, **settings)
 
     replace(epoch, "backward", recorded_backward)
-    replace(epoch, "sum_gradients", recorded_gradients)
     replace(run, "train_epoch", recorded_train_epoch)
     for number, command in enumerate((folder / "commands").read_text().splitlines()):
         program, *argv = command.split()
         output_dir = folder / f"world{world_size()}" / str(number)
         argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]
-        kept = {"losses": [], "labels": [], "gradients": []}
+        kept = {"losses": [], "labels": []}
         {"train.py": train, "test.py": test}[program].main(argv)
         if model := kept.pop("model", None):
             output_dir.mkdir(parents=True, exist_ok=True)

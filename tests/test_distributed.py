@@ -180,8 +180,9 @@ def real_runs(stopped) -> Path:
             f"{short} --output_dir {own}/1 --loss_names SDM --tse_bn batch",
             f"train.py --resume --output_dir {own}/2",
         ]
-        if world == 2:
-            lines += [f"{short} --output_dir {own}/{3 + half} --precision {('bf16', 'fp16')[half]}" for half in (0, 1)]
+        if world == 2:  # every pair trains: half a precision's division may be another
+            of = ("bf16", "fp16", "fp32")
+            lines += [f"{short} --division all --output_dir {own}/{3 + n} --precision {of[n]}" for n in range(3)]
         (stopped / "commands").write_text("\n".join(lines))
         if world == 2:
             done = launch(2, "training", stopped)
@@ -191,22 +192,19 @@ def real_runs(stopped) -> Path:
     return stopped
 
 
-# Of float32: cosines are off by a few times 2⁻²⁴, and a pair's two softmaxes divide that by τ = 0.015 or 0.02.
+# Of a loss in float32: cosines are off by a few times 2⁻²⁴, and two softmaxes divide that by τ = 0.015 or 0.02.
 ROUNDING = 2 * 4 * 2**-24 / 0.015
 
 
 def assert_same_step(found: dict, expected: dict, of_expected: int = 0) -> None:
     """The first step that was found and that of an epoch that was expected, both from the same weights.
 
-    Later ones are another training once a rounding has tipped the choice of a token: `test_many_processes_equal_one`
-    compares them in float64.
+    Its division and its losses: a rounding that tips the choice of a token or a maximum over tokens makes gradients
+    jump, and later steps are another training. `test_many_processes_equal_one` compares all of it in float64.
     """
     torch.testing.assert_close(found["labels"][0], expected["labels"][of_expected], rtol=0, atol=0)
     step = len(expected["losses"]) // len(expected["labels"]) * of_expected
     torch.testing.assert_close(found["losses"][0], expected["losses"][step], rtol=0, atol=ROUNDING)
-    gradients, wanted = found["gradients"][0].double(), expected["gradients"][of_expected].double()
-    # They are softmaxes times tokens, which a norm over the few tokens of a batch, in --tse_bn batch, takes a digit.
-    assert (gradients - wanted).norm() < 10 * ROUNDING * wanted.norm()
 
 
 @pytest.mark.parametrize("number", range(2))
@@ -222,7 +220,7 @@ def test_two_processes_equal_one_in_float32_up_to_rounding(real_runs, number):
 def test_processes_in_half_precision_end_with_the_same_weights(real_runs, number):
     first, other = kept(real_runs, number, 2)
     torch.testing.assert_close(first, other, rtol=0, atol=0)
-    (exact,) = kept(real_runs, 0, 1)
+    exact, _ = kept(real_runs, 5, 2)
     torch.testing.assert_close(first["losses"][0], exact["losses"][0], rtol=1e-2, atol=0)
     assert not torch.equal(first["losses"][0], exact["losses"][0]), "half precision is in use"
     assert all(weight.isfinite().all() for weight in first["weights"].values())
