@@ -33,7 +33,7 @@ from tools.reproduce.tables import CONFIGS, TABLES
 from utils.errors import UserError
 from utils.options import read_config
 from utils.records import read_records
-from utils.runs import hold, lock
+from utils.runs import hold, is_locked, lock
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 
@@ -230,7 +230,7 @@ def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
     options = runs.resolve(runs.parse(runs.build_parser(""), run.arguments))
     (run_dir / "configs.yaml").write_text(json.dumps(options))
     (run_dir / "last.pth").touch()
-    with lock(run_dir), pytest.raises(UserError, match=r"1 of the runs failed or could not start.* by another process"):
+    with lock(run_dir), pytest.raises(UserError, match=r"1 of the runs failed or could not start.* another process"):
         reproduce.main(command)
     with (
         hold(tmp_path / row.slug / "seed1", ""),
@@ -268,13 +268,16 @@ def test_a_run_that_is_killed_is_continued_and_no_test_in_between_counts(tmp_pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
+    process.wait()
     with pytest.raises(UserError, match="another process is at this run"):  # its child goes on
         runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train(
             dry_run=False
         )
-    os.kill(int(_holder(seed1)), signal.SIGKILL)
-    process.wait()
     (run_dir,) = (path.parent for path in found)
+    os.kill(int(_holder(seed1)), signal.SIGKILL)
+    while is_locked(run_dir):  # the kill takes effect later
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     epochs = len(read_records(run_dir / "metrics.jsonl"))
     assert epochs < 6
     evaluation_root.main([str(run_dir)])

@@ -21,7 +21,7 @@ from utils.flags import FREE
 from utils.options import build_parser, parse, resolve
 from utils.program import choose_device
 from utils.records import read_records
-from utils.runs import CHECKPOINTS, hold, is_finished
+from utils.runs import CHECKPOINTS, hold, is_finished, is_locked
 
 ROOT = Path(__file__).parents[2]
 FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder pictures
@@ -73,6 +73,8 @@ class Run:
             _check_same(config, self.arguments)
         if self.run_dir() is None:
             unfinished = [config.parent for config in sorted(self.folder.glob("*/*/configs.yaml"))]
+            if unfinished and is_locked(unfinished[-1]):  # the training outlives a killed command of ours
+                raise OptionError(f"{self.folder}: another process is at this run; wait for it, or end it")
             continued = (
                 ["--resume", str(unfinished[-1]), "--root_dir", self.root_dir, *self.more] if unfinished else None
             )
