@@ -1,0 +1,72 @@
+"""Things that are chosen by name on the command line; a plugin's are added to the built-in ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+from utils.errors import OptionError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, type[T]]):
+    """Classes by name. A built-in one is imported when it is first used, so that names cost nothing.
+
+    Args:
+        kind: what the names are of, for messages.
+        built_in: the module that registers each built-in name.
+    """
+
+    def __init__(self, kind: str, built_in: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._modules = dict(built_in)
+        self._found: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Decorate a class to add it.
+
+        Raises:
+            OptionError: the name is taken, or has characters that a flag's value can't have.
+        """
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise OptionError(f"{self.kind} {name!r}: names consist of letters, digits, '-' and '_'")
+
+        def add(new: type[T]) -> type[T]:
+            if name in self and self._modules.get(name) != new.__module__:
+                raise OptionError(f"{_where(new)} registers {self.kind} {name}, which exists: {self._origin(name)}")
+            self._found[name] = new
+            return new
+
+        return add
+
+    def _origin(self, name: str) -> str:
+        return _where(self._found[name]) if name in self._found else self._modules[name]
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class; an unknown name is an OptionError that lists the choices."""
+        if name not in self._found and name in self._modules:
+            import_module(self._modules[name])
+        if name not in self._found:
+            raise OptionError(f"{self.kind} {name}: choose from {', '.join(self)}")
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._found or name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys((*self._modules, *self._found))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _where(found: type) -> str:
+    """The file that a class is defined in."""
+    try:
+        return Path(inspect.getfile(found)).name
+    except (OSError, TypeError):
+        return found.__module__

@@ -1,0 +1,146 @@
+"""Settings own their flags: a dataclass field says its default, range, choices and help once.
+
+    @settings("optimizer and schedule")
+    @dataclass(frozen=True)
+    class OptimizerSettings:
+        lr: float = option(1e-5, "learning rate of the CLIP towers", above=0)
+
+Parser, checks, `--help`, configuration files and the typed object come from it. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from utils.errors import OptionError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its type is its default's; a tuple takes several values.
+
+    Attributes:
+        choices: allowed values; a registry's names are looked up when a value is checked.
+        low, high: inclusive bounds; `above` and `below` exclude their end.
+        length: of a tuple; None for any.
+        resumable: changes no number beyond a device's rounding, so a run may be resumed with another value.
+        tested: `test.py` reads it from a run's configuration.
+        path: a file or folder, kept absolute; "or name" where it is a name unless such a file exists.
+        idle: flags of the published code that have no effect here; accepted, and kept only where given.
+        group: its heading in `--help`.
+        owner: the settings class.
+    """
+
+    name: str
+    default: Any
+    help: str
+    choices: Collection[str] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    length: int | None = None
+    resumable: bool = False
+    tested: bool = False
+    path: bool | str = False
+    idle: bool = False
+    group: str = ""
+    owner: str = ""
+
+    @property
+    def bounds(self) -> str:
+        """The allowed range in words, "" where everything is allowed."""
+        words = [
+            f"at least {self.low:g}" if self.low > -math.inf else "",
+            f"above {self.above:g}" if self.above > -math.inf else "",
+            f"at most {self.high:g}" if self.high < math.inf else "",
+            f"below {self.below:g}" if self.below < math.inf else "",
+        ]
+        return " and ".join(word for word in words if word)
+
+    def checked(self, value: Any, where: str) -> Any:
+        """The value in the flag's type; `where` it was given is named in messages.
+
+        Raises:
+            OptionError: another type, or a value that is not allowed.
+        """
+        if isinstance(self.default, tuple):
+            if not isinstance(value, list | tuple) or (self.length and len(value) != self.length):
+                raise OptionError(f"{where}: expected {self.length or 'some'} numbers, found {reprlib.repr(value)}")
+            return tuple(self._scalar(item, self.default[0], where) for item in value)
+        return self._scalar(value, self.default, where)
+
+    def _scalar(self, value: Any, like: Any, where: str) -> Any:
+        if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                value = float(value)
+        if isinstance(like, float) and isinstance(value, str):  # YAML reads 1e-5 as a text
+            with suppress(ValueError):
+                value = float(value)
+        if type(value) is not type(like):
+            raise OptionError(f"{where}: expected {type(like).__name__}, found {reprlib.repr(value)}")
+        if self.choices and value not in self.choices:
+            raise OptionError(f"{where} {value}: choose from {', '.join(self.choices)}")
+        if not isinstance(value, str | bool):
+            if not math.isfinite(value):
+                raise OptionError(f"{where} {value}: must be a finite number")
+            if not (self.low <= value <= self.high and self.above < value < self.below):
+                raise OptionError(f"{where} {value}: must be {self.bounds}")
+        return value
+
+
+FLAGS: dict[str, Flag] = {}  # of all settings that have been declared
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """A field of a settings class; `rules` are attributes of `Flag`."""
+    return field(default=default, metadata={"help": help, **rules})
+
+
+def settings(group: str) -> Callable[[type[T]], type[T]]:
+    """Decorate a dataclass to declare its fields as flags under a heading of `--help`.
+
+    Raises:
+        OptionError: another class has a flag of the same name, or the fields lack `option`.
+    """
+
+    def declare(owner: type[T]) -> type[T]:
+        name = f"{owner.__module__}.{owner.__qualname__}"
+        for own in fields(owner):  # type: ignore[arg-type]
+            flag = _flag(own, group, name)
+            if (other := FLAGS.get(flag.name)) and other.owner != name:
+                raise OptionError(f"--{flag.name} is declared twice: by {other.owner} and by {name}")
+            FLAGS[flag.name] = flag
+        return owner
+
+    return declare
+
+
+def _flag(own: Field, group: str, owner: str) -> Flag:
+    if "help" not in own.metadata or not isinstance(own.default, int | float | str | tuple):
+        raise OptionError(f"{owner}.{own.name}: declare it as option(default, help), with a plain default")
+    return Flag(own.name, own.default, group=group, owner=owner, **own.metadata)
+
+
+class Options(dict[str, Any]):
+    """Values of all flags, also as attributes, and as the typed object of any settings class."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def of(self, owner: type[T]) -> T:
+        """The settings of a class; its own defaults for flags that are missing."""
+        return owner(**{own.name: self[own.name] for own in fields(owner) if own.name in self})  # type: ignore[arg-type]
