@@ -29,10 +29,11 @@ from benchmarks.made_up import SMALLEST, VIT_B_16
 from benchmarks.measure import machine
 from benchmarks.memory import memory
 from benchmarks.setting import Rows, Setting
+from utils.devices import choose_device
 from utils.errors import OptionError
 from utils.files import write_text
 from utils.options import command_parser, parse
-from utils.program import choose_device, run_program
+from utils.program import run_program
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,21 +9,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from benchmarks import plain
-from benchmarks.made_up import random_batch, random_model
+from benchmarks.made_up import learning, random_batch, random_model, training_state
 from benchmarks.measure import Way, count_flop, interleaved, matrix_peak
 from benchmarks.plain import PlainModel
 from benchmarks.setting import Rows, Setting, compare
 from datasets.loaders import Batch
-from model.rde import RDE
+from model.encoder import DualEncoder
 from processor.epoch import train_epoch
 from processor.evaluation import encode
 from processor.scoring import score_pairs
-from solver.losses import LossSettings
-from solver.optimizer import OptimizerSettings, build_optimizer
+from processor.settings import LoopSettings
+from solver.optimizer import build_optimizer
 
 
 class MadeUpGallery:
@@ -47,7 +46,7 @@ class MadeUpGallery:
 def training_step(
     setting: Setting,
     batch: Batch,
-    model: RDE | PlainModel,
+    model: DualEncoder | PlainModel,
     optimizer: Optimizer | None = None,
     log_period: int | None = None,
 ) -> Way:
@@ -56,22 +55,20 @@ def training_step(
     The device is waited for every `log_period` steps, by default once.
     """
     own = model.model if isinstance(model, PlainModel) else model
-    optimizer = optimizer or build_optimizer(own, own.new_parameters(), OptimizerSettings())
-    label, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
-    scaler = GradScaler(setting.device.type, enabled=own.precision == "fp16")
-    rest = (label, "TAL", LossSettings())
-    period = log_period or setting.steps
-    return lambda: train_epoch(model, optimizer, scaler, batches, *rest, trained="BGE+TSE", log_period=period)
+    state = training_state(own, model, optimizer)
+    weight, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
+    settings = LoopSettings(log_period=log_period or setting.steps)
+    return lambda: train_epoch(state, batches, weight, settings)
 
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
     """The same, the plain way."""
-    optimizer = plain.build_optimizer(model.model, model.model.new_parameters(), OptimizerSettings())
+    optimizer = plain.build_optimizer(*learning(model.model))
     label = np.ones(len(batch.pids), np.float32)
     return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)
 
 
-def both(setting: Setting) -> tuple[PlainModel, RDE]:
+def both(setting: Setting) -> tuple[PlainModel, DualEncoder]:
     """The plain model, and ours in the setting's precision; they share their weights where they can."""
     fast = ours(setting)
     if setting.precision == setting.plain_precision:
@@ -79,7 +76,7 @@ def both(setting: Setting) -> tuple[PlainModel, RDE]:
     return PlainModel(random_model(setting.sizes, setting.device, setting.plain_precision)), fast
 
 
-def ours(setting: Setting) -> RDE:
+def ours(setting: Setting) -> DualEncoder:
     """Our model in the setting's precision."""
     return random_model(setting.sizes, setting.device, setting.precision)
 
@@ -89,13 +86,14 @@ def against_plain(setting: Setting) -> Rows:
     batch, steps, batches = _batch(setting), setting.steps, 2 * setting.steps
     pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
     slow, fast = both(setting)
+    tal = training_state(fast).loss
     gallery = MadeUpGallery(batch, batches)
     ids = [batch.ids] * batches
     passes: dict[str, tuple[Way, Way, int]] = {
         "training step": (plain_training_step(setting, batch, slow), training_step(setting, batch, fast), pairs),
         "CCD pass": (
             lambda: plain.score_pairs(slow, [batch] * steps, setting.batch),
-            lambda: score_pairs(fast, [batch] * steps, setting.batch, "TAL", LossSettings()),
+            lambda: score_pairs(fast, tal, [batch] * steps, setting.batch),
             pairs,
         ),
         "evaluation encoding": (
@@ -152,23 +150,22 @@ def levers(setting: Setting) -> Rows:
     batch, model, pairs = _batch(setting), ours(setting), setting.batch * setting.steps
     on = PlainModel(model, **dict.fromkeys(LEVERS.values(), False))
     models = {"all on": on} | {name: replace(on, **{part: True}) for name, part in LEVERS.items()}
-    fused = build_optimizer(model, model.new_parameters(), OptimizerSettings())
-    single = plain.build_optimizer(model, model.new_parameters(), OptimizerSettings())
+    fused, single = build_optimizer(*learning(model)), plain.build_optimizer(*learning(model))
     training = {name: training_step(setting, batch, encoders, fused) for name, encoders in models.items()}
     training["a group for every parameter, not fused"] = training_step(setting, batch, on, single)
     training["each step's loss waited for"] = training_step(setting, batch, on, fused, log_period=1)
     training["--grad_checkpointing"] = _recomputing(model, training["all on"])
-    # Models of their own are timed by themselves: the first step after another model's pays for memory anew.
+    # Models of their own are timed by themselves: the first step after another model's pays for memory again.
     other = "bf16" if setting.precision == "fp32" else "fp32"
     others = {"all on": training["all on"]}
     others[f"--precision {other}"] = training_step(setting, batch, ours(replace(setting, precision=other)))
     if setting.scale == 1:  # compiling takes a minute
         compiled = ours(setting)
-        compiled.clip.compile_blocks()
+        compiled.backbone.compile_blocks()
         others["--compile"] = training_step(setting, batch, compiled)
     batches = [batch] * setting.steps
     scoring = {
-        "all on": lambda: score_pairs(on, batches, pairs, "TAL", LossSettings()),
+        "all on": lambda: score_pairs(on, training_state(model).loss, batches, pairs),
         "CCD's losses kept pair by pair": lambda: plain.score_pairs(on, batches, pairs),
     }
     gallery = MadeUpGallery(batch, 2)
@@ -188,11 +185,11 @@ def levers(setting: Setting) -> Rows:
     return list(rows.values())
 
 
-def _recomputing(model: RDE, step: Way) -> Way:
+def _recomputing(model: DualEncoder, step: Way) -> Way:
     def way() -> None:
-        model.clip.set_grad_checkpointing(True)
+        model.backbone.set_grad_checkpointing(True)
         step()
-        model.clip.set_grad_checkpointing(False)
+        model.backbone.set_grad_checkpointing(False)
 
     return way
 

@@ -6,24 +6,23 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.amp import GradScaler
 
 from benchmarks import plain
-from benchmarks.made_up import TINY, image_size, random_model, training_pairs, write_dataset
+from benchmarks.made_up import TINY, image_size, learning, random_model, training_pairs, training_state, write_dataset
 from benchmarks.measure import interleaved, seconds_of
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from benchmarks.setting import Rows, Setting, compare
 from datasets.annotations import Split, read_splits
 from datasets.image_cache import open_images
-from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
+from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs
 from datasets.tokenizer import Tokenizer
 from processor.epoch import train_epoch
 from processor.evaluation import evaluate
 from processor.scoring import score_pairs
-from solver.ccd import COARSE, divide
-from solver.losses import LossSettings, cosine_similarity
-from solver.optimizer import OptimizerSettings, build_optimizer
+from processor.settings import LoopSettings
+from solver.correspondence.ccd import COARSE, divide
+from solver.objectives.base import cosine_similarity
 
 IMAGES, QUERIES, BATCH = 1200, 580, 64  # two captions an image
 SIZE = image_size(TINY)
@@ -58,35 +57,29 @@ def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Cal
     """(plain, ours) of CCD, training and evaluation."""
     device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
     slow = PlainModel(random_model(TINY, device, setting.plain_precision))
-    fast = random_model(TINY, device, setting.precision)
-    slow_optimizer = plain.build_optimizer(slow.model, slow.model.new_parameters(), OptimizerSettings())
-    optimizer = build_optimizer(fast, fast.new_parameters(), OptimizerSettings())
-    scaler = GradScaler(device.type, enabled=setting.precision == "fp16")
+    slow_optimizer = plain.build_optimizer(*learning(slow.model))
+    state = training_state(random_model(TINY, device, setting.precision))
     scoring, training = pairs.scoring_batches(0), pairs.training_batches(0)
     images = open_images(test.images, SIZE, setting.folder)
-    gallery = Gallery("test", test, images, tokenizer(test.captions), batch_size=512, num_workers=0, device=device)
+    gallery = Gallery("test", test, images, tokenizer(test.captions), GalleryLoading(512, 0, device))
 
     def plain_evaluation() -> None:
         rows = torch.stack([evaluation_image(path, SIZE) for path in test.images]).to(device)
         ids = torch.from_numpy(tokenizer(test.captions)).long().to(device)
         query, pids = (torch.from_numpy(part).to(device) for part in (test.caption_pids, test.image_pids))
-        bge, tse = (
-            cosine_similarity(text, image) for image, text in plain.encode_twice(slow, rows.split(512), ids.split(512))
-        )
+        twice = plain.encode_twice(slow, rows.split(512), ids.split(512))
+        bge, tse = (cosine_similarity(text, image) for image, text in twice.values())
         for similarity in (bge, tse, (bge + tse) / 2):
             plain.rank(similarity, query, pids)
 
-    losses = LossSettings()
     return [
         (
-            lambda: divide(*plain.score_pairs(slow, PlainBatches(pairs, scoring, tokenizer), len(pairs)), COARSE, (1,)),
-            lambda: divide(*score_pairs(fast, scoring, len(pairs), "TAL", losses), COARSE, (1,)),
+            lambda: divide(plain.score_pairs(slow, PlainBatches(pairs, scoring, tokenizer), len(pairs)), COARSE, (1,)),
+            lambda: divide(score_pairs(state.model, state.loss, scoring, len(pairs)), COARSE, (1,)),
         ),
         (
             lambda: plain.train_epoch(slow, slow_optimizer, PlainBatches(pairs, training, tokenizer), label),
-            lambda: train_epoch(
-                fast, optimizer, scaler, training, label, "TAL", losses, trained="BGE+TSE", log_period=100
-            ),
+            lambda: train_epoch(state, training, label, LoopSettings()),
         ),
-        (plain_evaluation, lambda: evaluate(fast, gallery)),
+        (plain_evaluation, lambda: evaluate(state.model, gallery)),
     ]

@@ -1,4 +1,4 @@
-"""Kill short runs at random moments, continue them, and compare the end with that of a run that was left alone.
+"""Kill short runs at random moments, resume them, and compare the end with that of an undisturbed run.
 
 python -m benchmarks.kill_resume              # 30 kills; a quarter of an hour on two busy CPU cores
 
@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 
+import options  # noqa: F401  (declares the flags)
 from benchmarks.made_up import write_dataset
 from utils.errors import UserError
-from utils.flags import FREE
 from utils.options import command_parser, parse
 from utils.program import run_program
+from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[1]
 CLOCK = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
 EPOCHS = 5
 DECODING, WRITING, TESTING = "while images were decoded", "while a checkpoint was written", "in the test"
-# What tells the time, the folder or how often a run was stopped.
+# What depends on the time, the folder or how often a run was stopped.
 _ITS_OWN = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
 
 
@@ -60,14 +61,14 @@ def start(arguments: Sequence[str]) -> subprocess.Popen:
 
 
 def only_run(output_dir: Path) -> Path | None:
-    """The run folder, once it can be continued."""
+    """The run folder, once it can be resumed."""
     return next((file.parent for file in output_dir.glob("*/*/configs.yaml")), None)
 
 
 def kill_until_done(
     arguments: Sequence[str], output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
 ) -> Path:
-    """One run, killed and continued until it ends or `wanted` kills are counted; returns its folder."""
+    """One run, killed and resumed until it ends or `wanted` kills are counted; returns its folder."""
     while True:
         child = start(arguments)
         moment = strike(child, output_dir, longest, rng) if kills.total() < wanted else None
@@ -142,7 +143,8 @@ def _content(file: Path) -> Any:
     if file.suffix != ".pth":
         return file.read_bytes()
     content = torch.load(file, weights_only=True)
-    return content | {"options": {name: value for name, value in content["options"].items() if name not in FREE}}
+    kept = {name: value for name, value in content["options"].items() if not FLAGS[name].resumable}
+    return content | {"options": kept}
 
 
 def _same(ours: Any, theirs: Any) -> bool:

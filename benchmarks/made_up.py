@@ -11,13 +11,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from datasets.annotations import Split
 from datasets.image_cache import open_images
 from datasets.loaders import Batch, LoadingSettings, TrainingPairs
 from datasets.tokenizer import EOS, SOS, Tokenizer
-from model.clip import ClipConfig, Tower
-from model.rde import RDE
+from model.accelerate import accelerate
+from model.backbones.clip import Clip
+from model.backbones.clip_config import ClipConfig
+from model.backbones.transformer import Tower
+from model.encoder import DualEncoder
+from model.weights import with_heads
+from processor.state import TrainState
+from processor.types import Encoder
+from solver.correspondence.base import Facts
+from solver.correspondence.fixed import All
+from solver.objectives.training import TrainingLoss
+from solver.objectives.triplet import TAL
+from solver.optimizer import build_optimizer
+from solver.settings import OptimizerSettings, TripletSettings
+from utils.settings import Options
 
 VIT_B_16 = ClipConfig(
     image=Tower(width=768, layers=12, heads=12, activation="quick_gelu"),
@@ -51,15 +67,42 @@ def image_size(sizes: ClipConfig) -> tuple[int, int]:
     return sizes.grid[0] * sizes.patch, sizes.grid[1] * sizes.patch
 
 
-def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> RDE:
-    """An RDE model with fresh weights, the same every time."""
+def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> DualEncoder:
+    """RDE's model with fresh weights, the same every time; those of the towers count as pretrained."""
     torch.manual_seed(0)
-    model = RDE(sizes, select_ratio=0.3, precision="fp32").to(device)
+    model = _fresh(sizes, "fp32").to(device)
     if precision == "fp32":
         return model
-    other = RDE(sizes, select_ratio=0.3, precision=precision).to(device)
+    other = _fresh(sizes, precision).to(device)
     other.load_state_dict(model.state_dict())
     return other
+
+
+def _fresh(sizes: ClipConfig, precision: str) -> DualEncoder:
+    backbone = Clip(sizes)
+    backbone.pretrained = frozenset(name for name, _ in backbone.named_parameters())
+    return accelerate(with_heads(backbone, Options(precision=precision).of))
+
+
+def learning(model: DualEncoder, lr: float = 1e-5) -> tuple[dict[str, Parameter], dict[str, float], OptimizerSettings]:
+    """What an optimizer is built of: all parameters, the rates of the new ones, and the settings."""
+    settings = OptimizerSettings(lr=lr)
+    return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), settings.head_lr), settings
+
+
+def training_state(
+    model: DualEncoder, encoder: Encoder | None = None, optimizer: Optimizer | None = None, lr: float = 1e-5
+) -> TrainState:
+    """A state that trains with TAL on both embeddings.
+
+    Args:
+        encoder: in place of the model.
+        optimizer: in place of a new one.
+    """
+    loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
+    scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
+    optimizer = optimizer or build_optimizer(*learning(model, lr))
+    return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts(1, 0.0, "made up")))
 
 
 def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:

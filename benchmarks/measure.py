@@ -16,8 +16,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.linear import linear
-from utils.runs import git_revision
+from model.accelerate import linear
+from utils.run_folder import git_revision
 
 Way = Callable[[], Any]
 

@@ -9,7 +9,7 @@ from benchmarks.made_up import random_batch, random_model
 from benchmarks.measure import count_kept_bytes
 from benchmarks.plain import PlainModel
 from benchmarks.setting import Rows, Setting
-from model.rde import RDE
+from model.encoder import DualEncoder
 
 BATCH = 64
 
@@ -22,7 +22,7 @@ def memory(setting: Setting) -> Rows:
     for precision in dict.fromkeys(("fp32", "bf16", setting.precision)):
         for name in ("plain", "ours", "--grad_checkpointing"):
             model = random_model(setting.sizes, setting.device, precision).train()
-            model.clip.set_grad_checkpointing(name == "--grad_checkpointing")
+            model.backbone.set_grad_checkpointing(name == "--grad_checkpointing")
             encoders = PlainModel(model) if name == "plain" else model
             two, four = (_kept(setting, encoders, model, pairs) for pairs in (2, 4))
             pair = (four - two) / 2
@@ -40,13 +40,13 @@ def memory(setting: Setting) -> Rows:
     return rows
 
 
-def _kept(setting: Setting, encoders: PlainModel | RDE, model: RDE, pairs: int) -> int:
+def _kept(setting: Setting, encoders: PlainModel | DualEncoder, model: DualEncoder, pairs: int) -> int:
     batch = random_batch(setting.sizes, BATCH, setting.device)
     images, ids = batch.images[:pairs], batch.ids[:pairs]  # as long as the longest caption of a whole batch
     return count_kept_bytes(lambda: encoders(images, ids), model)
 
 
-def _measured(setting: Setting, model: PlainModel | RDE) -> float:
+def _measured(setting: Setting, model: PlainModel | DualEncoder) -> float:
     """Peak of three training steps on the GPU, in 10⁹ bytes."""
     batch = random_batch(setting.sizes, BATCH, setting.device)
     step = training_step(setting, batch, model)

@@ -15,9 +15,10 @@ from benchmarks.measure import interleaved, seconds_of
 from benchmarks.setting import Rows, Setting
 from processor.evaluation import Encoded, rank
 from processor.metrics import retrieval_metrics
-from utils.program import peak_memory_gb
+from utils.devices import peak_memory_gb
 
 QUERIES, GALLERY, PERSONS = 6156, 3074, 1000  # CUHK-PEDES's test split
+WIDTHS = {"BGE": 512, "TSE": 1024}
 LARGE = 19848  # queries and images of ICFG-PEDES's test split
 
 
@@ -30,7 +31,8 @@ def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.
 
     rng = np.random.default_rng(0)
     pids = (rng.permutation(np.arange(count) % min(PERSONS, gallery)) for count in (queries, gallery))
-    return Encoded((unit(gallery, 512), unit(gallery, 1024)), (unit(queries, 512), unit(queries, 1024))), *pids
+    image, text = ({name: unit(rows, width) for name, width in WIDTHS.items()} for rows in (gallery, queries))
+    return Encoded(image, text), *pids
 
 
 def against_plain(setting: Setting) -> Rows:
@@ -43,7 +45,7 @@ def against_plain(setting: Setting) -> Rows:
     for factor in (0.5, 1, 2):
         queries, gallery = setting.scaled(int(factor * QUERIES)), setting.scaled(int(factor * GALLERY))
         encoded, *pids = draw(queries, gallery, setting.device)
-        similarity = encoded.similarity(slice(None))["BGE+TSE"]
+        similarity = encoded.similarity(slice(None))[encoded.fused]
         ways = {
             "plain": lambda s=similarity, p=pids: plain.rank(s, *_tensors(p, setting)),
             "ours": lambda s=similarity, p=pids: retrieval_metrics(s, *_tensors(p, setting)),

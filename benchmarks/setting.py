@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model.clip import ClipConfig
+from model.backbones.clip_config import ClipConfig
 
 Rows = list[dict[str, Any]]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

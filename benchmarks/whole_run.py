@@ -22,11 +22,12 @@ import torch
 from benchmarks.__main__ import results_of, save, table
 from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
-from model.towers import Towers
+from options import resolve
+from utils.devices import choose_device
 from utils.errors import OptionError
-from utils.options import command_parser, parse, resolve
-from utils.program import choose_device, run_program
-from utils.records import read_records
+from utils.options import command_parser, parse
+from utils.program import run_program
+from utils.run_folder import read_records
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {"train": 34063, "val": 3078, "test": 3074}  # two captions each: 68,126 training pairs
@@ -81,7 +82,7 @@ def _minutes(start: float) -> float:
 
 
 def _made_once(folder: Path, share: float) -> Path:
-    """The annotation file; written last, so that half a data set is made anew."""
+    """The annotation file; written last, so that half a data set is made again."""
     place = folder / f"data_{share:g}"
     file = place / "made_up.json"
     if not file.is_file():
@@ -95,11 +96,11 @@ def _random_weights(folder: Path, *, tiny: bool) -> Path:
     """A state dict of a CLIP on a square grid, as pretrained ones are."""
     file = folder / ("tiny.pt" if tiny else "ViT-B-16.pt")
     if not file.is_file():
-        model = random_model(TINY if tiny else VIT_B_16, torch.device("cpu")).clip
-        state = {name: value.half() for name, value in model.state_dict().items()}
+        model = random_model(TINY if tiny else VIT_B_16, torch.device("cpu")).backbone
+        state = {name: value.half() for name, value in model.published_state().items()}
         positions = state["visual.positional_embedding"]
         state["visual.positional_embedding"] = positions[:1].expand(14 * 14 + 1, -1).contiguous()
-        torch.save({"model": state, "towers": Towers(model.config.image, model.config.text).record()}, file)
+        torch.save({"model": state, "towers": model.towers()}, file)
     return file
 
 

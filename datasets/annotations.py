@@ -6,17 +6,16 @@ in file order.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.places import Place, locate
+from datasets.catalogue import Place, locate
 from utils.errors import DataError
 
 
@@ -54,77 +53,53 @@ class Split:
         return f"{images:,} images, {captions:,} captions, {persons:,} persons"
 
 
-def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict[str, Split]:
-    """Read and check the splits of a data set; "val" is left out where the set has no validation split.
+def read_annotations(dataset_name: str, root_dir: Path) -> tuple[Place, list[Entry]]:
+    """Read and check a data set's annotation file.
 
     Args:
         dataset_name, root_dir: as for `locate`.
-        names: of the splits.
 
     Raises:
         OptionError: an unknown data set.
-        DataError: a missing or malformed file, a missing image, an image without captions, training ids with gaps, an
-            empty split; it names the file and the entry.
+        DataError: a missing or malformed file; it names the file and the entry.
     """
     place = locate(dataset_name, root_dir)
-    chosen: dict[str, list[Entry]] = {name: [] for name in names}
-    for number, entry in enumerate(read_entries(place.file)):
-        checked = check_entry(entry, place, f"{place.file}, entry {number}")
-        if checked.split in chosen:
-            chosen[checked.split].append(checked)
-    check_release(chosen, place)
-    splits = {}
-    for name, entries in chosen.items():
-        if not entries and name == "val":
-            continue
-        if not entries:
-            raise DataError(f"{place.file}: no entry of the split {name}")
-        if name == "train" and place.description.first_id is not None:
-            check_ids(entries, place.description.first_id, place.file)
-        splits[name] = build_split(entries)
-    _check_images(splits)
-    return splits
+    entries = place.dataset.entries(place.file)
+    if not isinstance(entries, list):
+        raise DataError(f"{place.file}: expected a list of entries, found {type(entries).__name__}")
+    return place, [check_entry(entry, place, f"{place.file}, entry {n}") for n, entry in enumerate(entries)]
 
 
-def read_entries(file: Path) -> list:
-    """The entries of a JSON list, or of JSON Lines (`.jsonl`), unchecked.
+def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict[str, Split]:
+    """`build_splits` of `read_annotations`."""
+    return build_splits(*read_annotations(dataset_name, root_dir), names)
+
+
+def build_splits(place: Place, entries: Iterable[Entry], names: Iterable[str]) -> dict[str, Split]:
+    """Form and check splits of a data set; "val" is missing where the set has no validation split.
+
+    Args:
+        names: of the splits.
 
     Raises:
-        DataError: the file can't be read, or holds no list.
+        DataError: an older release, a missing image, training ids with gaps, or an empty split.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".jsonl":
-            return [_line_of_json(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-        entries = json.loads(text)
-    except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 but {_encoding(error.object)}: convert it to UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
-        raise DataError(f"{file} is not a {kind}: {error}") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{file}: expected a list of entries, found {type(entries).__name__}")
-    return entries
-
-
-def _line_of_json(line: str, number: int) -> object:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
-
-
-def _encoding(content: bytes) -> str:
-    """The likely encoding of a text that is not UTF-8."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "seems to be UTF-16"
-    try:
-        content.decode("gbk")
-    except UnicodeDecodeError:
-        return "binary or in another encoding"
-    return "seems to be GBK (iconv -f GBK -t UTF-8)"
+    chosen: dict[str, list[Entry]] = {name: [] for name in names}
+    for entry in entries:
+        if entry.split in chosen:
+            chosen[entry.split].append(entry)
+    check_release(chosen, place)
+    splits = {}
+    for name, of_split in chosen.items():
+        if not of_split and name == "val":
+            continue
+        if not of_split:
+            raise DataError(f"{place.file}: no entry of the split {name}")
+        if name == "train" and place.dataset.first_id is not None:
+            check_ids(of_split, place.dataset.first_id, place.file)
+        splits[name] = build_split(of_split)
+    _check_images(splits)
+    return splits
 
 
 _KINDS = {int: "whole number", str: "text", list: "list"}
@@ -171,7 +146,7 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     return Entry(number, place.imgs / path, captions, found["split"], tuple(remarks))
 
 
-def _usual_form(entry: Mapping[str, object], place: Place) -> tuple[dict[str, object], list[str]]:
+def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], list[str]]:
     """The values under our keys, unchecked (None where missing), and what had to be changed."""
     found, remarks = {}, []
     for key, (_, others) in _KEYS.items():
@@ -201,7 +176,7 @@ def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
     Raises:
         DataError: it is.
     """
-    for split, (captions, persons) in place.description.outdated.items():
+    for split, (captions, persons) in place.dataset.outdated.items():
         of_split = entries.get(split, [])
         counts = sum(len(entry.captions) for entry in of_split), len({entry.number for entry in of_split})
         if counts == (captions, persons):

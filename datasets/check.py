@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import regex
-from tqdm import tqdm
 
-from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release, read_entries
-from datasets.images import read_image
+from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release
+from datasets.catalogue import Place, locate, short_name
+from datasets.images import in_threads, read_image
 from datasets.noise import NOISEINDEX, read_permutation
-from datasets.places import Place, locate
 from utils.errors import DataError, OptionError, printable
-from utils.runs import short_name
+from utils.log import progress
 
 SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")
@@ -76,11 +74,11 @@ def check_dataset(
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
     outdated = _caught("an older release", partial(check_release, entries, place), "download the current one")
     findings += outdated
-    if place.description.first_id is not None and entries["train"]:
-        ids = partial(check_ids, entries["train"], place.description.first_id, place.file)
+    if place.dataset.first_id is not None and entries["train"]:
+        ids = partial(check_ids, entries["train"], place.dataset.first_id, place.file)
         findings += _caught("ids with gaps", ids, "get the annotations anew")
     findings += _persons_in_two_splits(entries)
-    findings += check_splits(splits, place.description.sizes)
+    findings += check_splits(splits, place.dataset.sizes)
     findings += _images(splits, place)
     if "train" in splits and not outdated:  # a new noise index would not help
         findings += _noise_indices(dataset_name, len(splits["train"].captions), noisy_rate, noisy_file)
@@ -92,10 +90,8 @@ def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int
     return [*_sizes(splits, sizes), *_captions(splits)]
 
 
-def odd_entries(dataset_name: str, root_dir: Path) -> list[Finding]:
-    """Of annotations that `read_splits` has accepted, entries of no known split and entries in an unusual form."""
-    place = locate(dataset_name, root_dir)
-    entries = [check_entry(entry, place, "") for entry in read_entries(place.file)]
+def odd_entries(entries: Sequence[Entry]) -> list[Finding]:
+    """Entries of no known split, and entries in an unusual form."""
     return [*_elsewhere((number, entry.split) for number, entry in enumerate(entries)), *_forms(enumerate(entries))]
 
 
@@ -115,7 +111,7 @@ def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     entries: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     malformed, elsewhere, read = [], [], []
-    for number, entry in enumerate(read_entries(place.file)):
+    for number, entry in enumerate(place.dataset.entries(place.file)):
         try:
             checked = check_entry(entry, place, f"entry {number}")
         except DataError as error:
@@ -230,9 +226,8 @@ def _unreadable(paths: list[Path]) -> list[str]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(complaint, paths), "decoding images", len(paths), disable=None, leave=False)
-        return [told for told in bar if told is not None]
+    bar = progress(in_threads(complaint, paths, ahead=512), "decoding images", len(paths))
+    return [found for found in bar if found is not None]
 
 
 def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:

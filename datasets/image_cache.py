@@ -11,29 +11,27 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from datasets.images import read_image
+from datasets.images import in_threads, read_image
+from datasets.settings import DataSettings
 from utils.distributed import one_first
 from utils.errors import DataError, brief
 from utils.files import in_one_step, write_text
 from utils.log import progress
 
-_AHEAD = 512  # images that are decoded before the first of them is written: bounds memory, and the wait at an interrupt
+_AHEAD = 512  # images
 
 
-def image_cache_dir(options: Mapping[str, Any]) -> Path:
+def image_cache_dir(settings: DataSettings) -> Path:
     """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
-    if options["image_cache"]:
-        return Path(options["image_cache"])
-    own = Path(options["dataset_name"])  # an annotation file
-    dataset_dir = own.parent if own.is_file() else Path(options["root_dir"]) / options["dataset_name"]
+    if settings.image_cache:
+        return Path(settings.image_cache)
+    own = Path(settings.dataset_name)  # an annotation file
+    dataset_dir = own.parent if own.is_file() else Path(settings.root_dir) / settings.dataset_name
     if os.access(dataset_dir, os.W_OK):
         return dataset_dir / ".image_cache"
     return Path.home() / ".cache" / "rde" / "images"
@@ -200,7 +198,4 @@ def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray
         except DataError as error:
             return error
 
-    # Pillow decodes and resizes outside the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        parts = (pool.map(read, paths[start : start + _AHEAD]) for start in range(0, len(paths), _AHEAD))
-        yield from progress(chain.from_iterable(parts), "decoding images", len(paths))
+    yield from progress(in_threads(read, paths, ahead=_AHEAD), "decoding images", len(paths))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from utils.errors import DataError, brief
 
+T = TypeVar("T")
+R = TypeVar("R")
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # beyond which Pillow only warns
+_MOST_PIXELS = 89_478_485  # beyond which Pillow warns
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -68,3 +75,20 @@ def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> n
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)
+
+
+def in_threads(work: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int | None = None) -> Iterator[R]:
+    """`work` of each item, in order; Pillow decodes and resizes outside the interpreter's lock.
+
+    Args:
+        ahead: items that are begun before the first result is taken: bounds memory, and the wait at an interrupt.
+        threads: default: one a core.
+    """
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        waiting: deque[Future[R]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,21 @@ from datasets.augmentation import apply_image, augment_text, draw_image, normali
 from datasets.exclusion import NOTHING_EXCLUDED
 from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.samplers import identity_order, random_order
-from datasets.tokenizer import Tokenizer
+from datasets.settings import DataSettings
+from datasets.tokenizer import CaptionTokenizer
 from utils.errors import DataError
 from utils.ranks import share
 
-# Purposes that draw from generators of their own in one epoch; 3 is CCD's (processor/run.py).
+# Purposes that draw from generators of their own in one epoch; 3 is CCD's (solver/correspondence/ccd.py).
 SCORING, TRAINING, _ORDER = 0, 1, 2
+
+
+class Inputs(NamedTuple):
+    """What a model takes: images of (height, width), captions of a number of tokens, as its tokenizer gives them."""
+
+    size: tuple[int, int]
+    text_length: int
+    tokenizer: CaptionTokenizer
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class LoadingSettings:
 
     Attributes:
         img_aug, txt_aug: crop and erase images; mask, replace and remove words. The flip is always drawn.
-        sampler: one of `samplers.SAMPLERS`; num_instance belongs to "identity" and divides batch_size.
+        sampler: one of `settings.SAMPLERS`; num_instance belongs to "identity" and divides batch_size.
         num_workers: processes that load; 0 loads in this one.
     """
 
@@ -66,7 +75,7 @@ class LoadingSettings:
     seed: int = 1
 
 
-class _PairBatches(Dataset):
+class _PairBatches(Dataset[Any]):
     """Whole batches, so that one item is a few large arrays and not B small ones.
 
     Of several processes each gives its share of every training batch, and of scoring batches a share of whole ones.
@@ -103,7 +112,7 @@ class TrainingPairs:
         images: the split's images.
         ids: (C, L) token ids of the split's captions.
         permutation: π (C,): pair i's caption is caption π(i).
-        excluded: positions of pairs to leave out.
+        excluded: positions of pairs to exclude.
 
     Attributes:
         truly_clean: (C,) bool; a caption that moved to another image of its own person is right there.
@@ -170,7 +179,7 @@ class Batches:
             yield Batch(images, _send(ids, self.device).long(), _send(pids, self.device), pairs)
 
 
-class _Slices(Dataset):
+class _Slices(Dataset[Any]):
     """This process's share of the images in order, a batch at a time."""
 
     def __init__(self, rows: CachedImages, batch_size: int) -> None:
@@ -183,6 +192,14 @@ class _Slices(Dataset):
         return self.rows[self.batches[number]]
 
 
+class GalleryLoading(NamedTuple):
+    """How an evaluation split becomes batches."""
+
+    batch_size: int
+    num_workers: int
+    device: torch.device
+
+
 class Gallery:
     """An evaluation split: each image and each caption once, of several processes each its share.
 
@@ -192,53 +209,40 @@ class Gallery:
         ids: (C, L) token ids.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: Split,
-        images: CachedImages,
-        ids: np.ndarray,
-        *,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-    ) -> None:
-        self.name, self.split, self.images, self.ids = name, split, images, ids
+    def __init__(self, name: str, split: Split, images: CachedImages, ids: np.ndarray, loading: GalleryLoading) -> None:
+        self.name, self.split, self.images, self.ids, self.loading = name, split, images, ids, loading
         self.image_pids, self.caption_pids = split.image_pids, split.caption_pids
-        self.batch_size, self.num_workers, self.device = batch_size, num_workers, device
 
     def image_batches(self) -> Iterator[Tensor]:
         """(B, 3, H, W) normalised images, in the split's order."""
-        for images in _loader(_Slices(self.images, self.batch_size), self.num_workers, self.device):
-            yield normalise(_send(images, self.device))
+        batch_size, num_workers, device = self.loading
+        for images in _loader(_Slices(self.images, batch_size), num_workers, device):
+            yield normalise(_send(images, device))
 
     def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
         order = np.argsort(self.ids.argmax(axis=1), kind="stable")
-        for batch in _batches_of_share(len(order), self.batch_size):
+        for batch in _batches_of_share(len(order), self.loading.batch_size):
             rows = order[batch]
-            yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.device).long()
+            yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.loading.device).long()
 
 
-def open_training_images(options: Mapping[str, Any], split: Split, *, continued: bool) -> CachedImages:
+def open_training_images(settings: DataSettings, size: tuple[int, int], split: Split, *, resumed: bool) -> CachedImages:
     """The training split's images.
 
     Args:
-        options: of the run; read are `dataset_name`, `root_dir`, `img_size`, `image_cache` and `on_bad_image`.
-        continued: the run began without the images that could not be read, and must go on so.
+        resumed: the run began without the images that could not be read, and must continue without them.
 
     Raises:
-        DataError: as `open_images`; a broken image is told with its pairs unless `on_bad_image` is "skip", and where
-            none can be read.
+        DataError: as `open_images`; a broken image is reported with its pairs unless `on_bad_image` is "skip", and
+            where none can be read.
     """
-    skip = options["on_bad_image"] == "skip"
+    skip = settings.on_bad_image == "skip"
     try:
-        images = open_images(
-            split.images, options["img_size"], image_cache_dir(options), skip_broken=skip, retry_broken=not continued
-        )
+        images = open_images(split.images, size, image_cache_dir(settings), skip_broken=skip, retry_broken=not resumed)
     except BrokenImagesError as error:
         pairs = ", ".join(map(str, _pairs_of(split, min(error.broken))))
-        raise DataError(f"{error}; training pairs {pairs} (--on_bad_image skip leaves them out)") from None
+        raise DataError(f"{error}; training pairs {pairs} (--on_bad_image skip skips them)") from None
     if len(images.broken) == len(images):
         raise DataError(f"none of the training images can be read: {images.broken[0]}")
     return images
@@ -249,20 +253,16 @@ def _pairs_of(split: Split, image: int) -> list[int]:
     return np.flatnonzero(split.caption_images == image).tolist()
 
 
-def open_gallery(options: Mapping[str, Any], name: str, split: Split, device: torch.device) -> Gallery:
+def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split, device: torch.device) -> Gallery:
     """The split `name` with its images and token ids.
-
-    Args:
-        options: of the run; read are `dataset_name`, `root_dir`, `img_size`, `image_cache`, `text_length`,
-            `test_batch_size` and `num_workers`.
 
     Raises:
         DataError: as `open_images`.
     """
-    images = open_images(split.images, options["img_size"], image_cache_dir(options))
-    ids = Tokenizer()(split.captions, options["text_length"])
-    workers = options["num_workers"]
-    return Gallery(name, split, images, ids, batch_size=options["test_batch_size"], num_workers=workers, device=device)
+    images = open_images(split.images, inputs.size, image_cache_dir(settings))
+    ids = inputs.tokenizer(split.captions, inputs.text_length)
+    loading = GalleryLoading(settings.test_batch_size, settings.num_workers, device)
+    return Gallery(name, split, images, ids, loading)
 
 
 def _batches_of_share(count: int, batch_size: int) -> list[slice]:
@@ -276,7 +276,7 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _loader(dataset: Dataset, num_workers: int, device: torch.device) -> DataLoader:
+def _loader(dataset: _PairBatches | _Slices, num_workers: int, device: torch.device) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=None,

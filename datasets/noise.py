@@ -58,10 +58,10 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a run: π, what to tell the log, and what its config keeps: where π is from, and its digest."""
+    """The noise of a run: π, a line for the log, and what its config keeps: where π is from, and its digest."""
 
     permutation: np.ndarray
-    told: str
+    summary: str
     origin: str
     sha256: str
 

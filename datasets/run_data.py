@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from datasets.annotations import read_splits
+from datasets.annotations import build_splits, read_annotations
+from datasets.catalogue import short_name
 from datasets.check import check_splits, odd_entries
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
-from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, open_gallery, open_training_images
+from datasets.loaders import Gallery, Inputs, LoadingSettings, TrainingPairs, open_gallery, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
-from datasets.places import DATASETS
-from datasets.tokenizer import Tokenizer
+from datasets.settings import DataSettings
+from datasets.tokenizer import count_cut
 from utils.errors import OptionError
 from utils.files import in_one_step
-from utils.options import run_facts
-from utils.runs import short_name
+from utils.run_folder import RunFolder
 
 
 class RunData(NamedTuple):
@@ -43,17 +43,17 @@ class RunData(NamedTuple):
             "skipped_pairs": sorted(pair for pairs in skipped.values() for pair in pairs),
         }
 
-    def check(self, config: Path) -> None:
-        """A continued run must meet the captions, the pairs and the images it began with.
+    def check(self, run: RunFolder) -> None:
+        """A resumed run must meet the captions, the pairs and the images it began with.
 
         Raises:
             OptionError: other ones than its configuration names.
         """
-        facts = {"excluded": _about(NOTHING_EXCLUDED), **run_facts(config)}
+        facts = {"excluded": _about(NOTHING_EXCLUDED), **run.facts()}
         for name, what in (("noise_index", "noise index is"), ("excluded", "excluded pairs are")):
             was, now = facts.get(name), self.facts[name]
             if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
-                raise OptionError(f"the {what} not the run's own: {config} names {was}, found is {now}")
+                raise OptionError(f"the {what} not the run's own: {run.config} names {was}, found is {now}")
         was, now = facts.get("skipped_pairs", []), self.facts["skipped_pairs"]
         if was != now:
             raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {now}")
@@ -69,36 +69,37 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
     return {"pairs": len(excluded), "sha256": digest(excluded)}
 
 
-def load_data(options: Mapping[str, Any], device: torch.device, *, continued: bool) -> RunData:
+def load_data(settings: DataSettings, inputs: Inputs, device: torch.device, seed: int, *, resumed: bool) -> RunData:
     """Read and check all data, images included, so that nothing is found missing after hours.
 
     Args:
-        options: of the run.
-        continued: as for `open_training_images`.
+        resumed: as for `open_training_images`.
 
     Raises:
         DataError, OptionError: what is missing, broken, or does not go together.
     """
-    name, root_dir = options["dataset_name"], Path(options["root_dir"])
-    splits = read_splits(name, root_dir, dict.fromkeys(("train", options["val_dataset"], "test")))
+    name, tokenizer = settings.dataset_name, inputs.tokenizer
+    place, entries = read_annotations(name, Path(settings.root_dir))
+    splits = build_splits(place, entries, dict.fromkeys(("train", settings.val_dataset, "test")))
     split = splits["train"]
-    noise = find_noise(short_name(name), len(split.captions), options["noisy_rate"], options["noisy_file"])
+    noise = find_noise(short_name(name), len(split.captions), settings.noisy_rate, settings.noisy_file)
     excluded = NOTHING_EXCLUDED
-    if options["exclude"]:
-        excluded = read_excluded(Path(options["exclude"]), split, noise.permutation)
-    test = open_gallery(options, "test", splits["test"], device)
-    validation = open_gallery(options, "val", splits["val"], device) if "val" in splits else test
-    own = {field: options[field] for field in LoadingSettings.__dataclass_fields__}
-    images = open_training_images(options, split, continued=continued)
-    tokenizer = Tokenizer()
-    ids = tokenizer(split.captions, options["text_length"])
-    pairs = TrainingPairs(split, images, ids, noise.permutation, LoadingSettings(**own | {"device": device}), excluded)
+    if settings.exclude:
+        excluded = read_excluded(Path(settings.exclude), split, noise.permutation)
+    test = open_gallery(settings, inputs, "test", splits["test"], device)
+    validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
+    images = open_training_images(settings, inputs.size, split, resumed=resumed)
+    ids = tokenizer(split.captions, inputs.text_length)
+    own = {
+        field.name: getattr(settings, field.name) for field in fields(LoadingSettings) if hasattr(settings, field.name)
+    }
+    loading = LoadingSettings(**own, device=device, seed=seed)
+    pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
     if not len(pairs.training_batches(0)):
-        wanted = options["batch_size"] // options["num_instance"]
-        raise OptionError(f"--batch_size {options['batch_size']}: a batch needs {wanted} persons with sampler identity")
-    cut = {"train": tokenizer.cut(split.captions, ids)}
-    cut |= {gallery.name: tokenizer.cut(gallery.split.captions, gallery.ids) for gallery in (validation, test)}
-    sizes = DATASETS[name].sizes if name in DATASETS else {}
-    sizes = {of: size for of, size in sizes.items() if of in splits}
-    findings = [*odd_entries(name, root_dir), *check_splits(splits, sizes)]
+        wanted = settings.batch_size // settings.num_instance
+        raise OptionError(f"--batch_size {settings.batch_size}: a batch needs {wanted} persons with sampler identity")
+    cut = {"train": count_cut(tokenizer, split.captions, ids)}
+    cut |= {gallery.name: count_cut(tokenizer, gallery.split.captions, gallery.ids) for gallery in (validation, test)}
+    sizes = {of: size for of, size in place.dataset.sizes.items() if of in splits}
+    findings = [*odd_entries(entries), *check_splits(splits, sizes)]
     return RunData(pairs, noise, validation, test, cut, [finding.line for finding in findings])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-SAMPLERS = ("random", "identity")
-
 
 def random_order(pairs: int, rng: np.random.Generator) -> np.ndarray:
     """(pairs,) every pair once."""

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import ftfy
 import numpy as np
@@ -29,12 +30,30 @@ def _byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
+def _open_clip() -> Path:
+    """The folder of the open_clip package."""
+    spec = find_spec("open_clip")
+    assert spec is not None, "requirements.txt names it"
+    return Path(next(iter(spec.submodule_search_locations or ())))
+
+
+class CaptionTokenizer(Protocol):
+    """What training and evaluation need of a backbone's tokenizer."""
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of a caption's words, without those that begin and end it, uncut."""
+        ...
+
+    def __call__(self, captions: Iterable[str], text_length: int) -> np.ndarray:
+        """(N, text_length) int32, zeros at the end; the id that ends a caption is the highest of its row."""
+        ...
+
+
 class Tokenizer:
     """Captions to ids. Text that spells a special token, like "<|endoftext|>", is ordinary text."""
 
     def __init__(self) -> None:
-        folder = find_spec("open_clip").submodule_search_locations[0]
-        with gzip.open(Path(folder) / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
+        with gzip.open(_open_clip() / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
             lines = stream.read().split("\n")
         # 49152 − 256 − 2 merges belong to CLIP; RDE gives up the last one, whose id becomes the mask's.
         merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2]]
@@ -83,7 +102,8 @@ class Tokenizer:
             row[: len(numbers)] = numbers
         return ids
 
-    def cut(self, captions: Sequence[str], ids: np.ndarray) -> int:
-        """How many captions were cut to fit their row of the (N, L) `ids`; only full rows can have been."""
-        full = np.flatnonzero(ids[:, -1])
-        return sum(len(self.encode(captions[row])) > ids.shape[1] - 2 for row in full)
+
+def count_cut(tokenizer: CaptionTokenizer, captions: Sequence[str], ids: np.ndarray) -> int:
+    """How many captions were cut to fit their row of the (N, L) `ids`; only full rows can have been."""
+    full = np.flatnonzero(ids[:, -1]).tolist()
+    return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - 2 for row in full)

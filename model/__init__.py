@@ -1,1 +1,1 @@
-"""Architecture and pretrained weights: images and token ids in, named BGE and TSE embeddings out, never a loss."""
+"""Architecture and pretrained weights: images and token ids in, named embeddings out, never a loss."""

@@ -1,63 +1,62 @@
-"""The names of weights in the published files, and the copying of weights by name.
+"""The names of weights in published files, and the copying of weights by name.
 
-Published spellings live here and nowhere else.
+Published spellings live here and nowhere else; a weight that is in no table keeps its own name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from utils.errors import WeightsError
 
-# Our prefix → the published one. The order matters: the first match is taken.
-_PUBLISHED = (
-    ("clip.", "base_model."),
-    ("image_tse.fc.", "visul_emb_layer.fc."),
-    ("image_tse.mlp.0.", "visul_emb_layer.mlp.layers.0."),
-    ("image_tse.mlp.1.", "visul_emb_layer.mlp.bns.0."),
-    ("image_tse.mlp.3.", "visul_emb_layer.mlp.layers.1."),
-    ("text_tse.fc.", "texual_emb_layer.linear."),
-    ("text_tse.mlp.0.", "texual_emb_layer.mlp.layers.0."),
-    ("text_tse.mlp.1.", "texual_emb_layer.mlp.bns.0."),
-    ("text_tse.mlp.3.", "texual_emb_layer.mlp.layers.1."),
+# The weights of OpenAI's vision transformers.
+OPENAI = re.compile(
+    r"(visual\.)?(positional_embedding|transformer\.resblocks\.\d+\."
+    r"(attn\.in_proj_(weight|bias)|(attn\.out_proj|ln_1|ln_2|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)))"
+    r"|visual\.(class_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias))"
+    r"|text_projection|token_embedding\.weight|ln_final\.(weight|bias)"
 )
+BACKBONE, PUBLISHED_BACKBONE = "backbone.", "base_model."
+# Our prefix → the published one, of the heads.
+_HEADS = {
+    "heads.TSE.image.fc.": "visul_emb_layer.fc.",
+    "heads.TSE.image.mlp.0.": "visul_emb_layer.mlp.layers.0.",
+    "heads.TSE.image.mlp.1.": "visul_emb_layer.mlp.bns.0.",
+    "heads.TSE.image.mlp.3.": "visul_emb_layer.mlp.layers.1.",
+    "heads.TSE.text.fc.": "texual_emb_layer.linear.",
+    "heads.TSE.text.mlp.0.": "texual_emb_layer.mlp.layers.0.",
+    "heads.TSE.text.mlp.1.": "texual_emb_layer.mlp.bns.0.",
+    "heads.TSE.text.mlp.3.": "texual_emb_layer.mlp.layers.1.",
+}
 # Parameters of published files that no forward pass ever used.
-_UNUSED = ("visul_emb_layer.linear.", "visul_emb_layer.mlp.bns.1.", "texual_emb_layer.mlp.bns.1.")
+_UNUSED = (
+    "base_model.logit_scale",
+    "visul_emb_layer.linear.",
+    "visul_emb_layer.mlp.bns.1.",
+    "texual_emb_layer.mlp.bns.1.",
+)
 
 
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the published names, so that the published code can load our checkpoints."""
-    renamed = {}
-    for name, value in state.items():
-        ours, theirs = next(pair for pair in _PUBLISHED if name.startswith(pair[0]))
-        renamed[theirs + name.removeprefix(ours)] = value
-    return renamed
+def published_head_name(name: str) -> str:
+    """The published name of a weight outside the backbone."""
+    for ours, theirs in _HEADS.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
-def from_published(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """A published (or our own saved) state dict under our names, without what nothing uses.
+def without_wrapper(state: Mapping[str, Tensor], own: Collection[str] = ()) -> dict[str, Tensor]:
+    """A published (or our own saved) state dict without DataParallel's prefix and without what nothing uses.
 
     Args:
-        source: named in messages.
-
-    Raises:
-        WeightsError: a name that is none of an RDE model's.
+        own: names of the model's weights, which are used whatever they are called.
     """
-    renamed, unknown = {}, []
-    for full_name, value in state.items():
-        name = full_name.removeprefix("module.")
-        if name.startswith(_UNUSED) or name == "base_model.logit_scale":
-            continue
-        pair = next((pair for pair in _PUBLISHED if name.startswith(pair[1])), None)
-        if pair is None:
-            unknown.append(full_name)
-        else:
-            renamed[pair[0] + name.removeprefix(pair[1])] = value
-    if unknown:
-        raise WeightsError(f"{source} is not an RDE model: unknown {_some(unknown)}")
-    return renamed
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if name in own or not name.startswith(_UNUSED)}
 
 
 def _some(names: list[str], limit: int = 8) -> str:
@@ -65,13 +64,17 @@ def _some(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
     """Copy weights only after the names and every shape agree.
 
+    Args:
+        names: the module's own name of each weight to be copied → its name in `state`.
+        source: named in messages.
+
     Raises:
-        WeightsError: lists what is missing, unknown or of another shape.
+        WeightsError: lists what is missing, unknown or of another shape, by its name in `state`.
     """
-    own = module.state_dict()
+    own = {names[name]: value for name, value in module.state_dict().items() if name in names}
     complaints = []
     if missing := sorted(own.keys() - state.keys()):
         complaints.append(f"missing {_some(missing)}")
@@ -86,4 +89,4 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         complaints.append(f"of another shape {_some(sorted(wrong))}")
     if complaints:
         raise WeightsError(f"{source} does not fit this model: {'; '.join(complaints)}")
-    module.load_state_dict(dict(state))
+    module.load_state_dict({name: state[theirs] for name, theirs in names.items()}, strict=False)

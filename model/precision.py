@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.clip import CLIP, Attention, VisionTransformer
-from model.linear import Linear
-
 # Each precision, and what it computes in.
 ARITHMETIC = {
     "fp32": "float32",
@@ -19,14 +16,7 @@ ARITHMETIC = {
 PRECISIONS = tuple(ARITHMETIC)
 PUBLISHED = "fp16_weights"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Modules and those of their own parameters that the published code keeps in float16; embeddings and norms stay float32.
-_HALF = {
-    Linear: ("weight", "bias"),
-    nn.Conv2d: ("weight", "bias"),
-    Attention: ("in_proj_weight", "in_proj_bias"),
-    VisionTransformer: ("proj",),
-    CLIP: ("text_projection",),
-}
+_PRODUCTS = (nn.Linear, nn.Conv2d)  # kept in float16 by the published code; embeddings and norms stay float32
 
 
 def settle(precision: str, device: torch.device) -> str:
@@ -42,16 +32,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, the parameters that the published code trains in float16."""
+    """By name, the parameters that the published code trains in float16.
+
+    They are those of linear and convolution layers, and those that a module of another class lists as its `matrices`.
+    """
     return {
-        f"{prefix}.{name}": parameter
+        f"{prefix}.{name}" if prefix else name: parameter
         for prefix, module in model.named_modules()
-        for name in _HALF.get(type(module), ())
-        if (parameter := getattr(module, name)) is not None
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, _PRODUCTS) or name in getattr(module, "matrices", ())
     }
 
 
 def halve_weights(model: nn.Module) -> None:
-    """Turn the weights of linear, convolution, attention and projection layers into float16, in place."""
+    """Turn `half_parameters` into float16, in place."""
     for parameter in half_parameters(model).values():
         parameter.data = parameter.data.half()

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.clip import ACTIVATIONS, HEAD_WIDTH, Tower
+from model.backbones.transformer import ACTIVATIONS, HEAD_WIDTH, Tower
 from utils.errors import WeightsError
 
 OPENAI_WIDTHS = (512, 768, 1024)  # of the towers of its vision transformers, whose heads are 64 wide
@@ -135,7 +135,7 @@ def _positive(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _tower(where: str, width: object, layers: object, heads: object, activation: object) -> Tower:
+def _tower(where: str, width: Any, layers: Any, heads: Any, activation: Any) -> Tower:
     for what, value in (("width", width), ("layers", layers), ("heads", heads)):
         if not _positive(value):
             raise WeightsError(f"{where}: {what} must be a positive whole number, found {value!r:.40}")

@@ -1,56 +1,60 @@
-"""One training epoch over the pairs that CCD labelled."""
+"""One training epoch over the pairs that the correspondence weighted."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
 from torch.nn.utils import get_total_norm
-from torch.optim import Optimizer
 
+from processor.settings import LoopSettings
+from processor.state import TrainState
 from processor.step import backward
-from processor.types import DualEncoder, PairBatch
-from solver.losses import LossSettings
+from processor.types import PairBatch, PairBatches
+from solver.objectives.training import sum_of
+from utils.devices import peak_memory_gb
 from utils.distributed import sum_gradients
 from utils.errors import NotFiniteError
 from utils.log import logger, progress
-from utils.program import peak_memory_gb
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means per step of the batch losses, how fast it went, and what it took.
+    """How an epoch went.
 
     Attributes:
-        loss: the sum of those that are trained.
-        skipped_steps: those that the loss scaler left out because gradients overflowed.
-        data_wait_share: of the seconds, those in which the loop stood still for the next batch. A GPU may have been
-            busy meanwhile, so it is the most that a faster loader could save.
-        peak_memory_gb: as `utils.program.peak_memory_gb`.
+        loss: the mean over steps of the batch losses that are trained.
+        losses: its parts: by embedding, and by name those of objectives of other kinds.
+        skipped_steps: those that the loss scaler skipped because gradients overflowed.
+        data_wait_share: the share of the seconds in which the loop waited for the next batch. A GPU may have been busy
+            meanwhile, so it is the most that a faster loader could save.
+        peak_memory_gb: as `utils.devices.peak_memory_gb`.
     """
 
     loss: float
-    bge_loss: float
-    tse_loss: float
+    losses: dict[str, float]
     skipped_steps: int
     seconds: float
     pairs_per_second: float
     data_wait_share: float
     peak_memory_gb: float
 
-    asdict = asdict
+    def record(self) -> dict[str, float]:
+        """For metrics.jsonl, a part of the loss as "bge_loss"."""
+        values = asdict(self)
+        parts = {f"{name.lower()}_loss": value for name, value in values.pop("losses").items()}
+        return {"loss": values.pop("loss"), **parts, **values}
 
 
 class _Timed:
     """Batches, and the seconds that were spent on waiting for them."""
 
-    def __init__(self, batches: Collection[PairBatch]) -> None:
+    def __init__(self, batches: PairBatches) -> None:
         self.batches, self.waited = batches, 0.0
 
     def __len__(self) -> int:
@@ -64,70 +68,61 @@ class _Timed:
             start = time.perf_counter()
 
 
-def train_epoch(
-    model: DualEncoder,
-    optimizer: Optimizer,
-    scaler: GradScaler,
-    batches: Collection[PairBatch],
-    label: np.ndarray,
-    loss_name: str,
-    settings: LossSettings,
-    *,
-    trained: str,
-    log_period: int,
-    grad_accum: int = 1,
-) -> EpochResult:
+def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, settings: LoopSettings) -> EpochResult:
     """Train on every batch once.
 
     Args:
-        scaler: of the loss, enabled for float16 autocast only; it leaves out steps whose gradients overflow.
-        label: (N,) l̂ in {0, 1}: which pairs count.
-        trained: "BGE+TSE", or "BGE" for the loss on BGE alone.
-        log_period: steps between two lines of the log; only then the device is waited for.
-        grad_accum: parts in which a batch is encoded, to save memory; its loss is that of the whole batch all the same.
+        weight: (N,) how much each pair counts.
 
     Raises:
-        NotFiniteError: a loss, or without a scaler a gradient, is not finite; seen when the next line is logged.
+        NotFiniteError: a loss, or without a loss scaler a gradient, is NaN or infinite; seen when the next line is
+            logged.
     """
-    model.train()
-    label = torch.from_numpy(label)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state.model.train()
+    of_pair = torch.from_numpy(weight)
     start, pairs, skipped = time.perf_counter(), 0, 0
-    sums, parts_trained = torch.zeros(2), len(trained.split("+"))
+    sums: dict[str, Tensor] = {}
+    mean: dict[str, float] = {}
     timed = _Timed(batches)
     unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and largest gradient
     for step, batch in enumerate(progress(timed, "training"), start=1):
-        device = batch.images.device
-        label, sums = label.to(device), sums.to(device)  # in the first step
-        weight = label[batch.pairs.to(device, non_blocking=True)]
-        optimizer.zero_grad(set_to_none=True)
-        losses = backward(model, scaler, batch, weight, loss_name, settings, parts_trained, grad_accum)
-        sum_gradients(parameters)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        largest = get_total_norm(gradients, math.inf)  # the sum of squares may exceed float16 where no gradient does
-        scaler.step(optimizer)
-        scaler.update()
-        sums += losses
+        of_pair = of_pair.to(batch.pids.device)  # in the first step
+        of_batch = of_pair[batch.pairs.to(of_pair.device, non_blocking=True)]
+        losses, largest = _step(state, batch, of_batch, settings.grad_accum)
+        sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}
         pairs += len(batch.pairs)
-        unseen.append((batch.pairs, losses[:parts_trained].sum(), largest))
-        if step % log_period == 0 or step == len(batches):
-            skipped += _check(unseen, step, scaled=scaler.is_enabled())
+        unseen.append((batch.pairs, sum_of([*losses.values()]), largest))
+        if step % settings.log_period == 0 or step == len(timed):
+            skipped += _check(unseen, step, scaled=state.scaler.is_enabled())
             unseen.clear()
-            mean = (sums / step).tolist()
-            loss = sum(mean[:parts_trained])
-            logger.info("  step %d/%d: loss %.3f (BGE %.3f, TSE %.3f)", step, len(batches), loss, *mean)
+            mean = dict(zip(sums, (torch.stack([*sums.values()]) / step).tolist(), strict=True))
+            parts = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            logger.info("  step %d/%d: mean loss %.3f (%s)", step, len(timed), sum(mean.values()), parts)
             if skipped:
-                logger.info("  %d steps left out by the loss scaler, its scale is %g", skipped, scaler.get_scale())
+                logger.info("  %d steps skipped by the loss scaler, its scale is %g", skipped, state.scaler.get_scale())
     seconds = time.perf_counter() - start
-    waited = timed.waited / seconds
-    return EpochResult(loss, *mean, skipped, seconds, pairs / seconds, waited, peak_memory_gb(sums.device))
+    peak = peak_memory_gb(of_pair.device)
+    return EpochResult(sum(mean.values()), mean, skipped, seconds, pairs / seconds, timed.waited / seconds, peak)
+
+
+def _step(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: int) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimizer step: the batch's losses, and the largest gradient."""
+    state.optimizer.zero_grad(set_to_none=True)
+    losses = backward(state.model, state.loss, state.scaler, batch, weight, grad_accum)
+    sum_gradients(state.model.parameters())
+    parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    largest = get_total_norm(gradients, math.inf)  # the sum of squares may exceed float16 where no gradient does
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return losses, largest
 
 
 def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
-    """How many of the steps up to `step` overflowed and were left out by the scaler.
+    """How many of the steps up to `step` overflowed and were skipped by the scaler.
 
     Raises:
-        NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is not finite.
+        NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is NaN or infinite.
     """
     losses = torch.stack([loss for _, loss, _ in unseen]).tolist()
     gradients = torch.stack([gradient for _, _, gradient in unseen]).tolist()
@@ -136,7 +131,7 @@ def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled
     ):
         if not math.isfinite(loss) or not (scaled or math.isfinite(gradient)):
             what = "a gradient" if math.isfinite(loss) else "the loss"
-            raise NotFiniteError(f"step {number}: {what} is not a finite number, with pairs {_listed(pairs)}")
+            raise NotFiniteError(f"step {number}: {what} is NaN or infinite, with pairs {_listed(pairs)}")
     return sum(not math.isfinite(gradient) for gradient in gradients)
 
 

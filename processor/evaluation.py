@@ -1,8 +1,8 @@
-"""Evaluation: encode a split once, rank by BGE, TSE and both (paper, 3.4: S = (S_bge + S_tse) / 2)."""
+"""Evaluation: encode a split once, rank by each embedding and by the mean of their similarities (paper, 3.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,37 +12,55 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from processor.metrics import RetrievalMetrics, queries_at_a_time
-from processor.types import DualEncoder, EvaluationData
+from processor.types import Embeddings, Encoder, EvaluationData
+from solver.objectives.training import sum_of
 from utils.distributed import decided_once, gather
 from utils.errors import NotFiniteError
 from utils.log import progress
 
 Metrics = dict[str, dict[str, float]]
-SIMILARITIES = ("BGE", "TSE", "BGE+TSE")
+
+
+def similarity_names(names: Iterable[str]) -> list[str]:
+    """The similarities of some embeddings: each one's own, and if there are several the fused one: "BGE+TSE"."""
+    names = list(names)
+    return [*names, "+".join(names)] if len(names) > 1 else names
 
 
 class Encoded(NamedTuple):
-    """A split's unit-length embeddings on the device: (images, D) and (captions, D) of BGE, then of TSE."""
+    """A split's unit-length embeddings on the device: by name (images, D) and (captions, D)."""
 
-    image: tuple[Tensor, Tensor]
-    text: tuple[Tensor, Tensor]
+    image: Embeddings
+    text: Embeddings
+
+    @property
+    def fused(self) -> str:
+        """The name of the similarity of all embeddings together."""
+        return similarity_names(self.image)[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(iter(self.text.values())).device
 
     def similarity(self, captions: slice | Sequence[int]) -> dict[str, Tensor]:
-        """For each of `SIMILARITIES` the cosines of some captions with all images, (c, images)."""
-        return _similarity([part[captions] for part in self.text], self.image)
+        """By name the cosines of some captions with all images, (c, images)."""
+        return _similarities({name: part[captions] for name, part in self.text.items()}, self.image)
 
 
-def _similarity(query: Sequence[Tensor], gallery: Sequence[Tensor]) -> dict[str, Tensor]:
-    bge, tse = (q @ g.T for q, g in zip(query, gallery, strict=True))
-    return dict(zip(SIMILARITIES, (bge, tse, (bge + tse).div_(2)), strict=True))
+def _similarities(query: Embeddings, gallery: Embeddings) -> dict[str, Tensor]:
+    cosines = {name: query[name] @ gallery[name].T for name in gallery}
+    if len(cosines) == 1:
+        return cosines
+    return cosines | {"+".join(cosines): sum_of([*cosines.values()]).div_(len(cosines))}
 
 
 @torch.no_grad()
-def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
+def encode(model: Encoder, data: EvaluationData) -> Encoded:
     """Encode every image and caption once; of several processes each encodes a share and gets all.
 
     Raises:
-        NotFiniteError: an embedding is not finite.
+        NotFiniteError: an embedding is NaN or infinite.
     """
     model.eval()
     images = [model.encode_image(batch) for batch in progress(data.image_batches(), "images")]
@@ -51,18 +69,22 @@ def encode(model: DualEncoder, data: EvaluationData) -> Encoded:
         texts.append(model.encode_text(ids))
         positions.append(position)
     count = len(data.caption_pids)
-    order = gather(torch.cat(positions), count).argsort().to(images[0][0].device)
-    image = tuple(
-        F.normalize(gather(torch.cat(part), len(data.image_pids)), dim=1) for part in zip(*images, strict=True)
-    )
-    text = tuple(F.normalize(gather(torch.cat(part), count)[order], dim=1) for part in zip(*texts, strict=True))
-    if not all(torch.isfinite(part).all() for part in (*image, *text)):
-        raise NotFiniteError("the model's embeddings are not finite numbers: its weights are damaged or diverged")
+    order = gather(torch.cat(positions), count).argsort()
+    image = {name: _all_rows([batch[name] for batch in images], len(data.image_pids)) for name in images[0]}
+    text = {name: _all_rows([batch[name] for batch in texts], count) for name in texts[0]}
+    text = {name: rows[order.to(rows.device)] for name, rows in text.items()}
+    if not all(torch.isfinite(part).all() for part in (*image.values(), *text.values())):
+        raise NotFiniteError("the model's embeddings are NaN or infinite: its weights are damaged or diverged")
     return Encoded(image, text)
 
 
-def evaluate(model: DualEncoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Encoded]:
-    """Retrieval metrics in percent for each of `SIMILARITIES`, and the embeddings they come from.
+def _all_rows(batches: Sequence[Tensor], count: int) -> Tensor:
+    """This process's batches → the `count` rows of all processes, normalised."""
+    return F.normalize(gather(torch.cat(list(batches)), count), dim=1)
+
+
+def evaluate(model: Encoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Encoded]:
+    """Retrieval metrics in percent for each of `similarity_names`, and the embeddings they come from.
 
     Similarities are formed for some queries at a time: the memory does not grow with queries times gallery.
 
@@ -78,12 +100,13 @@ def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, 
     """`evaluate`'s metrics of embeddings, (captions,) and (images,) pids."""
     query, gallery = (encoded.image, encoded.text) if image_to_text else (encoded.text, encoded.image)
     pids = (image_pids, caption_pids) if image_to_text else (caption_pids, image_pids)
-    query_pids, gallery_pids = (torch.from_numpy(part).to(query[0].device) for part in pids)
-    metrics = {name: RetrievalMetrics(gallery_pids) for name in SIMILARITIES}
+    query_pids, gallery_pids = (torch.from_numpy(part).to(encoded.device) for part in pids)
+    metrics = {name: RetrievalMetrics(gallery_pids) for name in similarity_names(gallery)}
     chunk = queries_at_a_time(len(gallery_pids))
-    for *part, part_pids in zip(*(whole.split(chunk) for whole in (*query, query_pids)), strict=True):
-        for name, similarity in _similarity(part, gallery).items():
-            metrics[name].add(similarity, part_pids)
+    for start in range(0, len(query_pids), chunk):
+        rows = slice(start, start + chunk)
+        for name, similarity in _similarities({name: part[rows] for name, part in query.items()}, gallery).items():
+            metrics[name].add(similarity, query_pids[rows])
     return {name: part.result() for name, part in metrics.items()}
 
 

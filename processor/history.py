@@ -6,38 +6,41 @@ it: a run that was stopped and continued leaves the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from processor.evaluation import SIMILARITIES, Encoded
+from processor.evaluation import Encoded
 from processor.metrics import queries_at_a_time
-from solver.ccd import Division
+from solver.correspondence.base import Vote
 from utils.errors import DataError
 from utils.files import in_one_step
 
 FOLDER = "epochs"
-VOTES = ("BGE", "TSE")  # whose loss, P(clean) and vote stand in rows 0 and 1
+_BOTH = np.array(["BGE", "TSE"])  # whose votes files without names hold
 BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
 
 
 @dataclass(frozen=True)
 class PairHistory:
-    """CCD's verdicts on the N pairs of the training split in one epoch, a row for each of `VOTES`.
+    """The votes of V embeddings on the N pairs of the training split in one epoch.
 
     Attributes:
-        loss: (2, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
-        clean_probability: (2, N) P(clean).
-        clean: (2, N) bool, the votes; False for excluded pairs.
-        components: (2, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
+        names: of the embeddings.
+        loss: (V, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
+        clean_probability: (V, N) P(clean).
+        clean: (V, N) bool, the votes; False for excluded pairs.
+        components: (V, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
             one first; NaN where none were fitted.
-        excluded: positions of the pairs that were left out of division and training.
+        excluded: positions of the pairs that were excluded from division and training.
         truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True where the run put
             no captions out of place, which says nothing of those that came wrong.
     """
 
+    names: tuple[str, ...]
     loss: np.ndarray
     clean_probability: np.ndarray
     clean: np.ndarray
@@ -47,7 +50,7 @@ class PairHistory:
 
     @property
     def scaled_loss(self) -> np.ndarray:
-        """(2, N) losses scaled to [0, 1] as the mixtures saw them; NaN where they are all the same."""
+        """(V, N) losses scaled to [0, 1] as the mixtures saw them; NaN where they are all the same."""
         low, high = np.nanmin(self.loss, axis=1, keepdims=True), np.nanmax(self.loss, axis=1, keepdims=True)
         return (self.loss - low) / np.where(high > low, high - low, np.nan)
 
@@ -57,8 +60,8 @@ class EpochHistory:
     """One epoch, counted from 1.
 
     Attributes:
-        pairs: None where CCD did not divide (`--division all` or `oracle`).
-        similarity: (2, 200) how many validation similarities (BGE+TSE) of a caption to images of its person (row 0) and
+        pairs: None where there were no votes (`--division all` or `oracle`).
+        similarity: (2, 200) how many validation similarities, fused, of a caption to images of its person (row 0) and
             of others (row 1) fell between `BIN_EDGES`; None in an epoch without validation.
     """
 
@@ -69,30 +72,30 @@ class EpochHistory:
 
 def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray) -> np.ndarray:
     """`EpochHistory.similarity` of a split's embeddings and identities, some captions at a time."""
-    bins, device = len(BIN_EDGES) - 1, encoded.text[0].device
-    caption_pids, image_pids = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
+    bins, device = len(BIN_EDGES) - 1, encoded.device
+    of_captions, of_images = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
     counts, chunk = torch.zeros(2 * bins, dtype=torch.long, device=device), queries_at_a_time(len(image_pids))
     for start in range(0, len(caption_pids), chunk):
         rows = slice(start, start + chunk)
-        similarity = encoded.similarity(rows)[SIMILARITIES[2]]  # (c, images)
+        similarity = encoded.similarity(rows)[encoded.fused]  # (c, images)
         place = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)
-        place += bins * (caption_pids[rows, None] != image_pids)
+        place += bins * (of_captions[rows, None] != of_images)
         counts += torch.bincount(place.flatten(), minlength=2 * bins)
     return counts.view(2, bins).cpu().numpy()
 
 
-def division_arrays(
-    division: Division, losses: tuple[np.ndarray, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
+def vote_arrays(
+    votes: Mapping[str, Vote], losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The compact form of one epoch's division: float16 numbers, votes as bits; excluded pairs are left out."""
-    votes = (division.bge, division.tse)
+    """The compact form of one epoch's votes: float16 numbers, votes as bits; excluded pairs are omitted."""
     none = np.full((2, 3), np.nan)
     return {
-        "loss": np.stack(losses).astype(np.float16),
-        "clean_probability": np.stack([vote.clean_probability for vote in votes]).astype(np.float16),
-        "clean": np.packbits(np.stack([vote.clean for vote in votes]), axis=1),
+        "names": np.array([*votes]),
+        "loss": np.stack([losses[name] for name in votes]).astype(np.float16),
+        "clean_probability": np.stack([vote.clean_probability for vote in votes.values()]).astype(np.float16),
+        "clean": np.packbits(np.stack([vote.clean for vote in votes.values()]), axis=1),
         "truly_clean": np.packbits(truly_clean),
-        "components": np.stack([none if vote.components is None else vote.components for vote in votes]),
+        "components": np.stack([none if vote.components is None else vote.components for vote in votes.values()]),
         "excluded": excluded.astype(np.int64),
     }
 
@@ -102,12 +105,12 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
 
     Args:
         epoch: counted from 1.
-        arrays: of `division_arrays`, if any, and "similarity", if any.
+        arrays: of `vote_arrays`, if any, and "similarity", if any.
     """
     file = run_dir / FOLDER / f"{epoch:04d}.npz"
     file.parent.mkdir(exist_ok=True)
     with in_one_step(file) as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def read_history(run_dir: Path) -> list[EpochHistory]:
@@ -144,9 +147,11 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
         full[..., kept] = values
         return full
 
-    if arrays["components"].shape != (2, 2, 3) or arrays["loss"].shape[0] != 2:
+    names = tuple(map(str, arrays.get("names", _BOTH)))
+    if arrays["components"].shape != (len(names), 2, 3) or len(arrays["loss"]) != len(names):
         raise ValueError("arrays of other shapes")
     return PairHistory(
+        names=names,
         loss=spread(arrays["loss"].astype(np.float32), np.nan),
         clean_probability=spread(arrays["clean_probability"].astype(np.float32), np.nan),
         clean=spread(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),

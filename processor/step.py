@@ -6,56 +6,55 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.amp import GradScaler
+from torch.amp.grad_scaler import GradScaler
 
-from processor.types import DualEncoder, PairBatch
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from processor.types import Embeddings, Encoder, PairBatch
+from solver.objectives.base import EncodedBatch
+from solver.objectives.training import TrainingLoss, sum_of
 from utils.distributed import gather
 
 
-def encode_in_parts(model: DualEncoder, batch: PairBatch, parts: int) -> list[Tensor]:
-    """Image BGE and TSE, text BGE and TSE of this process's share of a batch, without gradient, a part at a time."""
+def encode_in_parts(model: Encoder, batch: PairBatch, parts: int) -> tuple[Embeddings, Embeddings]:
+    """Image and text embeddings of this process's share of a batch, without gradient, a part at a time."""
     with torch.no_grad():
         encoded = [model(images, ids) for images, ids in _parts(batch, parts)]
-    return [torch.cat(rows) for rows in zip(*((*image, *text) for image, text in encoded), strict=True)]
+    image, text = (_joined([pair[modality] for pair in encoded]) for modality in (0, 1))
+    return image, text
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def backward(
-    model: DualEncoder,
-    scaler: GradScaler,
-    batch: PairBatch,
-    weight: Tensor,
-    loss: str,
-    settings: LossSettings,
-    trained: int,
-    grad_accum: int,
-) -> Tensor:
-    """Add the gradients that this process's share of the batch has part in to its parameters'.
+    model: Encoder, loss: TrainingLoss, scaler: GradScaler, batch: PairBatch, weight: Tensor, grad_accum: int
+) -> dict[str, Tensor]:
+    """Add to the parameters' gradients those of this process's share of the batch.
 
     In more than one part the gradients are cached (Gao et al., RepL4NLP 2021): all parts are encoded, the loss of the
     whole batch is differentiated down to the embeddings, then each part is encoded again to carry that on.
 
     Args:
-        weight: (B,) l̂ of the batch's pairs.
-        trained: 2 for the sum of both losses, 1 for that on BGE alone.
+        weight: (B,) how much each of the batch's pairs counts.
 
     Returns:
-        (2,) the losses of the whole batch on BGE and on TSE.
+        The losses of the whole batch, whose sum is trained.
     """
     if grad_accum == 1:
-        image, text = model(batch.images, batch.ids)
-        losses = _losses((*image, *text), batch, weight, loss, settings)
-        scaler.scale(sum(losses[:trained])).backward()
-        return torch.stack(losses).detach()
-    embeddings = [rows.requires_grad_() for rows in encode_in_parts(model, batch, grad_accum)]
-    losses = _losses(embeddings, batch, weight, loss, settings)
-    scaler.scale(sum(losses[:trained])).backward()
-    kinds = [kind for kind, rows in enumerate(embeddings) if rows.grad is not None]
-    gradients = zip(*(embeddings[kind].grad.chunk(grad_accum) for kind in kinds), strict=True)
+        losses = _losses(loss, *model(batch.images, batch.ids), batch, weight)
+        scaler.scale(sum_of([*losses.values()])).backward()
+        return {name: value.detach() for name, value in losses.items()}
+    image, text = encode_in_parts(model, batch, grad_accum)
+    leaves = [rows.requires_grad_() for rows in (*image.values(), *text.values())]
+    losses = _losses(loss, image, text, batch, weight)
+    scaler.scale(sum_of([*losses.values()])).backward()
+    used = [n for n, rows in enumerate(leaves) if rows.grad is not None]
+    gradients = zip(*(leaves[n].grad.chunk(grad_accum) for n in used), strict=True)  # type: ignore[union-attr]
     for part, gradient in zip(_parts(batch, grad_accum), gradients, strict=True):
         image, text = model(*part)
-        torch.autograd.backward([(*image, *text)[kind] for kind in kinds], gradient)
-    return torch.stack(losses).detach()
+        again = (*image.values(), *text.values())
+        torch.autograd.backward([again[n] for n in used], gradient)
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def _parts(batch: PairBatch, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -64,11 +63,8 @@ def _parts(batch: PairBatch, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _losses(
-    embeddings: Sequence[Tensor], batch: PairBatch, weight: Tensor, loss: str, settings: LossSettings
-) -> list[Tensor]:
-    """This process's embeddings → the losses of the whole batch on BGE and on TSE."""
-    image_bge, image_tse, text_bge, text_tse = (gather(rows, len(batch.pairs)) for rows in embeddings)
-    return [
-        reduce_loss(loss, per_pair_loss(loss, cosine_similarity(i, t), batch.pids, settings), weight)
-        for i, t in ((image_bge, text_bge), (image_tse, text_tse))
-    ]
+    loss: TrainingLoss, image: Embeddings, text: Embeddings, batch: PairBatch, weight: Tensor
+) -> dict[str, Tensor]:
+    """This process's embeddings → the losses of the whole batch."""
+    image, text = ({name: gather(rows, len(batch.pairs)) for name, rows in part.items()} for part in (image, text))
+    return loss(EncodedBatch(image, text, batch.pids, weight))

@@ -1,1 +1,1 @@
-"""The learning rule: per-pair losses, confident consensus division, optimizer and schedule."""
+"""The learning rule: objectives, correspondence, optimizer and schedule."""

@@ -35,16 +35,16 @@ class Float16Adam(torch.optim.Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, group)
+                    self._step(parameter, parameter.grad, group)
 
-    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, parameter: Tensor, own: Tensor, group: dict[str, Any]) -> None:
         (beta1, beta2), state = group["betas"], self.state[parameter]
         if not state:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             state.update(step=torch.tensor(0.0), **moments)
         state["step"] += 1
         steps = state["step"].item()
-        weight, gradient, m, v = parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]
+        weight, gradient, m, v = parameter, own, state["exp_avg"], state["exp_avg_sq"]
         if parameter in self._rounded:
             weight, gradient, m, v = (x.clamp(-_LARGEST, _LARGEST).half() for x in (weight, gradient, m, v))
         gradient = gradient.add(weight, alpha=group["weight_decay"])

@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from solver.float16_adam import Float16Adam
-
-HEAD_LR = 1e-3
-OPTIMIZERS = ("Adam", "SGD", "AdamW")
+from solver.settings import OptimizerSettings
 
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """lr > 0 is the towers' rate; Adam's betas are (alpha, beta); momentum is SGD's."""
-
-    optimizer: str = "Adam"
-    lr: float = 1e-5
-    bias_lr_factor: float = 2.0
-    weight_decay: float = 4e-5
-    weight_decay_bias: float = 0.0
-    momentum: float = 0.9
-    alpha: float = 0.9
-    beta: float = 0.999
-
-
-def parameter_groups(model: nn.Module, new: set[str], settings: OptimizerSettings) -> list[dict]:
-    """At most four groups with their `lr` and `weight_decay`: weights and biases of the towers and of the new heads.
+def parameter_groups(
+    parameters: Mapping[str, nn.Parameter], new: Mapping[str, float], settings: OptimizerSettings
+) -> list[dict[str, Any]]:
+    """Groups with their `lr` and `weight_decay`; frozen parameters are in none.
 
     Args:
-        new: names of the parameters that are trained from scratch; they get `HEAD_LR`, biases too.
+        parameters: by name; names that contain "bias" are biases.
+        new: by name, the learning rate of the parameters that are trained from scratch, biases too.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
         bias = "bias" in name
-        lr = HEAD_LR if name in new else settings.lr * (settings.bias_lr_factor if bias else 1)
+        lr = new.get(name, settings.lr * (settings.bias_lr_factor if bias else 1))
         weight_decay = settings.weight_decay_bias if bias else settings.weight_decay
         groups.setdefault((lr, weight_decay), []).append(parameter)
     return [{"params": params, "lr": lr, "weight_decay": wd} for (lr, wd), params in groups.items()]
 
 
 def build_optimizer(
-    model: nn.Module, new: set[str], settings: OptimizerSettings, rounded: Collection[str] = ()
+    parameters: Mapping[str, nn.Parameter],
+    new: Mapping[str, float],
+    settings: OptimizerSettings,
+    rounded: Collection[str] = (),
 ) -> Optimizer:
     """The optimizer over `parameter_groups`; Adam's eps is 1e-3, which damps it where gradients are small.
 
@@ -56,14 +48,13 @@ def build_optimizer(
     Args:
         rounded: names of the parameters for which `Float16Adam` takes Adam's place and rounds.
     """
-    groups = parameter_groups(model, new, settings)
-    fused = all(parameter.dtype != torch.float16 for parameter in model.parameters()) or None
-    if settings.optimizer == "SGD":  # fused, it would keep what is in new memory as momentum of a step left out
+    groups = parameter_groups(parameters, new, settings)
+    fused = all(parameter.dtype != torch.float16 for parameter in parameters.values()) or None
+    if settings.optimizer == "SGD":  # fused, it would keep what is in new memory as momentum of a skipped step
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     betas = (settings.alpha, settings.beta)
     if settings.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=1e-8, fused=fused)
     if rounded:
-        parameters = [parameter for name, parameter in model.named_parameters() if name in rounded]
-        return Float16Adam(groups, parameters, lr=settings.lr, betas=betas, eps=1e-3)
+        return Float16Adam(groups, [parameters[name] for name in rounded], lr=settings.lr, betas=betas, eps=1e-3)
     return torch.optim.Adam(groups, lr=settings.lr, betas=betas, eps=1e-3, fused=fused)

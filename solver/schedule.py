@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-SCHEDULES = ("cosine", "step", "exp", "poly", "linear")
-WARMUPS = ("linear", "constant")
-
-
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """Epochs are counted from 0. `milestones` and `gamma` belong to step, `power` to exp and poly, `target_lr` (the
-    rate at the end) to cosine and poly."""
-
-    num_epoch: int = 60
-    lrscheduler: str = "cosine"
-    warmup_epochs: int = 5
-    warmup_factor: float = 0.1
-    warmup_method: str = "linear"
-    milestones: tuple[int, ...] = (20, 50)
-    gamma: float = 0.1
-    target_lr: float = 0.0
-    power: float = 0.9
+from solver.settings import ScheduleSettings
 
 
 def learning_rate(base_lr: float, epoch: int, settings: ScheduleSettings) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from utils import figures
+from processor import figures
 
 
 @contextmanager

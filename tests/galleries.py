@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
+from assembly import build
 from datasets.synthpedes import Recipe, write_synthpedes
-from model.weights import build_model
+from options import resolve
 from utils.checkpoints import save_checkpoint
-from utils.options import defaults, write_config
+from utils.run_folder import RunFolder
 
 SIZE = (96, 32)
 
@@ -30,11 +31,10 @@ def write_run(run_dir: Path, seed: int = 1) -> Path:
         "num_workers": 0,
         "dataset_name": "SynthPEDES",
     }
-    options = {**defaults(), **flags}
-    names = ("text_length", "vocab_size", "select_ratio", "tse_bn", "tse_head", "tse_pool", "precision")
-    model = build_model("tiny", image_size=SIZE, stride=8, **{name: options[name] for name in names})
+    options = resolve(flags)
+    model = build(options)
     run_dir.mkdir(parents=True)
-    write_config(run_dir / "configs.yaml", options, {})
+    RunFolder(run_dir).write_config(options, {})
     save_checkpoint({"format": 1, "model": model.published_state(), "epoch": 0}, run_dir / "best.pth")
     return run_dir
 

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from processor.state import TrainState
 from tests.float64 import in_float64
 from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
 from utils.errors import UserError
@@ -63,23 +65,22 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
     """
     import test
     import train
-    from processor import epoch, run
-    from utils import figures
+    from processor import epoch, figures, run
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
         replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
     backward, train_epoch = epoch.backward, run.train_epoch
     kept = {}
 
-    def recorded_backward(*arguments: object) -> torch.Tensor:
+    def recorded_backward(*arguments: object) -> dict[str, torch.Tensor]:
         losses = backward(*arguments)
-        kept["losses"].append(losses.clone())
+        kept["losses"].append(torch.stack([*losses.values()]))
         return losses
 
-    def recorded_train_epoch(model: nn.Module, *arguments: object, **settings: object) -> epoch.EpochResult:
-        kept["model"] = model
-        kept["labels"].append(torch.from_numpy(arguments[3]).clone())
-        return train_epoch(model, *arguments, **settings)
+    def recorded_train_epoch(state: TrainState, batches: object, weight: np.ndarray, *more: object) -> object:
+        kept["model"] = state.model
+        kept["labels"].append(torch.from_numpy(weight).clone())
+        return train_epoch(state, batches, weight, *more)
 
     replace(epoch, "backward", recorded_backward)
     replace(run, "train_epoch", recorded_train_epoch)

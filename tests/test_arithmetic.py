@@ -17,15 +17,19 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
+import assembly
 import test as evaluation_root
 import train as training_root
-from model import clip, linear
-from model.names import from_published
+from model import accelerate
+from model.names import without_wrapper
 from model.precision import ARITHMETIC, half_parameters, settle
+from options import resolve
 from processor import step
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
-from solver.optimizer import OptimizerSettings, build_optimizer
+from solver.objectives.base import cosine_similarity
+from solver.optimizer import build_optimizer
+from solver.settings import OptimizerSettings
 from tests import datasets_on_disk, published
+from tests.objectives import loss_of, named, pairwise
 from tests.test_distributed import kept, launch, prepare
 from tests.test_model import golden_model
 from tests.test_training import HALF, arguments, records, train_killed_and_continued
@@ -33,7 +37,6 @@ from tools import export
 from tools.reproduce import __main__ as reproduce
 from tools.reproduce import displacement, runs
 from utils.errors import UserError
-from utils.options import resolve
 
 HALF_JSON = json.loads((published.GOLDEN / "half.json").read_text())
 LOSSES = tuple(HALF_JSON["runs"])
@@ -61,8 +64,8 @@ class Steps(NamedTuple):
 def golden_steps(loss_name: str, precision: str) -> Steps:
     golden = published.numbers("model")
     model = golden_model(precision=precision).eval()
-    new, rounded = model.new_parameters(), model.rounded_parameters()
-    optimizer = build_optimizer(model, new, OptimizerSettings(lr=HALF_JSON["lr"]), rounded)
+    settings, rounded = OptimizerSettings(lr=HALF_JSON["lr"]), model.rounded_parameters()
+    optimizer, objective = build_optimizer(*named(model), settings, rounded), pairwise(loss_name)
     images, ids, pids, label = (
         torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids", "label_hat")
     )
@@ -71,10 +74,10 @@ def golden_steps(loss_name: str, precision: str) -> Steps:
     for number in range(1, 9):
         optimizer.zero_grad()
         image, text = model(images, ids)
-        both = [cosine_similarity(i, t) for i, t in zip(image, text)]
+        both = [cosine_similarity(i, t) for i, t in zip(image.values(), text.values())]
         for s in both:
             s.retain_grad()
-        parts = [reduce_loss(loss_name, per_pair_loss(loss_name, s, pids, LossSettings()), label) for s in both]
+        parts = [objective.reduce(objective.per_pair(s, pids), label) for s in both]
         sum(parts).backward()
         optimizer.step()
         losses.append([part.item() for part in parts])
@@ -103,9 +106,15 @@ def shuffled_linear(seed: int) -> Callable[..., Tensor]:
 
 @contextlib.contextmanager
 def another_order(seed: int) -> Iterator[None]:
+    projected, others = shuffled_linear(seed), shuffled_linear(seed)  # projections: attention's and the final ones
+
+    def forward(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+        shuffled = projected if layer.out_features == 3 * layer.in_features else others
+        return shuffled(x, layer.weight, layer.bias)
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in (linear, clip):
-            patch.setattr(module, "linear", shuffled_linear(seed))
+        patch.setattr(accelerate.FastLinear, "forward", forward)
+        patch.setattr(accelerate, "linear", projected)
         yield
 
 
@@ -152,7 +161,7 @@ def test_all_tensors_have_the_published_types(ours):
     expected = HALF_JSON["runs"][loss_name]["dtypes"]
     assert {name: expected[name] for name in own.types} == own.types
     unused = expected.keys() - own.types.keys()
-    assert not from_published({name: torch.zeros(1) for name in unused}, "what nothing uses")
+    assert not without_wrapper({name: torch.zeros(1) for name in unused}), "what nothing uses"
 
 
 @pytest.mark.parametrize("number", [1, 8])
@@ -173,7 +182,7 @@ def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused()
     for precision, fused in (("fp16_weights", None), ("fp32", True), ("bf16", True)):
         model = golden_model(precision=precision)
         for name in ("Adam", "AdamW"):
-            optimizer = build_optimizer(model, set(), OptimizerSettings(optimizer=name))
+            optimizer = build_optimizer(*named(model), OptimizerSettings(optimizer=name))
             assert {group["fused"] for group in optimizer.param_groups} == {fused}
             assert {group["foreach"] for group in optimizer.param_groups} == {None}, "together on a GPU"
 
@@ -183,14 +192,15 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
     """A run that was killed in its second epoch and continued, beside one that was not."""
     root_dir = tmp_path / "data"
     datasets_on_disk.write(root_dir, "RSTPReid")
-    build, starts = training_root.build, []
+    build, starts = assembly.build, []
 
     def recorded(*given: object) -> torch.nn.Module:
         model = build(*given)
-        starts.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        names = model.published_names()
+        starts.append({names[name]: value.detach().clone() for name, value in model.named_parameters()})
         return model
 
-    monkeypatch.setattr(training_root, "build", recorded)
+    monkeypatch.setattr(assembly, "build", recorded)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--precision", precision, *HALF, "2"]
     training_root.main(arguments(root_dir, whole, *more))
@@ -206,10 +216,10 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
     evaluation_root.main([str(run_dir / "export"), "--root_dir", str(root_dir), "--device", "cpu"])
     assert json.loads((run_dir / "export/test_metrics.json").read_text())["model.safetensors"] == own
 
-    end, squares = from_published(weights, "last.pth"), {"towers": 0.0, "heads": 0.0}
+    squares = {"towers": 0.0, "heads": 0.0}
     for name, start in starts[0].items():
-        part = "towers" if name.startswith("clip.") else "heads"
-        squares[part] += (end[name].double() - start.double()).square().sum().item()
+        part = "towers" if name.startswith("base_model.") else "heads"
+        squares[part] += (weights[name].double() - start.double()).square().sum().item()
     found = displacement.displacement(run_dir)
     assert found == {part: pytest.approx(square**0.5) for part, square in squares.items()}
     assert found["heads"] > found["towers"] > 1e-3
@@ -227,7 +237,7 @@ def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     for parts in (1, 4):
         model = golden_model(precision=precision).train()
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        losses = step.backward(model, scaler, batch, label, "TAL", LossSettings(), 2, parts)
+        losses = step.backward(model, loss_of("TAL"), scaler, batch, label, parts)
         found.append((losses, torch.cat([p.grad.double().flatten() for p in model.parameters()])))
     (losses, whole), (losses_of_parts, of_parts) = found
     tolerance = 1e-3 if precision == "fp16_weights" else 1e-5
@@ -287,9 +297,9 @@ def test_only_what_the_published_code_keeps_in_float16_is_rounded():
 
 def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
     """On a CPU a float16 convolution's gradient takes some hundred times as long."""
-    monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(accelerate, "ONEDNN", True)
     monkeypatch.setattr(F, "conv2d", lambda *_, **__: pytest.fail("a convolution"))
-    x, layer = torch.randn(300, 128), linear.Linear(128, 64)
+    x, layer = torch.randn(300, 128), accelerate.FastLinear(128, 64)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
             assert layer(x).dtype == dtype
@@ -302,16 +312,20 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
 
     backward = epoch.backward
 
-    def large(model: torch.nn.Module, *more: object) -> Tensor:
+    def large(model: torch.nn.Module, *more: object) -> dict[str, Tensor]:
         losses = backward(model, *more)
-        model.image_tse.fc.bias.grad.fill_(6e4)
+        model.heads["TSE"]["image"].fc.bias.grad.fill_(6e4)
         return losses
 
     monkeypatch.setattr(epoch, "backward", large)
     more = ["--precision", "fp16_weights", *HALF, "1", "--lr", "1e-9"]
     training_root.main(arguments(tmp_path, tmp_path / "logs", *more))
-    monkeypatch.setattr(epoch, "backward", lambda model, *rest: large(model, *rest) * math.nan)
-    with pytest.raises(UserError, match="the loss is not a finite number"):
+
+    def spoilt(*given: object) -> dict[str, Tensor]:
+        return {name: loss * math.nan for name, loss in large(*given).items()}
+
+    monkeypatch.setattr(epoch, "backward", spoilt)
+    with pytest.raises(UserError, match="the loss is NaN or infinite"):
         training_root.main(arguments(tmp_path, tmp_path / "logs", *more))
 
 

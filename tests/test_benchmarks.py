@@ -8,32 +8,31 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from torch.amp import GradScaler
 from torch.utils.flop_counter import FlopCounterMode
 
+from assembly import build
 from benchmarks import plain, whole_run
 from benchmarks.__main__ import SECTIONS
 from benchmarks.__main__ import main as benchmark
-from benchmarks.made_up import VIT_B_16, image_size
+from benchmarks.made_up import VIT_B_16, image_size, learning, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from datasets.annotations import read_splits
 from datasets.image_cache import open_images
-from datasets.loaders import Gallery, LoadingSettings, TrainingPairs
+from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
-from model import linear
-from model.clip import CLIP
-from model.rde import RDE
-from model.weights import build_model
+from model import accelerate
+from model.backbones.clip import Clip
+from model.encoder import DualEncoder
+from options import resolve
 from processor.epoch import train_epoch
 from processor.evaluation import encode
 from processor.metrics import retrieval_metrics
 from processor.scoring import score_pairs
-from solver.ccd import COARSE, divide
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss
-from solver.optimizer import OptimizerSettings, build_optimizer
+from processor.settings import LoopSettings
+from solver.correspondence.ccd import COARSE, divide
 from tests import datasets_on_disk, published
 from tests.float64 import TOLERANCE
 from tests.test_model import golden_model
@@ -43,16 +42,13 @@ CPU = torch.device("cpu")
 SIZE = (96, 32)
 
 
-def step(model: RDE, way: RDE | PlainModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def step(model: DualEncoder, way: DualEncoder | PlainModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The embeddings of the golden batch, and the gradients of its TAL."""
     golden = published.numbers("model")
     image, text = way(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
-    pids = torch.from_numpy(golden["pids"])
-    sum(
-        per_pair_loss("TAL", cosine_similarity(i, t), pids, LossSettings()).sum()
-        for i, t in zip(image, text, strict=True)
-    ).backward()
-    return [*image, *text], [parameter.grad for parameter in model.parameters()]
+    losses = training_state(model).loss.score(image, text, torch.from_numpy(golden["pids"]))
+    sum(loss.sum() for loss in losses.values()).backward()
+    return [*image.values(), *text.values()], [parameter.grad for parameter in model.parameters()]
 
 
 PARTS = [part.name for part in fields(PlainModel) if part.name != "model"]
@@ -86,7 +82,7 @@ def pairs(tmp_path_factory) -> TrainingPairs:
     )
 
 
-def test_batches_equal_those_decoded_and_tokenised_anew(pairs):
+def test_batches_equal_those_decoded_and_tokenised_again(pairs):
     for batches in (pairs.training_batches(3), pairs.scoring_batches(0)):
         ours, plainly = list(batches), list(PlainBatches(pairs, batches, Tokenizer()))
         assert len(ours) == len(plainly) == 3
@@ -104,15 +100,15 @@ def test_batches_equal_those_decoded_and_tokenised_anew(pairs):
 def test_one_encoding_pass_equals_two(pairs):
     split = pairs.split
     ids = Tokenizer()(split.captions)
-    gallery = Gallery("train", split, pairs.images, ids, batch_size=7, num_workers=0, device=CPU)
+    gallery = Gallery("train", split, pairs.images, ids, GalleryLoading(7, 0, CPU))
     model = golden_model()
-    model.clip.token_embedding = torch.nn.Embedding(49408, model.clip.config.text.width)
+    model.backbone.token_embedding = torch.nn.Embedding(49408, model.backbone.config.text.width)
     encoded = encode(model, gallery)
     images = torch.stack([evaluation_image(path, SIZE) for path in split.images]).split(5)  # in other batches, too
     twice = plain.encode_twice(PlainModel(model), images, torch.from_numpy(ids).long().split(9))
-    for part, (image, text) in enumerate(twice):
-        torch.testing.assert_close(encoded.image[part], torch.nn.functional.normalize(image), **TOLERANCE)
-        torch.testing.assert_close(encoded.text[part], torch.nn.functional.normalize(text), **TOLERANCE)
+    for name, (image, text) in twice.items():
+        torch.testing.assert_close(encoded.image[name], torch.nn.functional.normalize(image), **TOLERANCE)
+        torch.testing.assert_close(encoded.text[name], torch.nn.functional.normalize(text), **TOLERANCE)
 
 
 @pytest.mark.numeric
@@ -123,30 +119,27 @@ def test_ranking_equals_the_plain_way():
     assert retrieval_metrics(similarity, query, gallery) == pytest.approx(plain.rank(similarity, query, gallery))
 
 
-def tiny_model() -> RDE:
+def tiny_model() -> DualEncoder:
     torch.manual_seed(0)
-    shape = {"image_size": SIZE, "stride": 8, "text_length": 77, "vocab_size": 49408, "select_ratio": 0.3}
-    return build_model("tiny", **shape, tse_bn="frozen", tse_head="mlp", tse_pool="max", precision="fp32")
+    return build(resolve({"pretrain_choice": "tiny", "img_size": SIZE, "stride_size": 8}))
 
 
 def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
     """Two epochs of CCD and training with everything on or off: the weights, and each epoch's division and loss."""
-    model, settings, found = tiny_model(), OptimizerSettings(lr=1e-4), []
-    optimizer = (build_optimizer if fast else plain.build_optimizer)(model, model.new_parameters(), settings)
-    plainly = PlainModel(model)
+    model, found = tiny_model(), []
+    state, plainly = training_state(model, lr=1e-4), PlainModel(model)
+    optimizer = plain.build_optimizer(*learning(model, lr=1e-4))
     for epoch in range(2):
         scoring, training = pairs.scoring_batches(epoch), pairs.training_batches(epoch)
         if fast:
-            losses = score_pairs(model, scoring, len(pairs), "TAL", LossSettings())
-            label = divide(*losses, COARSE, (1, epoch)).label
-            scaler = GradScaler("cpu", enabled=False)
-            kept = {"trained": "BGE+TSE", "log_period": 100}
-            loss = train_epoch(model, optimizer, scaler, training, label, "TAL", LossSettings(), **kept).loss
+            losses = score_pairs(model, state.loss, scoring, len(pairs))
+            weight = divide(losses, COARSE, (1, epoch)).weight
+            loss = train_epoch(state, training, weight, LoopSettings()).loss
         else:
             losses = plain.score_pairs(plainly, PlainBatches(pairs, scoring, Tokenizer()), len(pairs))
-            label = divide(*losses, COARSE, (1, epoch)).label
-            loss = plain.train_epoch(plainly, optimizer, PlainBatches(pairs, training, Tokenizer()), label)
-        found.append((*losses, label, loss))
+            weight = divide(losses, COARSE, (1, epoch)).weight
+            loss = plain.train_epoch(plainly, optimizer, PlainBatches(pairs, training, Tokenizer()), weight)
+        found.append((*losses.values(), weight, loss))
     return torch.nn.utils.parameters_to_vector(model.parameters()).detach(), found
 
 
@@ -158,26 +151,26 @@ def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs)
     for epoch, expected_epoch in zip(found, expected, strict=True):
         for value, wanted in zip(epoch, expected_epoch, strict=True):
             np.testing.assert_allclose(value, wanted, **TOLERANCE)
-    assert len({label.tobytes() for _, _, label, _ in found}) > 1, "CCD divides anew each epoch"
+    assert len({weight.tobytes() for _, _, weight, _ in found}) > 1, "CCD divides again each epoch"
     start = torch.nn.utils.parameters_to_vector(tiny_model().parameters())
     assert (end - expected_end).norm() < TOLERANCE["rtol"] * (expected_end - start).norm()
 
 
 def test_the_flop_counted_are_those_of_arithmetic():
     with torch.device("meta"):  # shapes alone
-        clip = CLIP(VIT_B_16)
+        clip = Clip(VIT_B_16)
     images = torch.empty(2, 3, *image_size(VIT_B_16), device="meta")
     ids = torch.zeros(2, 77, dtype=torch.long, device="meta")
     # 34.5 and 6.0 GFLOP a pair: 12 layers with 24·width² for the four products and 4·L·width for attention, a token.
     assert count_flop(lambda: clip.encode_image(images)) == pytest.approx(2 * 34.5e9, rel=0.01)
-    assert count_flop(lambda: clip.encode_text(ids, ids.argmax(dim=1))) == pytest.approx(2 * 6.0e9, rel=0.01)
+    assert count_flop(lambda: clip.encode_text(ids)) == pytest.approx(2 * 6.0e9, rel=0.01)
 
 
 def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part():
     sizes = replace(
         VIT_B_16, image=replace(VIT_B_16.image, layers=2), text=replace(VIT_B_16.text, layers=2), vocab_size=100
     )
-    model = RDE(sizes, select_ratio=0.3).eval()
+    model = random_model(sizes, CPU).eval()
     images, ids = torch.zeros(1, 3, *image_size(sizes)), torch.tensor([[98, *[5] * 28, 99]])
 
     def flop(*parts: str, tse: bool = True) -> np.ndarray:
@@ -203,13 +196,13 @@ def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part()
 
 @pytest.mark.parametrize("mkl", [True, False])
 def test_only_our_way_leaves_linear_layers_to_onednn(mkl, monkeypatch):
-    monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(accelerate, "ONEDNN", True)
     model, images = golden_model(), torch.from_numpy(published.numbers("model")["images"]).repeat(8, 1, 1, 1)
     with FlopCounterMode(display=False) as counter:
         PlainModel(model, **only(*({"maps", "mkl"} if mkl else {"maps"}))).encode_image(images)
     products = {str(operator) for operator in counter.get_flop_counts()["Global"]}
     assert ("aten.addmm" in products) == mkl
-    assert linear.ONEDNN
+    assert accelerate.ONEDNN
 
 
 @pytest.mark.slow

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from assembly import build, inputs
 from datasets.check import check_dataset
 from datasets.noise import draw_permutation
-from datasets.places import DATASETS
 from datasets.run_data import load_data
+from datasets.settings import DATASETS, DataSettings
+from options import resolve
 from tests import datasets_on_disk
 from tools import check_data
 from utils.errors import UserError
-from utils.options import resolve
 
 
 def check(tmp_path: Path, *more: str, status: int) -> dict[str, dict]:
@@ -101,7 +102,7 @@ def test_every_mistake_in_annotations_is_found(tmp_path):
     assert found["another size of test than published"]["where"][0].startswith("test has 9 images")
 
 
-def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_told(tmp_path):
+def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_found(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", captions=3))
     np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
     found = check(tmp_path, "--noisy_file", str(tmp_path / "index.npy"), status=1)
@@ -150,13 +151,17 @@ def test_a_rate_without_an_index_is_remarked(tmp_path):
     assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index"]["where"]
 
 
-def test_training_tells_the_remarks_that_need_no_image(tmp_path):
+def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     listed[3]["captions"][0] = ""
     listed[7]["split"] = "trian"
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
-    options = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
-    lines = load_data(resolve(options), torch.device("cpu"), continued=False).remarks
+    given = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
+    given |= {"pretrain_choice": "tiny", "stride_size": 8}
+    options = resolve(given)
+    lines = load_data(
+        options.of(DataSettings), inputs(options, build(options)), torch.device("cpu"), 1, resumed=False
+    ).remarks
     assert lines[0] == "entries of another split: entry 7: 'trian'; only train, val and test are read"
     assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
 

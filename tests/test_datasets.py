@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from datasets import noise
-from datasets.annotations import read_splits
+from datasets.annotations import read_annotations, read_splits
 from datasets.check import check_dataset, odd_entries
 from datasets.image_cache import open_images
 from datasets.images import read_image
-from datasets.loaders import Gallery, LoadingSettings, TrainingPairs, trim
+from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk
@@ -131,7 +131,7 @@ def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
     assert splits["train"].captions == ["one", "two", "three"]
     assert splits["train"].images == [tmp_path / "0.jpg", tmp_path / "cam/1.jpg"]
     assert splits["val"].captions == ["four", "five"]
-    remarks = {finding.what: len(finding.where) for finding in odd_entries(str(file), tmp_path)}
+    remarks = {finding.what: len(finding.where) for finding in odd_entries(read_annotations(str(file), tmp_path)[1])}
     assert remarks == {
         "'image_id' in place of 'id'": 1,
         "'image' in place of 'file_path'": 1,
@@ -252,9 +252,9 @@ def test_without_a_file_the_noise_is_drawn_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "NOISEINDEX", tmp_path)
     drawn = noise.find_noise("Mine", 1000, 0.5, "")
     np.testing.assert_array_equal(drawn.permutation, noise.draw_permutation(1000, 0.5))
-    assert "drawn" in drawn.told
+    assert "drawn" in drawn.summary
     np.save(tmp_path / "Mine_0.5.npy", drawn.permutation)
-    assert noise.find_noise("Mine", 1000, 0.5, "").told.endswith("Mine_0.5.npy")
+    assert noise.find_noise("Mine", 1000, 0.5, "").summary.endswith("Mine_0.5.npy")
     clean = noise.find_noise("Mine", 1000, 0.0, "")
     np.testing.assert_array_equal(clean.permutation, np.arange(1000))
 
@@ -439,7 +439,7 @@ def test_a_gallery_gives_every_image_and_caption_once(tmp_path):
     split = read_splits("RSTPReid", tmp_path, ["test"])["test"]
     images = open_images(split.images, (96, 32), tmp_path / "cache")
     ids = Tokenizer()(split.captions)
-    gallery = Gallery("test", split, images, ids, batch_size=5, num_workers=0, device=torch.device("cpu"))
+    gallery = Gallery("test", split, images, ids, GalleryLoading(5, 0, torch.device("cpu")))
     assert sum(len(batch) for batch in gallery.image_batches()) == 12
     positions = torch.cat([position for position, _ in gallery.text_batches()])
     assert sorted(positions.tolist()) == list(range(24))

@@ -21,7 +21,7 @@ from datasets.noise import draw_permutation
 from tests import datasets_on_disk, ranks_worker
 from tests.float64 import TOLERANCE, in_float64
 from tests.test_training import ROOT, SMALL, records
-from utils.options import run_facts
+from utils.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
@@ -132,7 +132,7 @@ def test_many_processes_equal_one(runs, number, processes):
     many, one = (the_run(runs, number, world) for world in (processes, 1))
     for record, line in zip(records(many), records(one), strict=True):
         assert record["ccd"] == line["ccd"]
-    assert run_facts(one / "configs.yaml") | {"processes": processes} == run_facts(many / "configs.yaml")
+    assert RunFolder(one).facts() | {"processes": processes} == RunFolder(many).facts()
     assert len(json.loads((many / "test_metrics.json").read_text())) == 2
     assert (many / "train_log.txt").read_text().count("CCD:") == 2, "one process writes the log"
 
@@ -228,12 +228,12 @@ def test_processes_in_half_precision_end_with_the_same_weights(real_runs, number
 
 def test_a_run_whose_launcher_was_stopped_is_continued_by_any_number_of_processes(real_runs):
     printed = (real_runs / "printed").read_text()
-    assert printed.count("Stopped: what the last whole epoch led to is saved; go on with: train.py --resume") == 1
+    assert printed.count("Stopped: the state after the last whole epoch is saved; resume with: train.py --resume") == 1
     one, two = (the_run(real_runs, 2, world) for world in (1, 2))
     for run_dir in (one, two):
         log = (run_dir / "train_log.txt").read_text()
-        assert log.count("Continuing after epoch 1:") == 1
-        assert log.count("it began with 2 processes and goes on with 1") == (run_dir == one)
+        assert log.count("Resuming after epoch 1:") == 1
+        assert log.count("begun with 2 processes, resumed with 1") == (run_dir == one)
     uninterrupted = the_run(real_runs, 0, 2)
     assert [name for name in differences(two, uninterrupted) if not name.startswith("figures")] == []
     (found,), whole = kept(real_runs, 2, 1), kept(real_runs, 0, 2)[0]

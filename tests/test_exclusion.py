@@ -1,4 +1,4 @@
-"""Pairs left out by hand: the list that says which, and a run without them."""
+"""Pairs excluded by hand: the list that says which, and a run without them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from processor.history import read_history
 from tests import datasets_on_disk
 from tests.test_training import arguments
 from utils.errors import UserError
-from utils.options import read_yaml
+from utils.run_folder import RunFolder
 
 PERMUTATION = draw_permutation(24, 0.5)
 
@@ -122,12 +122,12 @@ def test_excluded_pairs_are_in_no_batch_and_the_others_keep_what_is_theirs(split
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_a_run_leaves_marked_pairs_out_and_is_continued_only_so(root, tmp_path):
+def test_a_run_excludes_marked_pairs_and_is_resumed_only_so(root, tmp_path):
     marks = write(tmp_path / "marks.csv", "pair,exclude", "3,x", "5,x")
     training_root.main(arguments(root, tmp_path / "logs", "--num_epoch", "2", "--exclude", str(marks)))
     (run_dir,) = (tmp_path / "logs/RSTPReid").iterdir()
     assert "excluded: 2 pairs" in (run_dir / "train_log.txt").read_text()
-    assert read_yaml(run_dir / "configs.yaml")["_run_"]["excluded"]["pairs"] == 2
+    assert RunFolder(run_dir).facts()["excluded"]["pairs"] == 2
     for epoch in read_history(run_dir):
         assert epoch.pairs.excluded.tolist() == [3, 5]
         assert np.flatnonzero(np.isnan(epoch.pairs.loss[0])).tolist() == [3, 5]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -22,8 +23,9 @@ from torch.amp import GradScaler
 import train as training_root
 from processor import epoch
 from processor.step import backward
-from solver.losses import LOSSES, LossSettings
 from tests import datasets_on_disk
+from tests.objectives import loss_of
+from tests.test_losses import LOSSES
 from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
 from utils.checkpoints import load_checkpoint, save_checkpoint
@@ -66,9 +68,10 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
     weight = torch.tensor([1.0, 1, 0, 1, 1])
     found = []
     for count in (1, parts):
-        for trained in (2, 1):
+        for trained in (("BGE", "TSE"), ("BGE",)):
             model.zero_grad(set_to_none=True)
-            losses = backward(model, GradScaler(enabled=False), batch, weight, loss, LossSettings(), trained, count)
+            objective = loss_of(loss, trained)
+            losses = backward(model, objective, GradScaler(enabled=False), batch, weight, count)
             found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[2:], found[:2], rtol=1e-3, atol=1e-4)
     assert len(found[1][1]) < len(found[0][1]), "TSE has no gradient where BGE alone is trained"
@@ -78,7 +81,7 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
 def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
-    assert str(caught.value).startswith("epoch 1, step 2: the loss is not a finite number, with pairs ")
+    assert str(caught.value).startswith("epoch 1, step 2: the loss is NaN or infinite, with pairs ")
     assert "no good checkpoint was written yet" in str(caught.value)
     listed = str(caught.value).split("with pairs ")[1].split(";")[0].split(", ")
     assert len(set(map(int, listed))) == 8
@@ -88,13 +91,13 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
     steps = []
 
-    def spoil(parameters: list[torch.nn.Parameter]) -> None:
+    def spoil(parameters: Iterator[torch.nn.Parameter]) -> None:
         steps.append(1)
         if len(steps) == 5:  # the second step of the second epoch
-            parameters[7].grad.view(-1)[3] = float("inf")
+            list(parameters)[7].grad.view(-1)[3] = float("inf")
 
     monkeypatch.setattr(epoch, "sum_gradients", spoil)
-    with pytest.raises(UserError, match=r"^epoch 2, step 2: a gradient is not a finite number, with pairs ") as caught:
+    with pytest.raises(UserError, match=r"^epoch 2, step 2: a gradient is NaN or infinite, with pairs ") as caught:
         train(root_dir, tmp_path)
     (good,) = tmp_path.glob("*/*/last.pth")
     assert f"the last good checkpoint is {good}" in str(caught.value)
@@ -107,8 +110,8 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, 
 @pytest.mark.parametrize(
     ("lr", "first_lr_factor", "epochs", "told"),
     [
-        ("1e39", "1e-43", "3", "after the last step: a weight is not a finite number"),
-        ("1e30", "1e-34", "2", "the model's embeddings are not finite numbers"),
+        ("1e39", "1e-43", "3", "after the last step: a weight is NaN or infinite"),
+        ("1e30", "1e-34", "2", "the model's embeddings are NaN or infinite"),
     ],
 )
 def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
@@ -154,6 +157,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
 def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
     program = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
+from collections.abc import Iterator
 from pathlib import Path
 from utils.figures import plt as pyplot, save
 from utils.files import write_text
@@ -180,7 +184,7 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, m
     run_dir = train(root_dir, tmp_path, "--precision", "bf16", "--num_epoch", "1", "--warmup_epochs", "0")
     (record,) = records(run_dir)
     assert record["skipped_steps"] == 127 - math.log2(scaler.get_scale()) > 0, "each skipped step halves the scale"
-    told = f"{record['skipped_steps']} steps left out by the loss scaler, its scale is {scaler.get_scale():g}"
+    told = f"{record['skipped_steps']} steps skipped by the loss scaler, its scale is {scaler.get_scale():g}"
     assert told in (run_dir / "train_log.txt").read_text()
 
 
@@ -192,13 +196,13 @@ def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tm
         with pytest.raises(UserError) as caught:
             train(tmp_path, tmp_path / "logs")
         assert str(caught.value).startswith(f"image {broken} can't be read")
-        assert "; training pairs 10, 11 (--on_bad_image skip leaves them out)" in str(caught.value)
+        assert "; training pairs 10, 11 (--on_bad_image skip skips them)" in str(caught.value)
         run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
         with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
             train(tmp_path, tmp_path / "logs")
     log = (run_dir / "train_log.txt").read_text()
-    assert f"left out: image {broken} can't be read" in log
-    assert "2 of 24 training pairs are left out" in log
+    assert f"skipped: image {broken} can't be read" in log
+    assert "2 of 24 training pairs are skipped" in log
     facts = yaml.safe_load((run_dir / "configs.yaml").read_text())["_run_"]
     assert facts["skipped_pairs"] == [10, 11]
     assert str(broken) in facts["skipped_images"][0]
@@ -219,9 +223,9 @@ def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division)
     (tmp_path / "RSTPReid/imgs/cam_train/0000_0.jpg").write_bytes(b"")
     seen, whole = [], epoch.backward
 
-    def watched(model, scaler, batch, weight, *more):
+    def watched(model, loss, scaler, batch, weight, *more):
         seen.extend(zip(batch.pairs.tolist(), weight.tolist()))
-        return whole(model, scaler, batch, weight, *more)
+        return whole(model, loss, scaler, batch, weight, *more)
 
     monkeypatch.setattr(epoch, "backward", watched)
     more = ["--on_bad_image", "skip", "--num_epoch", "1", "--warmup_epochs", "0", "--division", division]
@@ -244,9 +248,12 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
     ("interrupted", "told"),
     [
         ("datasets.image_cache._decode", "interrupted: no run was begun or changed, give the same command again\n"),
-        ("processor.run.train_epoch", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
-        ("processor.run.evaluate", "no epoch was done yet; go on with: train.py --resume {run_dir}\n"),
-        ("processor.test_split.evaluate", "what the last whole epoch led to is saved; go on with: train.py --resume "),
+        ("processor.run.train_epoch", "no epoch was done yet; resume with: train.py --resume {run_dir}\n"),
+        ("processor.run.evaluate", "no epoch was done yet; resume with: train.py --resume {run_dir}\n"),
+        (
+            "processor.evaluate_run.evaluate",
+            "the state after the last whole epoch is saved; resume with: train.py --resume ",
+        ),
     ],
 )
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):

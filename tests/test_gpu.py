@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
-from benchmarks.made_up import VIT_B_16
-from model.rde import RDE
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
-from solver.optimizer import OptimizerSettings, build_optimizer
+from benchmarks.made_up import VIT_B_16, random_model
+from model.encoder import DualEncoder
+from solver.objectives.base import EncodedBatch
+from solver.optimizer import build_optimizer
+from solver.settings import OptimizerSettings
 from tests import published
+from tests.objectives import loss_of, named
 from tests.test_model import golden_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -19,19 +21,15 @@ DEVICE = torch.device("cuda")
 PAIRS = 64
 
 
-def steps(model: RDE, batch: tuple[torch.Tensor, ...], lr: float, count: int) -> list[list[float]]:
+def steps(model: DualEncoder, batch: tuple[torch.Tensor, ...], lr: float, count: int) -> list[list[float]]:
     """The losses on BGE and on TSE of each of `count` steps of TAL on (images, ids, pids, l̂)."""
     images, ids, pids, label = (part.to(DEVICE) for part in batch)
     model = model.to(DEVICE).train()
-    new, rounded = model.new_parameters(), model.rounded_parameters()
-    optimizer = build_optimizer(model, new, OptimizerSettings(lr=lr), rounded)
-    losses = []
+    optimizer = build_optimizer(*named(model), OptimizerSettings(lr=lr), model.rounded_parameters())
+    losses, objective = [], loss_of("TAL")
     for _ in range(count):
         optimizer.zero_grad()
-        parts = [
-            reduce_loss("TAL", per_pair_loss("TAL", cosine_similarity(i, t), pids, LossSettings()), label)
-            for i, t in zip(*model(images, ids), strict=True)
-        ]
+        parts = [*objective(EncodedBatch(*model(images, ids), pids, label)).values()]
         sum(parts).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         optimizer.step()
@@ -86,7 +84,7 @@ def test_all_tensors_together_are_stepped_as_one_by_one():
 def test_a_step_of_the_published_size_does_not_overflow(precision):
     """ViT-B/16 at 384×128, 64 pairs, fresh weights of CLIP's own scale."""
     torch.manual_seed(0)
-    model = RDE(VIT_B_16, select_ratio=0.3, precision=precision)
+    model = random_model(VIT_B_16, torch.device("cpu"), precision)
     ids = torch.zeros(PAIRS, 77, dtype=torch.long)
     ids[:, 0], ids[:, 1:30], ids[:, 30] = 49406, torch.randint(1, 49000, (PAIRS, 29)), 49407
     batch = (torch.randn(PAIRS, 3, 384, 128), ids, torch.arange(PAIRS), torch.ones(PAIRS))

@@ -31,13 +31,14 @@ from datasets.noise import draw_permutation, read_permutation
 from datasets.tokenizer import EOS, SOS, Tokenizer
 from model.pretrained import read_clip
 from model.weights import build_model, model_from_checkpoint
+from options import resolve, resolve_run
 from tests import datasets_on_disk, published
 from utils.checkpoints import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.flags import FLAGS
 from utils.log import logger, start_logging
-from utils.options import read_config, resolve, resolve_run
-from utils.records import read_records
+from utils.options import read_config
+from utils.run_folder import read_records
+from utils.settings import FLAGS, Options
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 any_text = st.text(st.characters(exclude_categories=()), max_size=60)
@@ -195,10 +196,6 @@ def test_a_damaged_checkpoint_is_whole_or_refused(checkpoint, data):
         torch.testing.assert_close(found, load_checkpoint(checkpoint), rtol=0, atol=0)
 
 
-SIZES = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512, "precision": "fp32"}
-TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max"}
-
-
 @quick
 @given(data=st.data())
 def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
@@ -213,8 +210,8 @@ def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (7, 7), (64, 3, 0, 0), (1, 1, 1, 1), None])
 def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
     """One after the other, those tensors that fix the sizes of a model; None leaves it out."""
-    options = {"img_size": (96, 32), "stride_size": 8, "select_ratio": 0.3, "tse_head": "mlp", "tse_pool": "max"}
-    options |= {"precision": "fp32", "text_length": 77, "vocab_size": 512, "activation": "auto"}
+    file = tmp_path / "file.pth"
+    options = Options(pretrain_choice=str(file), img_size=(96, 32), stride_size=8, vocab_size=512)
     weights = published.weights(which)
     prefix = "" if which == "clip" else "base_model."
     for name in ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection"):
@@ -223,12 +220,11 @@ def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
             del changed[prefix + name]
         else:
             changed[prefix + name] = torch.zeros(shape)
-        file = tmp_path / "file.pth"
         published.write_clip_config(tmp_path / "file.json")
         torch.save(changed if which == "clip" else {"model": changed}, file)
-        build = partial(build_model, str(file), **SIZES, **TSE)
+        build = partial(build_model, options.of)
         with pytest.raises(UserError):
-            build() if which == "clip" else model_from_checkpoint(file, options)
+            build() if which == "clip" else model_from_checkpoint(file, options.of)
 
 
 @pytest.mark.parametrize("content", [[1], {"model": 3}, {"model": {"a": 3}}, {"model": {3: torch.zeros(1)}}, {3: 4}])

@@ -10,12 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solver.losses import LOSSES, LossSettings, cosine_similarity, per_pair_loss, positive_similarity, reduce_loss
+from solver.objectives.base import cosine_similarity
+from solver.objectives.triplet import positive_similarity
 from tests import published
+from tests.objectives import pairwise
 
 pytestmark = pytest.mark.numeric
 
 TRIPLET = ["TAL", "TRL", "TRL-S"]
+LOSSES = [*TRIPLET, "InfoNCE", "SDM"]
 
 
 @pytest.mark.parametrize("case", range(4))
@@ -26,7 +29,7 @@ def test_losses_and_gradients_equal_the_published_ones(case, loss, tau, margin):
     image = torch.from_numpy(golden["image_features"]).requires_grad_()
     text = torch.from_numpy(golden["text_features"]).requires_grad_()
     pids = torch.from_numpy(golden["pids"])
-    per_pair = per_pair_loss(loss, cosine_similarity(image, text), pids, LossSettings(tau=tau, margin=margin))
+    per_pair = pairwise(loss, tau=tau, margin=margin).per_pair(cosine_similarity(image, text), pids)
     per_pair.sum().backward()
     key = f"{loss}.tau{tau}.margin{margin}"
     np.testing.assert_allclose(per_pair.detach(), golden[key], rtol=1e-5, atol=1e-6)
@@ -76,7 +79,7 @@ def test_losses_equal_the_oracle(seed, size, ids):
     rng = np.random.default_rng(seed)
     s, pids = rng.uniform(-1, 1, (size, size)), rng.integers(0, ids, size)
     for name in LOSSES:
-        fast = per_pair_loss(name, torch.from_numpy(s), torch.from_numpy(pids), LossSettings(tau=0.03, margin=0.2))
+        fast = pairwise(name, tau=0.03, margin=0.2).per_pair(torch.from_numpy(s), torch.from_numpy(pids))
         np.testing.assert_allclose(fast, slow_loss(name, s, pids, 0.03, 0.2, 0.02), rtol=1e-6, atol=1e-6, err_msg=name)
 
 
@@ -85,8 +88,8 @@ def test_losses_equal_the_oracle(seed, size, ids):
 def test_lemma_1_trl_is_never_above_tal(seed, size, tau, margin):
     rng = np.random.default_rng(seed)
     s, pids = torch.from_numpy(rng.uniform(-1, 1, (size, size))), torch.from_numpy(rng.integers(0, size, size))
-    bound = LossSettings(tau=tau, margin=margin)
-    assert (per_pair_loss("TRL", s, pids, bound) <= per_pair_loss("TAL", s, pids, bound) + 1e-9).all()
+    bound = {"tau": tau, "margin": margin}
+    assert (pairwise("TRL", **bound).per_pair(s, pids) <= pairwise("TAL", **bound).per_pair(s, pids) + 1e-9).all()
 
 
 def test_tal_tends_to_trl_as_tau_falls():
@@ -95,8 +98,9 @@ def test_tal_tends_to_trl_as_tau_falls():
     pids = torch.arange(16) % 7
     gaps = []
     for tau in (0.1, 0.03, 0.01, 0.001):
-        bound = LossSettings(tau=tau)
-        gaps.append((per_pair_loss("TAL", s, pids, bound) - per_pair_loss("TRL", s, pids, bound)).max().item())
+        bound = {"tau": tau}
+        tal, trl = (pairwise(name, **bound).per_pair(s, pids) for name in ("TAL", "TRL"))
+        gaps.append((tal - trl).max().item())
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[0] > 0.1
     assert gaps[-1] < 1e-3
@@ -108,7 +112,7 @@ def test_gradients_are_finite_and_alive_at_any_tau(loss, tau):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(16, 32, generator=generator).requires_grad_()
     text = torch.randn(16, 32, generator=generator)
-    per_pair_loss(loss, cosine_similarity(image, text), torch.arange(16), LossSettings(tau=tau)).sum().backward()
+    pairwise(loss, tau=tau).per_pair(cosine_similarity(image, text), torch.arange(16)).sum().backward()
     assert image.grad.isfinite().all()
     assert image.grad.norm() > 0.1
 
@@ -117,7 +121,7 @@ def test_gradients_are_finite_and_alive_at_any_tau(loss, tau):
 @pytest.mark.parametrize("pids", [[4, 4, 4], [7]])
 def test_without_negatives_loss_and_gradient_are_zero(loss, pids):
     s = torch.linspace(-1, 1, len(pids) ** 2).view(len(pids), -1).requires_grad_()
-    per_pair = per_pair_loss(loss, s, torch.tensor(pids), LossSettings())
+    per_pair = pairwise(loss).per_pair(s, torch.tensor(pids))
     per_pair.sum().backward()
     assert (per_pair == 0).all()
     assert (s.grad == 0).all()
@@ -126,11 +130,11 @@ def test_without_negatives_loss_and_gradient_are_zero(loss, pids):
 def test_one_row_without_negatives_does_not_disturb_the_others():
     s = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
     for loss in LOSSES:
-        assert per_pair_loss(loss, s, torch.tensor([1, 1, 1, 2]), LossSettings()).isfinite().all()
+        assert pairwise(loss).per_pair(s, torch.tensor([1, 1, 1, 2])).isfinite().all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_reduction_sums_the_labelled_pairs(loss):
     per_pair, label = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 1.0])
-    assert reduce_loss(loss, per_pair, label) == (2.5 if loss in ("InfoNCE", "SDM") else 5.0)
-    assert reduce_loss(loss, per_pair, torch.zeros(3)) == 0
+    assert pairwise(loss).reduce(per_pair, label) == (2.5 if loss in ("InfoNCE", "SDM") else 5.0)
+    assert pairwise(loss).reduce(per_pair, torch.zeros(3)) == 0

@@ -61,7 +61,8 @@ def test_ranking_some_queries_at_a_time_changes_nothing(image_to_text, monkeypat
     def draw(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.integers(-2, 3, shape).astype(np.float32))  # exact products, many of them alike
 
-    encoded = Encoded((draw(30, 3), draw(30, 4)), (draw(50, 3), draw(50, 4)))
+    image, text = ({"BGE": draw(n, 3), "TSE": draw(n, 4)} for n in (30, 50))
+    encoded = Encoded(image, text)
     caption_pids, image_pids = rng.integers(0, 9, 50), rng.integers(0, 8, 30)
     monkeypatch.setattr(processor_metrics, "_CHUNK", 200)  # some queries at a time, and some of the tied pairs
     ranked = rank(encoded, caption_pids, image_pids, image_to_text=image_to_text)

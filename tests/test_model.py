@@ -10,29 +10,37 @@ import numpy as np
 import pytest
 import torch
 
-from model import linear, rde, tse
-from model.clip import Block, QuickGELU, Tower, Transformer
-from model.names import from_published, load_into, to_published
+from model import accelerate
+from model.accelerate import FastQuickGELU
+from model.backbones.base import Tokens
+from model.backbones.clip import Clip
+from model.backbones.clip_config import read_config
+from model.backbones.transformer import Block, QuickGELU, Tower, Transformer
+from model.encoder import DualEncoder
+from model.heads import tse
+from model.heads.tse import TokenSelectionEmbedding
 from model.positions import resize_positions
-from model.rde import RDE
-from model.tse import TokenSelectionEmbedding
-from model.weights import read_config
-from solver import losses
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
+from model.settings import TseSettings
+from model.weights import with_heads
+from solver.objectives.base import cosine_similarity
+from solver.objectives.triplet import TRL, positive_similarity
 from tests import published
 from tests.float64 import TOLERANCE
+from tests.objectives import pairwise
 from utils.errors import WeightsError
+from utils.settings import Options
 
 pytestmark = pytest.mark.numeric
 
 GRID = (12, 4)
 
 
-def golden_model(tse_bn: str = "frozen", precision: str = "fp32") -> RDE:
-    config = replace(read_config(published.weights("clip"), "golden weights"), grid=GRID)
-    model = RDE(config, select_ratio=0.3, tse_bn=tse_bn, precision=precision)
-    load_into(model, from_published(published.weights("rde"), "golden weights"), "golden weights")
-    return model
+def golden_model(tse_bn: str = "frozen", precision: str = "fp32", *, accelerated: bool = True) -> DualEncoder:
+    backbone = Clip(replace(read_config(published.weights("clip"), "golden weights"), grid=GRID))
+    backbone.pretrained = frozenset(name for name, _ in backbone.named_parameters())
+    model = with_heads(backbone, Options(tse_bn=tse_bn, precision=precision).of)
+    model.load_published(published.weights("rde"), "golden weights")
+    return accelerate.accelerate(model) if accelerated else model
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +48,25 @@ def golden() -> dict[str, np.ndarray]:
     return published.numbers("model")
 
 
-def test_embeddings_equal_the_published_ones(golden):
-    model = golden_model("frozen").eval()
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_embeddings_equal_the_published_ones(golden, accelerated):
+    model = golden_model("frozen", accelerated=accelerated).eval()
     with torch.no_grad():
         image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
     for name, value in {
-        "image_bge": image.bge,
-        "text_bge": text.bge,
-        "image_tse": image.tse,
-        "text_tse": text.tse,
+        "image_bge": image["BGE"],
+        "text_bge": text["BGE"],
+        "image_tse": image["TSE"],
+        "text_tse": text["TSE"],
     }.items():
         np.testing.assert_allclose(value.numpy(), golden[f"eval.{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def trl_as_published(s: torch.Tensor, positive: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+def trl_as_published(objective: TRL, s: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
     """TRL with the one difference that the published code has from the method."""
     hardest = s.masked_fill(positive, 0.0).amax(dim=1)
-    return (settings.margin - losses.positive_similarity(s, positive, settings.tau) + hardest).clamp_min(0)
+    settings = objective.settings
+    return (settings.margin - positive_similarity(s, positive, settings.tau) + hardest).clamp_min(0)
 
 
 @pytest.mark.parametrize("loss", ["TAL", "TRL", "InfoNCE", "SDM"])
@@ -64,26 +74,26 @@ def trl_as_published(s: torch.Tensor, positive: torch.Tensor, settings: LossSett
 def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, tse_bn, loss, monkeypatch):
     # With fewer words than are chosen, padding enters the BatchNorm's statistics, and the published code leaves it to
     # topk which padding. That one arbitrary choice is taken from topk here; ours is the earliest padding.
-    for module in (tse, rde):
-        monkeypatch.setattr(module, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
+    monkeypatch.setattr(tse, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
     # Published TRL takes its hardest negative over s·q, so never below 0.
-    monkeypatch.setitem(losses._ONE_DIRECTION, "TRL", trl_as_published)
+    monkeypatch.setattr(TRL, "one_direction", trl_as_published)
     model = golden_model(tse_bn).train()
     image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
     pids, label = torch.from_numpy(golden["pids"]), torch.from_numpy(golden["label_hat"])
-    total = {}
+    total, objective = {}, pairwise(loss)
     for part in ("bge", "tse"):
-        s = cosine_similarity(getattr(image, part), getattr(text, part))
-        total[part] = reduce_loss(loss, per_pair_loss(loss, s, pids, LossSettings()), label)
+        s = cosine_similarity(image[part.upper()], text[part.upper()])
+        total[part] = objective.reduce(objective.per_pair(s, pids), label)
     sum(total.values()).backward()
 
-    for name, value in {"image_bge": image.bge, "text_bge": text.bge}.items():
+    for name, value in {"image_bge": image["BGE"], "text_bge": text["BGE"]}.items():
         np.testing.assert_allclose(value.detach(), golden[f"{mode}.{name}"], rtol=1e-4, atol=1e-5)
 
     for part, value in total.items():
         assert value.item() == pytest.approx(float(golden[f"{mode}.{loss}.{part}_loss"]), rel=1e-4)
     expected = json.loads(str(golden[f"{mode}.{loss}.gradient_norms"]))
-    norms = {name: p.grad.norm().item() for name, p in to_published(dict(model.named_parameters())).items()}
+    names = model.published_names()
+    norms = {names[name]: p.grad.norm().item() for name, p in model.named_parameters()}
     assert norms.keys() == expected.keys()
     for name, norm in expected.items():
         # A bias before a batch norm has a gradient of pure rounding: it is compared with the scale of its neighbours.
@@ -123,8 +133,8 @@ def test_a_linear_layer_by_convolution_equals_pytorchs_in_value_and_gradients(sh
     towards = torch.randn(*shape[:-1], 96)
     results = []
     for onednn in (True, False):
-        monkeypatch.setattr(linear, "ONEDNN", onednn)
-        value = linear.linear(*parameters)
+        monkeypatch.setattr(accelerate, "ONEDNN", onednn)
+        value = accelerate.linear(*parameters)
         results.append([value, *torch.autograd.grad(value, parameters, towards)])
     for value, wanted in zip(*results, strict=True):
         assert value.is_contiguous()
@@ -133,13 +143,13 @@ def test_a_linear_layer_by_convolution_equals_pytorchs_in_value_and_gradients(sh
 
 
 def test_a_linear_layer_takes_transposed_tokens_and_weights(monkeypatch):
-    monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(accelerate, "ONEDNN", True)
     x, weight = torch.randn(64, 3, 150).permute(1, 2, 0), torch.randn(64, 96).T
-    torch.testing.assert_close(linear.linear(x, weight), x @ weight.T)
+    torch.testing.assert_close(accelerate.linear(x, weight), x @ weight.T)
 
 
 def test_the_compiler_is_given_linear_layers_as_they_are(monkeypatch):
-    monkeypatch.setattr(linear, "ONEDNN", True)
+    monkeypatch.setattr(accelerate, "ONEDNN", True)
     traced = []
 
     def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
@@ -147,20 +157,21 @@ def test_the_compiler_is_given_linear_layers_as_they_are(monkeypatch):
         return graph.forward
 
     x, weight = torch.randn(3, 150, 64), torch.randn(96, 64)
-    torch.testing.assert_close(torch.compile(linear.linear, backend=backend)(x, weight), x @ weight.T)
+    torch.testing.assert_close(torch.compile(accelerate.linear, backend=backend)(x, weight), x @ weight.T)
     assert ["linear" in code and "conv" not in code for code in traced] == [True]
 
 
+@pytest.mark.parametrize("activation", [QuickGELU, FastQuickGELU])
 @pytest.mark.parametrize(("precision", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
-def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound):
+def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound, activation):
     x = torch.linspace(-12, 12, 1001, dtype=torch.float64, requires_grad=True)
     expected = x * torch.sigmoid(1.702 * x)
     (slope,) = torch.autograd.grad(expected.sum(), x)
     rounded = x.detach().to(precision).requires_grad_()
-    value = QuickGELU()(rounded)
+    value = activation()(rounded)
     (found,) = torch.autograd.grad(value.sum(), rounded)
     before = rounded.detach().clone()
-    assert torch.equal(QuickGELU()(rounded.detach()), value), "the same without a gradient, where less memory is taken"
+    assert torch.equal(activation()(rounded.detach()), value), "the same without a gradient, where less memory is taken"
     assert torch.equal(rounded, before)
     for a, b in ((value, expected), (found, slope)):
         assert (a.double() - b).norm() <= bound * b.norm()
@@ -169,7 +180,7 @@ def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound):
 def slow_attention(block: Block, x: torch.Tensor, width: int, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Self-attention by heads `width` wide with all probabilities formed: (L, D) → (L, D), (heads, L, L)."""
     L, D = x.shape
-    q, k, v = (x @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=1)
+    q, k, v = (block.attn.in_proj(x)).chunk(3, dim=1)
     heads, maps = [], []
     for start in range(0, D, width):
         part = slice(start, start + width)
@@ -186,7 +197,7 @@ def slow_attention(block: Block, x: torch.Tensor, width: int, *, causal: bool) -
 def test_attention_and_the_one_row_formed_equal_the_slow_way(causal, heads):
     torch.manual_seed(0)
     block = Block(Tower(192, layers=1, heads=heads, activation="gelu"), causal=causal)
-    torch.nn.init.normal_(block.attn.in_proj_bias)
+    torch.nn.init.normal_(block.attn.in_proj.bias)
     x, query = torch.randn(3, 11, 192), torch.tensor([0, 10, 4])
     mixed, row = block.attn(x, query)
     for n in range(3):
@@ -209,25 +220,28 @@ def test_token_selection_equals_the_slow_way(golden):
     images, ids = torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"])
     with torch.no_grad():
         image, text = model(images, ids)
-        tokens, attention = model.clip.encode_image(images)
+        tokens = model.backbone.encode_image(images)
+        features, attention, head = tokens.features, tokens.attention, model.heads["TSE"]["image"]
         for n in range(8):
             ranked = sorted(range(1, 49), key=lambda p: -attention[n, p].item())[: int(0.3 * 48)]
-            torch.testing.assert_close(image.tse[n], slow_tse(model.image_tse, tokens[n], ranked), rtol=1e-4, atol=1e-5)
-        tokens, attention = model.clip.encode_text(ids, ids.argmax(dim=1))
+            torch.testing.assert_close(image["TSE"][n], slow_tse(head, features[n], ranked), rtol=1e-4, atol=1e-5)
+        tokens = model.backbone.encode_text(ids)
+        features, attention, head = tokens.features, tokens.attention, model.heads["TSE"]["text"]
         for n in range(8):
             words = range(1, int((ids[n] != 0).sum()) - 1)
             ranked = sorted(words, key=lambda p: -attention[n, p].item())[: int(0.3 * 75)]
-            torch.testing.assert_close(text.tse[n], slow_tse(model.text_tse, tokens[n], ranked), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(text["TSE"][n], slow_tse(head, features[n], ranked), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["mlp", "none"])
 @pytest.mark.parametrize("pool", ["max", "avg", "topk10"])
 def test_table_7s_variants_equal_the_slow_way(head, pool):
     torch.manual_seed(0)
-    tse = TokenSelectionEmbedding(64, head=head, pool=pool).eval()
+    tse = TokenSelectionEmbedding(64, 50, TseSettings(tse_head=head, tse_pool=pool)).eval()  # selects 15
     tokens, scores, pooled = torch.randn(4, 20, 64), torch.rand(4, 20), torch.tensor([15, 10, 3, 1])
+    first, none = torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, 0, dtype=torch.long)
     with torch.no_grad():
-        fast = tse(tokens, scores, 15, pooled)
+        fast = tse(Tokens(first, none, pooled, scores, tokens))
         for n in range(4):
             ranked = sorted(range(20), key=lambda p: -scores[n, p].item())[: pooled[n]]
             rows = torch.stack([tokens[n, p] / tokens[n, p].norm() for p in ranked])
@@ -238,7 +252,7 @@ def test_table_7s_variants_equal_the_slow_way(head, pool):
             torch.testing.assert_close(fast[n], slow, rtol=1e-4, atol=1e-5)
 
 
-def gradients(model: RDE, golden: dict[str, np.ndarray]) -> tuple[float, list[torch.Tensor], int]:
+def gradients(model: DualEncoder, golden: dict[str, np.ndarray]) -> tuple[float, list[torch.Tensor], int]:
     """A training step's loss, its gradients, and the bytes kept for the backward pass."""
     kept = {}
 
@@ -250,8 +264,8 @@ def gradients(model: RDE, golden: dict[str, np.ndarray]) -> tuple[float, list[to
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
         loss = sum(
-            per_pair_loss("TAL", cosine_similarity(i, t), torch.from_numpy(golden["pids"]), LossSettings()).sum()
-            for i, t in zip(image, text, strict=True)
+            pairwise("TAL").per_pair(cosine_similarity(image[name], text[name]), torch.from_numpy(golden["pids"])).sum()
+            for name in image
         )
     loss.backward()
     return loss.item(), [parameter.grad for parameter in model.parameters()], sum(kept.values())
@@ -260,7 +274,7 @@ def gradients(model: RDE, golden: dict[str, np.ndarray]) -> tuple[float, list[to
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
 def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_bn):
     plain, checkpointed = golden_model(tse_bn).train(), golden_model(tse_bn).train()
-    checkpointed.clip.set_grad_checkpointing(True)
+    checkpointed.backbone.set_grad_checkpointing(True)
     loss, grads, kept = gradients(plain, golden)
     loss_again, grads_again, kept_again = gradients(checkpointed, golden)
     assert loss == loss_again
@@ -275,8 +289,8 @@ def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_
 def test_compiled_blocks_give_the_same_numbers_under_the_same_names(golden, grad_checkpointing):
     plain, compiled = golden_model().train(), golden_model().train()
     names = list(compiled.state_dict())
-    compiled.clip.compile_blocks(backend="aot_eager")  # traced and differentiated, without a C++ compiler
-    compiled.clip.set_grad_checkpointing(grad_checkpointing)
+    compiled.backbone.compile_blocks(backend="aot_eager")  # traced and differentiated, without a C++ compiler
+    compiled.backbone.set_grad_checkpointing(grad_checkpointing)
     assert list(compiled.state_dict()) == names
     for length in (77, 30):
         cut = golden | {"caption_ids": golden["caption_ids"][:, :length]}
@@ -309,9 +323,9 @@ def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
     for length in (77, 30, 12):
         model = golden_model(tse_bn).train()
         text = model.encode_text(ids[:, :length])
-        (text.bge.square().sum() + text.tse.square().sum()).backward()
+        (text["BGE"].square().sum() + text["TSE"].square().sum()).backward()
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        results.append((text.bge, text.tse, grads))
+        results.append((text["BGE"], text["TSE"], grads))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], **TOLERANCE)
 
@@ -323,17 +337,18 @@ def test_a_caption_without_words_is_its_eos_and_disturbs_nobody(golden):
     empty[0, :2] = torch.tensor([510, 511])
     with torch.no_grad():
         alone, among = model.encode_text(ids), model.encode_text(torch.cat([empty, ids]))
-        tokens, _ = model.clip.encode_text(empty, torch.tensor([1]))
-    torch.testing.assert_close(among.tse[1:], alone.tse)
-    torch.testing.assert_close(among.tse[0], slow_tse(model.text_tse, tokens[0], [1]), rtol=1e-4, atol=1e-5)
+        features = model.backbone.encode_text(empty).features
+    torch.testing.assert_close(among["TSE"][1:], alone["TSE"])
+    expected = slow_tse(model.heads["TSE"]["text"], features[0], [1])
+    torch.testing.assert_close(among["TSE"][0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_batch_norm_learns_but_keeps_its_statistics(golden):
     model = golden_model("frozen").train()
-    norm = model.image_tse.mlp[1]
+    norm = model.heads["TSE"]["image"].mlp[1]
     before = norm.running_mean.clone()
     image, _ = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
-    image.tse.sum().backward()
+    image["TSE"].sum().backward()
     assert model.training
     assert torch.equal(norm.running_mean, before)
     assert norm.weight.grad.abs().sum() > 0
@@ -345,20 +360,22 @@ def test_published_names_go_both_ways():
     listed = published.weights("rde")
     unused = {name for name in listed if "bns.1" in name or name.startswith("visul_emb_layer.linear")}
     assert state.keys() == listed.keys() - unused
-    assert (
-        from_published({f"module.{name}": value for name, value in listed.items()}, "").keys()
-        == model.state_dict().keys()
-    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.load_published({f"module.{name}": value for name, value in listed.items()}, "several GPUs' file")
+    for name, value in model.published_state().items():
+        assert torch.equal(value, listed[name]), name
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("base_model.ln_final.bias"), "missing clip.ln_final.bias"),
-        (lambda s: s.update({"base_model.extra": torch.zeros(1)}), "unknown clip.extra"),
+        (lambda s: s.pop("base_model.ln_final.bias"), "missing base_model.ln_final.bias"),
+        (lambda s: s.update({"base_model.extra": torch.zeros(1)}), "unknown base_model.extra"),
         (
             lambda s: s.update({"classifier.weight": torch.zeros(1)}),
-            "file is not an RDE model: unknown classifier",
+            "file does not fit this model: unknown classifier.weight",
         ),
         (lambda s: s.update({"base_model.ln_final.bias": torch.zeros(3)}), r"of another shape .*ln_final.bias \(3,\)"),
     ],

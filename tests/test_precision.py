@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model.encoder import DualEncoder
 from model.precision import PRECISIONS
-from model.rde import RDE
-from solver.losses import LossSettings, cosine_similarity, per_pair_loss, reduce_loss
-from solver.optimizer import OptimizerSettings, build_optimizer
+from model.settings import PrecisionSettings
+from solver.objectives.base import cosine_similarity
+from solver.optimizer import build_optimizer
+from solver.settings import OptimizerSettings
 from tests import published
+from tests.objectives import named, pairwise
 from tests.test_model import golden_model
-from utils.flags import FLAGS
+from utils.settings import FLAGS
 
 pytestmark = pytest.mark.numeric
 
@@ -19,10 +22,10 @@ pytestmark = pytest.mark.numeric
 BOUNDS = {"bf16": 2e-3, "fp16": 3e-4, "fp16_weights": 3e-4}
 
 
-def embed(model: RDE) -> list[torch.Tensor]:
+def embed(model: DualEncoder) -> list[torch.Tensor]:
     golden = published.numbers("model")
     image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
-    return [image.bge, image.tse, text.bge, text.tse]
+    return [*image.values(), *text.values()]
 
 
 def gradients(precision: str) -> tuple[float, dict[str, torch.Tensor]]:
@@ -32,13 +35,15 @@ def gradients(precision: str) -> tuple[float, dict[str, torch.Tensor]]:
     golden = published.numbers("model")
     pids, label = torch.from_numpy(golden["pids"]), torch.from_numpy(golden["label_hat"])
     parts = [cosine_similarity(image_bge, text_bge), cosine_similarity(image_tse, text_tse)]
-    loss = sum(reduce_loss("TAL", per_pair_loss("TAL", s, pids, LossSettings()), label) for s in parts)
+    tal = pairwise("TAL")
+    loss = sum(tal.reduce(tal.per_pair(s, pids), label) for s in parts)
     loss.backward()
     return loss.item(), {name: parameter.grad.float() for name, parameter in model.named_parameters()}
 
 
 def test_the_flag_names_what_the_model_has():
     assert FLAGS["precision"].choices == (*PRECISIONS, "published")
+    assert FLAGS["precision"].owner.endswith(PrecisionSettings.__name__)
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
@@ -65,23 +70,28 @@ def test_the_published_weights_in_float16_and_no_others():
     model = golden_model(precision="fp16_weights")
     float32 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {name for name in float32 if "ln_" not in name and "mlp.1." not in name} == {
-        "clip.positional_embedding",
-        "clip.token_embedding.weight",
-        "clip.visual.class_embedding",
-        "clip.visual.positional_embedding",
+        "backbone.positional_embedding",
+        "backbone.token_embedding.weight",
+        "backbone.visual.class_embedding",
+        "backbone.visual.positional_embedding",
     }
     halves = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16}
-    assert {"clip.text_projection", "clip.visual.proj", "clip.visual.conv1.weight", "image_tse.fc.bias"} <= halves
+    assert {
+        "backbone.text_projection",
+        "backbone.visual.proj",
+        "backbone.visual.conv1.weight",
+        "heads.TSE.image.fc.bias",
+    } <= halves
     assert not [name for name in halves if "ln_" in name]
 
 
 def test_adam_keeps_the_types_of_the_weights_and_steps():
     model = golden_model(precision="fp16_weights").train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings(lr=1e-3))
+    optimizer = build_optimizer(*named(model), OptimizerSettings(lr=1e-3))
     sum(part.square().sum() for part in embed(model)).backward()
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert optimizer.state[parameter]["exp_avg_sq"].dtype == parameter.dtype
         assert torch.isfinite(parameter).all(), name
-    assert not torch.equal(before["clip.visual.proj"], model.clip.visual.proj)
+    assert not torch.equal(before["backbone.visual.proj"], model.backbone.visual.proj)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.clip import CLIP
+from model.backbones.clip import Clip
 from model.pretrained import read_clip
 from tools import pretrain_tiny
 
@@ -48,14 +48,14 @@ def test_an_interrupt_leaves_nothing_and_an_older_file_as_it_was(tmp_path, monke
 
 def test_the_cone_narrows_cosines_and_brings_the_modalities_together():
     torch.manual_seed(0)
-    model = CLIP(pretrain_tiny.CONFIG)
+    model = Clip(pretrain_tiny.CONFIG)
     images, ids = torch.randn(12, 3, 56, 56), torch.randint(1, 1000, (12, 9))
     ids[:, -1] = 49407
 
     @torch.no_grad()
     def cosines() -> torch.Tensor:
-        image = model.encode_image(images)[0][:, 0]
-        text = model.encode_text(ids, torch.full((12,), 8))[0][:, 8]
+        image = model.encode_image(images).features[:, 0]
+        text = model.encode_text(ids).features[:, 8]
         return F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
 
     before = cosines()

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from model import pretrained
+from model.backbones.clip_config import read_config
 from model.pretrained import BUILT_IN, read_clip
-from model.weights import build_model, read_config
+from model.weights import build_model
 from tests import published
 from utils.download import DownloadError, fetch
 from utils.errors import WeightsError
-
-SIZES = {"image_size": (96, 32), "stride": 8, "text_length": 77, "vocab_size": 512}
-TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max", "precision": "fp32"}
+from utils.settings import Options
 
 
 def expected() -> dict[str, torch.Tensor]:
@@ -42,10 +41,11 @@ def test_plain_state_dicts_are_read(tmp_path):
     published.write_clip_config(tmp_path / "clip.json")
     assert_read(tmp_path / "clip.pt")
     assert_read(tmp_path / "clip.safetensors")
-    model = build_model(str(tmp_path / "clip.pt"), **SIZES, **TSE)
-    torch.testing.assert_close(model.clip.visual.conv1.weight.data, expected()["visual.conv1.weight"])
-    assert model.clip.visual.positional_embedding.shape == (49, 64)
-    assert model.clip.visual.positional_embedding.dtype == torch.float32
+    options = Options(pretrain_choice=str(tmp_path / "clip.pt"), img_size=(96, 32), stride_size=8, vocab_size=512)
+    model = build_model(options.of)
+    torch.testing.assert_close(model.backbone.visual.conv1.weight.data, expected()["visual.conv1.weight"])
+    assert model.backbone.visual.positional_embedding.shape == (49, 64)
+    assert model.backbone.visual.positional_embedding.dtype == torch.float32
 
 
 class Archived(torch.nn.Module):

@@ -13,16 +13,19 @@ import yaml
 
 import train as training_root
 from datasets import loaders, noise
-from processor import run
-from solver.ccd import COARSE, FINE, mixture_settings
-from solver.schedule import ScheduleSettings, learning_rate
+from options import build_parser, resolve
+from solver.correspondence import ccd
+from solver.correspondence.base import Facts
+from solver.schedule import learning_rate
+from solver.settings import ScheduleSettings
 from tests import datasets_on_disk
 from tests.test_training import SMALL
 from utils.errors import UserError
-from utils.flags import FLAGS, WITHOUT_EFFECT
-from utils.options import build_parser, parse, resolve
+from utils.options import parse
+from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_EFFECT = {name for name, flag in FLAGS.items() if flag.idle}
 # As the published script starts it, with its defaults.
 PUBLISHED_COMMAND = """--noisy_rate 0.0 --noisy_file ./noiseindex/CUHK-PEDES_0.0.npy --name RDE --img_aug --txt_aug
 --batch_size 64 --select_ratio 0.3 --tau 0.015 --root_dir /data --output_dir run_logs --margin 0.1
@@ -66,7 +69,7 @@ def test_the_published_scripts_own_command_is_taken():
 def test_at_rate_0_no_noise_file_is_looked_at(tmp_path):
     found = noise.find_noise("CUHK-PEDES", 50, 0.0, "./noiseindex/CUHK-PEDES_0.0.npy")
     np.testing.assert_array_equal(found.permutation, np.arange(50))
-    assert found.told == "none, at rate 0 --noisy_file is not read"
+    assert found.summary == "none, at rate 0 --noisy_file is not read"
     with pytest.raises(UserError, match="can't be read"):
         noise.find_noise("CUHK-PEDES", 50, 0.1, str(tmp_path / "none.npy"))
 
@@ -95,7 +98,7 @@ def test_run_rde_sh_trains_real_data_clean_unless_told_otherwise(tmp_path):
 @pytest.mark.parametrize("schedule", ["cosine", "step", "exp", "poly", "linear"])
 def test_a_run_may_end_within_its_warm_up(schedule):
     options = options_of(f"--num_epoch 3 --lrscheduler {schedule}")
-    settings = ScheduleSettings(**{name: options[name] for name in ScheduleSettings.__dataclass_fields__})
+    settings = options.of(ScheduleSettings)
     rates = [learning_rate(1.0, epoch, settings) for epoch in range(3)]
     assert rates == pytest.approx([0.1, 0.28, 0.46])
 
@@ -109,8 +112,8 @@ def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_p
         training_root.main([*shared, str(tmp_path / name), *more])
         (runs[name],) = tmp_path.glob(f"{name}/*/*")
     configs = {name: yaml.safe_load((folder / "configs.yaml").read_text()) for name, folder in runs.items()}
-    assert WITHOUT_EFFECT.keys() <= configs["flags"].keys()
-    assert configs["file"].keys() == configs["flags"].keys() == configs["plain"].keys() | WITHOUT_EFFECT.keys()
+    assert configs["flags"].keys() >= WITHOUT_EFFECT
+    assert configs["file"].keys() == configs["flags"].keys() == configs["plain"].keys() | WITHOUT_EFFECT
     logs = {name: (folder / "train_log.txt").read_text() for name, folder in runs.items()}
     assert "without effect" not in logs["plain"]
     for name in ("flags", "file"):
@@ -133,7 +136,13 @@ def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_p
 def test_mistakes_in_flags_without_effect_are_one_line(command, message):
     with pytest.raises(UserError, match=message):
         options_of(command)
-    assert not WITHOUT_EFFECT.keys() & FLAGS.keys()
+    assert {
+        "lr_factor",
+        "cmt_depth",
+        "masked_token_rate",
+        "masked_token_unchanged_rate",
+        "local_rank",
+    } == WITHOUT_EFFECT
 
 
 def test_configurations_say_how_the_papers_best_was_chosen_and_whose_failure_fail_was():
@@ -154,10 +163,10 @@ def test_rstpreid_given_as_a_file_has_its_fine_mixtures(tmp_path):
     own = datasets_on_disk.write(tmp_path, "RSTPReid")
     renamed = own.rename(own.with_name("my_captions.json"))
     for name in ("RSTPReid", str(own), str(renamed), "elsewhere/data_captions.json"):
-        assert mixture_settings("published", 0.2, name) == FINE
-        assert mixture_settings("coarse", 0.2, name) == COARSE
+        assert ccd.choose_fit("published", Facts(1, 0.2, name)) == ccd.FINE
+        assert ccd.choose_fit("coarse", Facts(1, 0.2, name)) == ccd.COARSE
     for name in ("CUHK-PEDES", "/data/CUHK-PEDES/reid_raw.json", "/data/mine.json"):
-        assert mixture_settings("published", 0.2, name) == COARSE
+        assert ccd.choose_fit("published", Facts(1, 0.2, name)) == ccd.COARSE
 
 
 @pytest.mark.parametrize("seed", [1, 2**40])
@@ -169,13 +178,13 @@ def test_the_division_has_a_random_stream_of_its_own(seed):
 
     keys = {(seed, 3, purpose, pair) for purpose in (loaders.SCORING, loaders.TRAINING) for pair in range(100)}
     keys |= {(seed, 3, loaders._ORDER, purpose) for purpose in (loaders.SCORING, loaders.TRAINING)}
-    assert drawn(seed, 3, run.DIVISION) not in {drawn(*key) for key in keys}
+    assert drawn(seed, 3, ccd._PURPOSE) not in {drawn(*key) for key in keys}
     assert len({drawn(*key) for key in keys}) == len(keys)
 
 
 def test_the_division_is_drawn_from_that_stream(tmp_path, monkeypatch):
-    keys, divide = [], run.divide
-    monkeypatch.setattr(run, "divide", lambda *arguments: keys.append(arguments[-1]) or divide(*arguments))
+    keys, divide = [], ccd.divide
+    monkeypatch.setattr(ccd, "divide", lambda *arguments: keys.append(arguments[-1]) or divide(*arguments))
     datasets_on_disk.write(tmp_path, "ICFG-PEDES")
     more = [
         "--dataset_name",
@@ -189,4 +198,4 @@ def test_the_division_is_drawn_from_that_stream(tmp_path, monkeypatch):
         "0",
     ]
     training_root.main([*more, "--output_dir", str(tmp_path / "logs"), "--seed", "7"])
-    assert keys == [(7, 0, run.DIVISION), (7, 1, run.DIVISION)]
+    assert keys == [(7, 0, ccd._PURPOSE), (7, 1, ccd._PURPOSE)]

@@ -32,8 +32,7 @@ from tools.reproduce.report import CHOICES
 from tools.reproduce.tables import CONFIGS, TABLES
 from utils.errors import UserError
 from utils.options import read_config
-from utils.records import read_records
-from utils.runs import hold, is_locked, lock
+from utils.run_folder import RunFolder, hold, read_records
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 
@@ -220,17 +219,20 @@ def test_runs_that_other_flags_made_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
+def test_a_run_that_is_still_going_on_is_reported(tmp_path, small):
     command = ["--table", "figure6", "--row", "0.1", "--output_dir", str(tmp_path), *small]
     (row,) = reproduce.select("figure6", "0.1", "SynthPEDES", None)
     run_dir = tmp_path / row.slug / "seed1/RSTPReid/20260101_000000_RDE_TAL"
     run_dir.mkdir(parents=True)
     more = small[small.index("--") + 1 :]
     run = runs.Run(row, 1, tmp_path / row.slug / "seed1", small[1], tuple(more))
-    options = runs.resolve(runs.parse(runs.build_parser(""), run.arguments))
+    options = runs.resolve(runs.parse("", run.arguments))
     (run_dir / "configs.yaml").write_text(json.dumps(options))
     (run_dir / "last.pth").touch()
-    with lock(run_dir), pytest.raises(UserError, match=r"1 of the runs failed or could not start.* another process"):
+    with (
+        RunFolder(run_dir).lock(),
+        pytest.raises(UserError, match=r"1 of the runs failed or could not start.* another process"),
+    ):
         reproduce.main(command)
     with (
         hold(tmp_path / row.slug / "seed1", ""),
@@ -241,7 +243,7 @@ def test_a_run_that_is_still_going_on_is_told(tmp_path, small):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_runs_that_fail_are_told_and_the_others_run(tmp_path, small, capsys):
+def test_runs_that_fail_are_reported_and_the_others_run(tmp_path, small, capsys):
     """TRL's folder is in the way as a file."""
     (tmp_path / "SynthPEDES/figure3").mkdir(parents=True)
     (tmp_path / "SynthPEDES/figure3/trl").touch()
@@ -254,8 +256,8 @@ def test_runs_that_fail_are_told_and_the_others_run(tmp_path, small, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_is_continued_and_no_test_in_between_counts(tmp_path, small, capsys):
-    """Two seeds; the first is killed in its second epoch, and tested by hand before it is continued."""
+def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path, small, capsys):
+    """Two seeds; the first is killed in its second epoch, and tested by hand before it is resumed."""
     more = small[small.index("--") + 1 :]
     more += ["--num_epoch", "6"]  # it must not end before it is killed
     command = ["--table", "figure6", "--row", "0.5", "--seeds", "2", "--dataset", "SynthPEDES", "--output_dir"]
@@ -275,7 +277,7 @@ def test_a_run_that_is_killed_is_continued_and_no_test_in_between_counts(tmp_pat
         )
     (run_dir,) = (path.parent for path in found)
     os.kill(int(_holder(seed1)), signal.SIGKILL)
-    while is_locked(run_dir):  # the kill takes effect later
+    while RunFolder(run_dir).is_locked():  # the kill takes effect later
         assert time.monotonic() < deadline
         time.sleep(0.05)
     epochs = len(read_records(run_dir / "metrics.jsonl"))

@@ -24,15 +24,17 @@ from benchmarks import search as measure
 from datasets.augmentation import normalise
 from datasets.images import read_image
 from datasets.tokenizer import Tokenizer
-from solver.losses import cosine_similarity
+from solver.objectives.base import cosine_similarity
 from tests.galleries import SIZE, Gallery, write_bomb, write_gallery, write_large, write_run
 from tools import export
 from tools.loading import load_run
 from tools.search import __main__ as search
 from tools.search import files
+from tools.search.encode import Encoder
 from tools.search.engines import Exact, Faiss, best_first
-from tools.search.results import CELL, thumbnail
+from tools.search.results import CELL, table, thumbnail
 from tools.search.rows import About, Row, Stamp
+from tools.search.search import Hit
 from tools.search.store import open_or_create_store, open_store, writing
 from utils.errors import UserError
 
@@ -78,8 +80,11 @@ def oracle(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.nda
             for p in paths
         ]
         texts = [model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[p]])).long()) for p in paths]
-    parts = [cosine_similarity(torch.cat(t), torch.cat(i)).numpy() for t, i in zip(zip(*texts), zip(*images))]
-    return paths, {"BGE": parts[0], "TSE": parts[1], "BGE+TSE": (parts[0] + parts[1]) / 2}
+    parts = {
+        name: cosine_similarity(torch.cat([t[name] for t in texts]), torch.cat([i[name] for i in images])).numpy()
+        for name in ("BGE", "TSE")
+    }
+    return paths, parts | {"BGE+TSE": (parts["BGE"] + parts["TSE"]) / 2}
 
 
 @pytest.mark.numeric
@@ -153,7 +158,7 @@ def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(ru
     assert changed == {Path("camera 0/00.jpg"), Path("new.png.jpg"), Path("camera 2/02.jpg")}
 
 
-def test_what_is_no_picture_is_listed_and_passed_over(run_dir, gallery, tmp_path, capsys):
+def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, capsys):
     folder, pictures = tmp_path / "index", tmp_path / "pictures"
     pictures.mkdir()
     shutil.copy(gallery.folder / "camera 0/00.jpg", pictures / "<img src=x onerror=alert(1)>.jpg")
@@ -168,16 +173,16 @@ def test_what_is_no_picture_is_listed_and_passed_over(run_dir, gallery, tmp_path
     index(run_dir, pictures, folder)
     told = capsys.readouterr().out
     assert "3 images of" in told
-    passed_over = (folder / "passed_over.txt").read_text().splitlines()
-    assert {line.split(": ")[0] for line in passed_over} == {
+    skipped = (folder / "skipped.txt").read_text().splitlines()
+    assert {line.split(": ")[0] for line in skipped} == {
         "letter.jpg", "cut.jpg", "empty.png", "bomb.png", "notes.txt"
     }  # fmt: skip
-    assert "passed over 5 files" in told
-    assert any(line.startswith("bomb.png: ") and "pixels" in line for line in passed_over)
-    assert not [line for line in passed_over if str(pictures) in line], "a path is told once, from the gallery"
+    assert "skipped 5 files" in told
+    assert any(line.startswith("bomb.png: ") and "pixels" in line for line in skipped)
+    assert not [line for line in skipped if str(pictures) in line], "a path is told once, from the gallery"
     index(run_dir, pictures, folder)
     assert "0 of them new or changed" in (told := capsys.readouterr().out)
-    assert "passed over 5 files" in told, "they are told again, but not read again"
+    assert "skipped 5 files" in told, "they are listed again, but not read again"
     search.main(["query", "<script>alert(1)</script>", "--index", str(folder)])
     told = capsys.readouterr().out
     assert "\N{REPLACEMENT CHARACTER}" not in told.split("not utf-8")[0]
@@ -422,7 +427,7 @@ def test_an_index_without_a_readable_picture_is_told(run_dir, tmp_path):
         ("index.json", lambda content: content[:0]),
         ("index.json", lambda content: content[:-9]),
         ("index.json", lambda content: content.replace(b'"format": 3', b'"format": 4')),
-        ("index.json", lambda content: content.replace(b'"width": ', b'"width": 9')),
+        ("index.json", lambda content: content.replace(b'"TSE": ', b'"TSE": 9')),
         ("index.json", lambda content: content.replace(b'"fingerprint"', b'"finger"')),
         ("*.npy", lambda content: content[:-9]),
         ("*.jsonl", lambda content: content.split(b"\n", 1)[1]),
@@ -451,7 +456,50 @@ def test_an_older_versions_index_is_made_again(run_dir, gallery, tmp_path):
     assert not (tmp_path / "index.sqlite").exists()
 
 
-ABOUT = About(Path("gallery"), Path("run"), Path("run/best.pth"), "fingerprint", 16, 8)
+ABOUT = About(Path("gallery"), Path("run"), Path("run/best.pth"), "fingerprint", {"BGE": 8, "TSE": 8})
+
+
+def test_an_index_from_before_embeddings_had_names_is_searched(run_dir, gallery, indexed, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(indexed, folder)
+    manifest = json.loads((folder / "index.json").read_text())
+    widths = manifest["about"].pop("widths")
+    assert widths == {"BGE": 256, "TSE": 1024}
+    manifest["about"] |= {"width": 1280, "bge_width": 256}
+    (folder / "index.json").write_text(json.dumps(manifest))
+    assert open_store(folder).about == open_store(indexed).about
+    for similarity in ("BGE", "TSE", "BGE+TSE"):
+        found = []
+        for of in (indexed, folder):
+            command = ["query", "a man", "--index", str(of), "--similarity", similarity]
+            search.main([*command, "--out", str(tmp_path / "found")])
+            found.append(json.loads((tmp_path / "found.json").read_text()))
+        new, old = found
+        assert old == new
+        assert list(old[0]["results"][0]) == ["rank", "score", "bge", "tse", "file"]
+    index(run_dir, gallery.folder, folder)
+    assert open_store(folder).about.widths == widths
+
+
+def test_vectors_of_any_embeddings_are_weighed_and_scored():
+    """Three by hand: [a, b, c]/√3, whose inner product is the mean of the cosines."""
+    encoder = object.__new__(Encoder)
+    encoder.widths, encoder.similarities = {"A": 2, "B": 3, "C": 4}, ["A", "B", "C", "A+B+C"]
+    rng = np.random.default_rng(0)
+    parts = [[unit(rng.standard_normal((1, width))) for width in encoder.widths.values()] for _ in range(2)]
+    query, image = (np.concatenate(of, axis=1) / 3**0.5 for of in parts)
+    cosines = [float((q @ i.T)[0, 0]) for q, i in zip(*parts, strict=True)]
+    for name, cosine in zip(encoder.similarities, [*cosines, sum(cosines) / 3], strict=True):
+        assert encoder.weigh(query, name) @ image[0] == pytest.approx(cosine)
+    assert encoder.similarity(None) == "A+B+C"
+    with pytest.raises(UserError, match=r"--similarity TSE: choose from A, B, C, A\+B\+C"):
+        encoder.similarity("TSE")
+    hit = Hit(1, 0.5, dict(zip("ABC", cosines, strict=True)), Path("a.jpg"))
+    assert list(hit.asdict()) == ["rank", "score", "a", "b", "c", "file"]
+    assert " A " in table("a man", [hit]).splitlines()[2]
+    about = ABOUT._replace(widths=encoder.widths)
+    assert (about.width, about.layout) == (9, "[a, b, c] / sqrt(3)")
+    assert About.from_json(about.to_json()) == about
 
 
 def test_many_batches_are_merged_and_the_latest_counts(tmp_path, monkeypatch):
@@ -553,8 +601,8 @@ def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, tmp_p
     paths, expected = oracle(run_dir, gallery)
     model = load_run(run_dir, torch.device("cpu")).model
     with torch.no_grad():
-        bge, tse = model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[paths[5]]])).long())
-    query = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in (bge, tse)], dim=1)[0].numpy() / 2**0.5
+        text = model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[paths[5]]])).long())
+    query = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in text.values()], dim=1)[0].numpy() / 2**0.5
     for line, score in zip(lines, vectors @ query, strict=True):
         position = paths.index(Path(line["file"]).relative_to(gallery.folder).as_posix())
         assert score == pytest.approx(expected["BGE+TSE"][5, position], abs=1e-5)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from model.names import to_published
-from solver import ccd
-from solver.optimizer import OptimizerSettings, build_optimizer
-from solver.schedule import SCHEDULES, ScheduleSettings, learning_rate, set_learning_rates
+from solver.correspondence import ccd
+from solver.correspondence.base import Facts
+from solver.optimizer import build_optimizer
+from solver.schedule import learning_rate, set_learning_rates
+from solver.settings import SCHEDULES, OptimizerSettings, ScheduleSettings
 from tests import published
+from tests.objectives import named
 from tests.test_model import golden_model
 from utils.errors import UserError
 
@@ -24,14 +26,15 @@ OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
 
 def test_every_parameter_has_the_published_rate_and_decay():
     model = golden_model("frozen")
-    optimizer = build_optimizer(model, model.new_parameters(), OptimizerSettings())
+    optimizer = build_optimizer(*named(model), OptimizerSettings())
     assert optimizer.defaults["eps"] == OPTIM["adam"]["eps"]
     assert list(optimizer.defaults["betas"]) == OPTIM["adam"]["betas"]
     of_parameter = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    named = to_published(dict(model.named_parameters()))
+    names = model.published_names()
+    published_names = {names[name]: parameter for name, parameter in model.named_parameters()}
     unused = {name for name in OPTIM["groups"] if "bns.1" in name or name.startswith("visul_emb_layer.linear")}
-    assert named.keys() == OPTIM["groups"].keys() - unused
-    for name, parameter in named.items():
+    assert published_names.keys() == OPTIM["groups"].keys() - unused
+    for name, parameter in published_names.items():
         expected = OPTIM["groups"][name]
         group = of_parameter[id(parameter)]
         assert (group["lr"], group["weight_decay"]) == (expected["lr"], expected["weight_decay"]), name
@@ -45,7 +48,7 @@ def test_a_first_step_that_the_loss_scaler_leaves_out_leaves_nothing(name, monke
     monkeypatch.setattr(torch, "empty_like", garbage)
     layer = torch.nn.Linear(8, 1, bias=False)
     start, scaler = layer.weight.detach().clone(), GradScaler("cpu", init_scale=2.0**16)
-    optimizer = build_optimizer(layer, set(), OptimizerSettings(optimizer=name, lr=1e-2))
+    optimizer = build_optimizer(dict(layer.named_parameters()), {}, OptimizerSettings(optimizer=name, lr=1e-2))
     for overflows in (True, False):
         optimizer.zero_grad()
         scaler.scale(layer(torch.ones(1, 8)).sum()).backward()
@@ -97,15 +100,15 @@ def mixed_losses(seed: int, clean: int = 700, noisy: int = 300) -> tuple[np.ndar
 def test_agreement_decides_and_disagreement_is_a_coin():
     bge, truly_clean = mixed_losses(0)
     tse = np.roll(bge, 150)  # the votes differ on 300 pairs
-    first, again, other = (ccd.divide(bge, tse, ccd.FINE, (1, epoch)) for epoch in (0, 0, 1))
-    agreed = first.bge.clean == first.tse.clean
-    np.testing.assert_array_equal(first.label[agreed], first.bge.clean[agreed])
+    first, again, other = (ccd.divide({"BGE": bge, "TSE": tse}, ccd.FINE, (1, epoch)) for epoch in (0, 0, 1))
+    agreed = first.votes["BGE"].clean == first.votes["TSE"].clean
+    np.testing.assert_array_equal(first.weight[agreed], first.votes["BGE"].clean[agreed])
     for division in (first, other):
-        assert 0.35 < division.label[~agreed].mean() < 0.65
-    np.testing.assert_array_equal(first.label, again.label)
-    assert (first.label != other.label).any()
+        assert 0.35 < division.weight[~agreed].mean() < 0.65
+    np.testing.assert_array_equal(first.weight, again.weight)
+    assert (first.weight != other.weight).any()
     report = first.report(truly_clean)
-    clean = first.bge.clean & first.tse.clean
+    clean = first.votes["BGE"].clean & first.votes["TSE"].clean
     assert report["clean"] == clean.sum()
     assert report["uncertain"] == (~agreed).sum()
     assert report["clean"] + report["noisy"] + report["uncertain"] == 1000
@@ -115,7 +118,7 @@ def test_agreement_decides_and_disagreement_is_a_coin():
 
 def test_separated_losses_are_divided_rightly():
     loss, truly_clean = mixed_losses(1)
-    report = ccd.divide(loss, loss, ccd.FINE, (1, 0)).report(truly_clean)
+    report = ccd.divide({"BGE": loss, "TSE": loss}, ccd.FINE, (1, 0)).report(truly_clean)
     assert report["precision"] > 0.99
     assert report["recall"] > 0.95
     assert report["uncertain"] == 0
@@ -123,14 +126,14 @@ def test_separated_losses_are_divided_rightly():
 
 def test_constant_losses_are_all_clean():
     constant = np.full(50, 0.3, np.float32)
-    division = ccd.divide(constant, constant, ccd.COARSE, (1, 0))
-    assert (division.label == 1).all()
+    division = ccd.divide({"BGE": constant, "TSE": constant}, ccd.COARSE, (1, 0))
+    assert (division.weight == 1).all()
     assert division.report(np.ones(50, bool))["recall"] == 1
 
 
 def test_where_no_noise_is_seen_about_one_percent_is_called_noisy():
     loss = np.random.default_rng(0).normal(0.5, 0.1, 1000).astype(np.float32)
-    blunt = ccd.MixtureSettings(max_iter=1, tol=1e-2, reg_covar=1.0)
+    blunt = ccd.Fit(max_iter=1, tol=1e-2, reg_covar=1.0)
     vote = ccd.vote(loss, blunt, seed=0)
     assert vote.clean_probability.min() > 0.5
     assert (~vote.clean).sum() == 1000 // 100 + 1, "those up to position N // 100 of the sorted probabilities"
@@ -142,7 +145,7 @@ def test_a_pair_without_a_loss_is_named(bad):
     loss, _ = mixed_losses(0)
     loss[17] = bad
     with pytest.raises(UserError, match="1 of 1000 pairs have no finite loss, the first is pair 17"):
-        ccd.divide(loss, loss, ccd.COARSE, (1, 0))
+        ccd.divide({"BGE": loss, "TSE": loss}, ccd.COARSE, (1, 0))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,7 @@ def test_a_pair_without_a_loss_is_named(bad):
     [(0.2, "CUHK-PEDES", ccd.COARSE), (0.5, "CUHK-PEDES", ccd.FINE), (0.0, "RSTPReid", ccd.FINE)],
 )
 def test_the_published_rule_chooses_the_mixture(noisy_rate, dataset_name, expected):
-    assert ccd.mixture_settings("published", noisy_rate, dataset_name) == expected
-    assert ccd.mixture_settings("coarse", noisy_rate, dataset_name) == ccd.COARSE
-    assert ccd.mixture_settings("fine", noisy_rate, dataset_name) == ccd.FINE
+    facts = Facts(1, noisy_rate, dataset_name)
+    assert ccd.choose_fit("published", facts) == expected
+    assert ccd.choose_fit("coarse", facts) == ccd.COARSE
+    assert ccd.choose_fit("fine", facts) == ccd.FINE

@@ -21,8 +21,9 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.amp import GradScaler
 
+import assembly
+import options as training_options
 import test as evaluation_root
 import train as training_root
 from benchmarks.kill_resume import without_clock as records
@@ -32,17 +33,23 @@ from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model.weights import model_from_checkpoint
-from processor import epoch, progress
+from processor import epoch, state
+from processor.history import read_history
 from processor.metrics import retrieval_metrics
-from solver.losses import LossSettings, cosine_similarity
-from solver.optimizer import OptimizerSettings, build_optimizer
+from processor.settings import LoopSettings
+from processor.state import TrainState
+from solver.objectives.base import cosine_similarity
 from tests import datasets_on_disk, published
+from tests.objectives import state_of
 from tests.test_model import golden_model
-from utils import options as training_options
+from tools import export
+from tools.audit import __main__ as audit
+from tools.search import __main__ as search
 from utils.checkpoints import load_checkpoint
 from utils.errors import UserError
-from utils.flags import FLAGS
-from utils.runs import lock
+from utils.options import defaults, parse
+from utils.run_folder import RunFolder
+from utils.settings import FLAGS, Options
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 
@@ -142,7 +149,7 @@ def test_the_records_hold_what_is_promised(trained):
 @pytest.mark.slow
 def test_the_config_holds_every_flag_and_can_be_read_back(trained):
     config = yaml.safe_load((trained[0] / "configs.yaml").read_text())
-    assert set(FLAGS) <= config.keys()
+    assert {name for name, flag in FLAGS.items() if not flag.idle} <= config.keys()
     assert len(config["_run_"]["noise_index"]["sha256"]) == 64
     assert training_options.resolve({"config": str(trained[0] / "configs.yaml")}).img_size == (96, 32)
 
@@ -185,23 +192,17 @@ def test_the_share_of_its_time_that_an_epoch_waits_for_data(monkeypatch):
                 passing(3)
                 yield batch
 
-    def step(*_: object) -> torch.Tensor:
+    def step(*_: object) -> dict[str, torch.Tensor]:
         passing(1)
-        return torch.ones(2)
+        return {"BGE": torch.ones(()), "TSE": torch.ones(())}
 
     monkeypatch.setattr(epoch.time, "perf_counter", lambda: seconds)
     monkeypatch.setattr(epoch, "backward", step)
     layer = torch.nn.Linear(1, 1)
-    batch = SimpleNamespace(images=torch.zeros(1), pairs=torch.tensor([0, 1]))
-    result = epoch.train_epoch(
-        layer,
-        torch.optim.SGD(layer.parameters()),
-        GradScaler("cpu", enabled=False),
-        Batches([batch] * 5),
-        *(np.ones(2, np.float32), "TAL", LossSettings()),
-        trained="BGE+TSE",
-        log_period=5,
-    )
+    batch = SimpleNamespace(pids=torch.zeros(2), pairs=torch.tensor([0, 1]))
+    optimizer, scaler = torch.optim.SGD(layer.parameters()), torch.amp.GradScaler("cpu", enabled=False)
+    whole = TrainState(layer, None, optimizer, scaler, None)
+    result = epoch.train_epoch(whole, Batches([batch] * 5), np.ones(2, np.float32), LoopSettings(log_period=5))
     assert result.data_wait_share == pytest.approx(0.75)
     assert result.pairs_per_second == pytest.approx(10 / 20)
 
@@ -233,7 +234,7 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     assert not (run_dir / "test_metrics.json").exists(), "it was killed, and had not ended"
     training_root.main(["--resume", "--output_dir", str(tmp_path), "--num_workers", "0"])
     assert records(run_dir) == records(trained[0])
-    assert "Continuing after epoch" in (run_dir / "train_log.txt").read_text()
+    assert "Resuming after epoch" in (run_dir / "train_log.txt").read_text()
     metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
     assert metrics[0] == metrics[1]
     assert histories(run_dir) == histories(trained[0])
@@ -247,7 +248,7 @@ def train_killed_and_continued(
     given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch, epoch: int = 2, name: str = "last.pth"
 ) -> None:
     """Train, die while an epoch's checkpoint is written, and go on."""
-    save, saved = progress.save_checkpoint, []
+    save, saved = state.save_checkpoint, []
 
     def dies(content, file):
         if content["epoch"] == epoch and file.name == name and not saved:
@@ -256,7 +257,7 @@ def train_killed_and_continued(
             raise Killed
         save(content, file)
 
-    monkeypatch.setattr(progress, "save_checkpoint", dies)
+    monkeypatch.setattr(state, "save_checkpoint", dies)
     with contextlib.suppress(Killed):
         training_root.main(given)
     assert saved
@@ -288,7 +289,7 @@ def test_from_an_older_copy_the_best_is_chosen_anew(trained, tmp_path):
     last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pth", "best.pth"))
     assert best["epoch"] == last["best_epoch"] == 3
     torch.testing.assert_close(best["model"], last["model"], rtol=0, atol=0)
-    assert "best.pth is of epoch 3, not 1: the best is chosen anew" in (run_dir / "train_log.txt").read_text()
+    assert "best.pth is of epoch 3, not 1: the best is chosen again" in (run_dir / "train_log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -315,12 +316,12 @@ def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
     metrics = json.loads((run_dir / "test_metrics.json").read_text())["best.pth"]
 
     model = golden_model("frozen").eval()
-    model.clip.token_embedding.weight = torch.nn.Parameter(weights["module.base_model.token_embedding.weight"])
+    model.backbone.token_embedding.weight = torch.nn.Parameter(weights["module.base_model.token_embedding.weight"])
     split = read_splits("RSTPReid", tmp_path, ["test"])["test"]
     images = torch.from_numpy(np.stack([read_image(path, (96, 32)) for path in split.images]))
     with torch.no_grad():
         image, text = model(normalise(images), torch.from_numpy(Tokenizer()(split.captions)).long())
-    s = (cosine_similarity(text.bge, image.bge) + cosine_similarity(text.tse, image.tse)) / 2
+    s = (cosine_similarity(text["BGE"], image["BGE"]) + cosine_similarity(text["TSE"], image["TSE"])) / 2
     expected = retrieval_metrics(s, torch.from_numpy(split.caption_pids), torch.from_numpy(split.image_pids))
     assert metrics["BGE+TSE"] == pytest.approx(expected, abs=1e-3)
 
@@ -339,14 +340,15 @@ def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
     text = "img_size: !!python/tuple\n- 96\n- 32\nstride_size: 8\nselect_ratio: 0.3\nlocal_rank: 0\nlr: 1.0e-05\n"
     (tmp_path / "configs.yaml").write_text(text)
     with pytest.raises(UserError, match=r"--vocab_size 49408: .*best.pth was made for 512"):
-        model_from_checkpoint(tmp_path / "best.pth", training_options.resolve_run(tmp_path / "configs.yaml", {}))
+        model_from_checkpoint(tmp_path / "best.pth", training_options.resolve_run(tmp_path / "configs.yaml", {}).of)
     (tmp_path / "configs.yaml").write_text(text + "vocab_size: 512\n")
     options = training_options.resolve_run(tmp_path / "configs.yaml", {})
-    model = model_from_checkpoint(tmp_path / "best.pth", options).eval()
+    model = model_from_checkpoint(tmp_path / "best.pth", options.of).eval()
     golden = published.numbers("model")
     with torch.no_grad():
         image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
-    found = {"image_bge": image.bge, "image_tse": image.tse, "text_bge": text.bge, "text_tse": text.tse}
+    found = {f"image_{name.lower()}": value for name, value in image.items()}
+    found |= {f"text_{name.lower()}": value for name, value in text.items()}
     for name, value in found.items():
         np.testing.assert_allclose(value.numpy(), golden[f"eval.{name}"], rtol=1e-4, atol=1e-5, err_msg=name)
 
@@ -374,7 +376,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         "--dataset_name",
         "SynthPEDES",
     ]
-    options = training_options.parse(training_options.build_parser(""), argv[1:])
+    options = parse(training_options.build_parser(""), argv[1:])
     assert options["name"] == "a b'c"
     assert options["root_dir"] == "my data"
     assert options["tau"] == 0.5, "later arguments win"
@@ -393,8 +395,9 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     [
         (["--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
         (["--dataset_name", "MARS"], "--dataset_name MARS: choose from CUHK-PEDES"),
+        (["--loss_names", "TAL+TAL"], "--loss_names TAL+TAL: an objective is named twice"),
         (["--loss_names", "TALL"], "'TALL' is not one of TAL, TRL, TRL-S, InfoNCE, SDM"),
-        (["--loss_names", "TAL+id+mlm"], "'id+mlm' is no label"),
+        (["--loss_names", "TAL+id+mlm"], "'id' is not one of TAL, TRL, TRL-S, InfoNCE, SDM, nor is it a label"),
         (["--sampler", "rando"], "--sampler rando: choose from random, identity"),
         (["--optimizer", "Lion"], "--optimizer Lion: choose from Adam, SGD, AdamW"),
         (["--tau", "0"], "--tau 0.0: must be above 0"),
@@ -421,9 +424,9 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--grad_accum", "2", "--tse_bn", "batch"], "--grad_accum 2: with --tse_bn batch the whole batch must be"),
         (["--milestones", "50", "20"], "--milestones 50 20: must increase"),
         (["--seed", "99999999999999999999"], "--seed 99999999999999999999: must be"),
-        (["--resume", "--config", "x.yaml"], "--config: a run is continued with its own configuration"),
+        (["--resume", "--config", "x.yaml"], "--config: a run is resumed with its own configuration"),
         (["--resume", "a", "--resume_ckpt_file", "b"], "--resume_ckpt_file: give it, or a folder with --resume"),
-        (["--resume", "/nowhere"], "no checkpoint /nowhere/last.pth to continue from"),
+        (["--resume", "/nowhere"], "no checkpoint /nowhere/last.pth to resume from"),
         (["--resume_ckpt_file", "/nowhere/last.pth"], "no checkpoint /nowhere/last.pth"),
     ],
 )
@@ -460,7 +463,7 @@ def test_mistakes_in_a_configuration_are_one_line(tmp_path, text, message):
 def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 1e-3\nname: a\ntau: 0.5\nimg_aug: true\n", encoding="utf-8")
     (tmp_path / "c.yaml").write_text("_base_: base.yaml\nname: b\ntau: 0.25\n", encoding="utf-8")
-    given = training_options.parse(
+    given = parse(
         training_options.build_parser(""), ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
     )
     options = training_options.resolve(given)
@@ -490,11 +493,23 @@ def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):
     assert f"the best so far: R1 {record['val']['BGE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
     options = training_options.resolve({"config": str(run_dir / "configs.yaml")})
     torch.manual_seed(options.seed)
-    fresh = training_root.build(options).published_state()
+    fresh = assembly.build(options).published_state()
     trained = torch.load(run_dir / "last.pth", weights_only=True)["model"]
     changed = {name for name in fresh if not torch.equal(fresh[name], trained[name])}
     assert not [name for name in changed if "emb_layer" in name]
     assert "base_model.text_projection" in changed
+
+
+@pytest.mark.slow
+def test_tse_alone_is_trained_votes_and_chooses(root_dir, tmp_path):
+    training_root.main(arguments(root_dir, tmp_path, "--trained", "TSE", "--num_epoch", "1"))
+    (run_dir,) = (tmp_path / "RSTPReid").iterdir()
+    (record,) = records(run_dir)
+    assert record["loss"] == record["tse_loss"]
+    assert "bge_loss" not in record
+    assert read_history(run_dir)[0].pairs.names == ("TSE",)
+    assert record["ccd"]["uncertain"] == 0, "one vote has nobody to disagree with"
+    assert f"the best so far: R1 {record['val']['TSE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
 
 
 HALF = ["--img_size", "48", "16", "--num_epoch"]  # a CPU is slow in float16
@@ -555,7 +570,7 @@ def test_a_machine_that_cannot_compile_is_told(root_dir, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_changed_option_is_refused_on_resume(trained):
-    with pytest.raises(UserError, match=r"--tau 0\.5: the run to be continued has 0.015"):
+    with pytest.raises(UserError, match=r"--tau 0\.5: the run to be resumed has 0.015"):
         training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])
 
 
@@ -580,7 +595,7 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
     run_dir = tmp_path / "RSTPReid/20260101_000000_live"
     shutil.copytree(trained[0], run_dir)
     (run_dir / "test_metrics.json").unlink()
-    with lock(run_dir):
+    with RunFolder(run_dir).lock():
         with pytest.raises(UserError, match="is being trained by another process"):
             training_root.main(["--resume", str(run_dir)])
         older = shutil.copytree(run_dir, run_dir.with_name("20250101_000000_older"))
@@ -613,11 +628,11 @@ def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, roo
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     assert child.returncode == 128 + signal.SIGTERM
     assert complaint == "interrupted\n"
-    assert f"go on with: train.py --resume {run_dir}" in printed
+    assert f"resume with: train.py --resume {run_dir}" in printed
     assert not (run_dir / "last.pth").exists()
     training_root.main(["--resume", str(run_dir)])
     assert records(run_dir) == records(trained[0])
-    assert "Continuing after epoch 0" in (run_dir / "train_log.txt").read_text()
+    assert "Resuming after epoch 0" in (run_dir / "train_log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -625,7 +640,7 @@ def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained[0], run_dir)
     (run_dir / "last.pth").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint .*last.pth to continue from"):
+    with pytest.raises(UserError, match=r"no checkpoint .*last.pth to resume from"):
         training_root.main(["--resume", str(run_dir)])
     assert records(run_dir) == records(trained[0])
 
@@ -660,35 +675,27 @@ def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change
     change(content)
     torch.save(content, run_dir / "last.pth")
     best = (run_dir / "best.pth").read_bytes()
-    with pytest.raises(UserError, match=r"last.pth can't be continued") as caught:
+    with pytest.raises(UserError, match=r"last.pth can't be resumed from") as caught:
         training_root.main(["--resume", str(run_dir)])
     assert "\n" not in str(caught.value)
     assert (run_dir / "best.pth").read_bytes() == best
     assert (run_dir / "test_metrics.json").is_file(), "nothing that was there is lost"
 
 
-def stepped(options: dict, folder: Path) -> tuple[progress.DualEncoder, torch.optim.Optimizer]:
-    """A model after a step and its optimizer, saved in the folder as after an epoch."""
-    model, optimizer, scaler = restorable(options)
+def stepped(options: Options, folder: Path) -> TrainState:
+    """A training state after a step, saved in the folder as after an epoch."""
+    whole = state_of(options)
     ids = torch.zeros(2, options["text_length"], dtype=torch.long)
     ids[:, :6] = torch.arange(1, 7)
-    image, text = model(torch.rand(2, 3, *options["img_size"]), ids)
-    kinds = 1 if options["trained"] == "BGE" else 2
-    sum((i * t).sum() for i, t in list(zip(image, text))[:kinds]).backward()
-    optimizer.step()
-    progress.save(model, optimizer, scaler, progress.Progress(1, 50.0, 1), dict(options), folder)
-    return model, optimizer
+    image, text = whole.model(torch.rand(2, 3, *options["img_size"]), ids)
+    sum((image[name] * text[name]).sum() for name in whole.loss.trained).backward()
+    whole.optimizer.step()
+    whole.epoch, whole.best, whole.best_epoch = 1, 50.0, 1
+    whole.save(folder, options)
+    return whole
 
 
-def restorable(options: dict) -> tuple[progress.DualEncoder, torch.optim.Optimizer, torch.amp.GradScaler]:
-    """What `restore` puts back, new."""
-    model = training_root.build(options)
-    settings = OptimizerSettings(**{name: options[name] for name in OptimizerSettings.__dataclass_fields__})
-    optimizer = build_optimizer(model, model.new_parameters(), settings)
-    return model, optimizer, torch.amp.GradScaler("cpu", enabled=options["precision"] == "fp16")
-
-
-def options_with(**more: object) -> dict:
+def options_with(**more: object) -> Options:
     given = dict(zip(("img_size", "stride_size", "pretrain_choice"), ([48, 16], 8, "tiny")))
     return training_options.resolve({"dataset_name": "RSTPReid", **given, **more})
 
@@ -706,30 +713,31 @@ def options_with(**more: object) -> dict:
 )
 def test_what_an_optimizer_saved_is_put_back(tmp_path, more):
     options = options_with(**more)
-    model, optimizer = stepped(options, tmp_path)
-    found = restorable(options)
-    where = progress.Progress()
-    progress.restore(load_checkpoint(tmp_path / "last.pth"), *found, where, tmp_path / "last.pth", options)
-    assert where == progress.Progress(1, 50.0, 1)
-    torch.testing.assert_close(found[0].state_dict(), model.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(found[1].state_dict()["state"], optimizer.state_dict()["state"], rtol=0, atol=0)
+    saved, found = stepped(options, tmp_path), state_of(options)
+    found.restore(tmp_path / "last.pth", options)
+    assert (found.epoch, found.best, found.best_epoch) == (1, 50.0, 1)
+    torch.testing.assert_close(found.model.state_dict(), saved.model.state_dict(), rtol=0, atol=0)
+    states = (whole.optimizer.state_dict()["state"] for whole in (found, saved))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_moments_get_memory_of_their_own(tmp_path):
+def test_moments_get_memory_of_their_own(tmp_path, monkeypatch):
     """Fused steps rely on each lying in memory as its parameter does, and go wrong without a word where it doesn't."""
     options = options_with()
     stepped(options, tmp_path)
     content, expected = (load_checkpoint(tmp_path / "last.pth") for _ in range(2))
+    monkeypatch.setattr(state, "load_checkpoint", lambda _: content)
     step = states(content)[0]["step"]
-    for state in states(content):
-        state["step"] = step
-        state["exp_avg"] = state["exp_avg"].T.contiguous().T if state["exp_avg"].dim() == 2 else state["exp_avg"]
-    model, optimizer, scaler = restorable(options)
-    progress.restore(content, model, optimizer, scaler, progress.Progress(), tmp_path / "last.pth", options)
-    found = optimizer.state_dict()["state"]
+    for moments in states(content):
+        moments["step"] = step
+        average = moments["exp_avg"]
+        moments["exp_avg"] = average.T.contiguous().T if average.dim() == 2 else average
+    whole = state_of(options)
+    whole.restore(tmp_path / "last.pth", options)
+    found = whole.optimizer.state_dict()["state"]
     torch.testing.assert_close(found, expected["optimizer"]["state"], rtol=0, atol=0)
-    assert all(value.is_contiguous() for state in found.values() for value in state.values())
-    assert len({value.data_ptr() for state in found.values() for value in state.values()}) == 3 * len(found)
+    assert all(value.is_contiguous() for moments in found.values() for value in moments.values())
+    assert len({value.data_ptr() for moments in found.values() for value in moments.values()}) == 3 * len(found)
 
 
 @pytest.mark.slow
@@ -745,12 +753,40 @@ def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tm
 
 
 def test_annotation_files_of_one_name_have_results_of_their_own(tmp_path):
-    options = [training_options.defaults() for _ in range(3)]
+    options = [defaults() for _ in range(3)]
     for folder, of_folder in zip("abc", options):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.json").touch()
         of_folder.dataset_name = str(tmp_path / folder / "x.json")
-    assert [evaluation_root._suffix(other, options[0]) for other in options] == ["", "_b_x", "_c_x"]
+    assert [assembly._suffix(other, options[0]) for other in options] == ["", "_b_x", "_c_x"]
+
+
+@pytest.mark.slow
+def test_a_run_of_the_first_version_is_tested_exported_searched_and_drawn(trained, root_dir, tmp_path, monkeypatch):
+    """Before embeddings, heads and backbones had names."""
+    run_dir = shutil.copytree(trained[0], tmp_path / "run")
+    own = json.loads((run_dir / "test_metrics.json").read_text())
+    config = yaml.safe_load((run_dir / "configs.yaml").read_text())
+    for name in ("heads", "backbone", "plugin", "head_lr"):
+        del config[name]
+    (run_dir / "configs.yaml").write_text(yaml.safe_dump(config))
+    for file in (run_dir / "epochs").iterdir():
+        with np.load(file) as arrays:
+            kept = {name: arrays[name] for name in arrays.files if name != "names"}
+        np.savez_compressed(file, **kept)
+    (run_dir / "test_metrics.json").unlink()
+    evaluation_root.main([str(run_dir)])
+    assert json.loads((run_dir / "test_metrics.json").read_text()) == own
+    export.main([str(run_dir)])
+    evaluation_root.main([str(run_dir / "export"), "--root_dir", str(root_dir)])
+    found = json.loads((run_dir / "export/test_metrics.json").read_text())["model.safetensors"]
+    assert found == own["best.pth"]
+    monkeypatch.chdir(tmp_path)
+    search.main(["index", "--run", str(run_dir), "--gallery", str(root_dir / "RSTPReid/imgs"), "--device", "cpu"])
+    search.main(["query", "a man in a red coat", "--device", "cpu"])
+    assert len(read_history(run_dir)) == 3
+    audit.main([str(run_dir)])
+    assert (run_dir / "audit/pairs.csv").is_file()
 
 
 @pytest.mark.slow
@@ -760,7 +796,7 @@ def test_weights_that_are_not_numbers_are_not_evaluated(trained, tmp_path):
     content = torch.load(run_dir / "best.pth", weights_only=True)
     content["model"]["base_model.text_projection"].fill_(float("nan"))
     torch.save(content, run_dir / "best.pth")
-    with pytest.raises(UserError, match="not finite numbers"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         evaluation_root.main(["--checkpoint", str(run_dir / "best.pth")])
 
 

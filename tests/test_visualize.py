@@ -26,7 +26,7 @@ from datasets.exclusion import read_excluded
 from datasets.images import read_image
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
-from model.tse import select_tokens
+from model.heads.tse import select_tokens
 from processor.history import read_history
 from tests import datasets_on_disk, figures
 from tests.galleries import SIZE, write_run
@@ -41,7 +41,7 @@ from tools.visualize import __main__ as visualize
 from tools.visualize import curves, densities
 from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
-from utils.options import read_yaml, write_config
+from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,32 @@ def test_several_runs_are_compared(run_dir, others, tmp_path):
     assert labels([read_run(folder) for folder in (run_dir, others[0])]) == ["margin 0.1", "margin 0.3"]
 
 
-def test_many_runs_are_told_apart(run_dir, tmp_path, drawn):
+def test_three_embeddings_are_drawn_and_audited(run_dir, tmp_path):
+    folder, names = copy_of(run_dir, tmp_path / "three"), ["A", "B", "C"]
+    for file in (folder / "epochs").iterdir():
+        with np.load(file) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        votes = {name: arrays[name][[0, 1, 0]] for name in ("loss", "clean_probability", "clean", "components")}
+        np.savez(file, **{**arrays, **votes, "names": np.array(names)})
+    records = RunFolder(folder).records()
+    for record in records:
+        metrics = [record["val"][name] for name in ("BGE", "TSE", "BGE", "BGE+TSE")]
+        record["val"] = dict(zip([*names, "A+B+C"], metrics, strict=True))
+        record |= {"a_loss": record.pop("bge_loss"), "b_loss": record.pop("tse_loss"), "c_loss": 0.0, "id_loss": 1.0}
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    run = read_run(folder)
+    assert run.fused == "A+B+C"
+    assert list(run.losses()) == ["A", "B", "C", "id", "A+B+C+id"]
+    visualize.main([str(folder), "--device", "cpu"])
+    check_figures(folder / "figures", ["curves", "r1", "losses_over_epochs", "similarities"])
+    audit.main([str(folder)])
+    assert "C_p_clean" in (folder / "audit/pairs.csv").read_text(encoding="utf-8-sig").splitlines()[0].split(",")
+    judgement = json.loads((folder / "audit/audit.json").read_text())
+    assert list(judgement["average_precision"]) == [*names, "A+B+C"]
+    assert list(judgement["last_epoch"]) == [*names, "all noisy", "any noisy"]
+
+
+def test_many_runs_are_distinguished(run_dir, tmp_path, drawn):
     flags = [{"exclude": "", "tau": tau} for tau in (0.01, 0.015, 0.02)] + [{"exclude": "/some/where/marks.csv"}]
     flags += [{"select_ratio": ratio, "margin": m} for ratio in (0.1, 0.2, 0.4, 0.5) for m in (0.2, 0.3, 0.4)]
     runs = [read_run(copy_of(run_dir, tmp_path / str(n), **given)) for n, given in enumerate(flags)]
@@ -134,7 +159,8 @@ def drawn(monkeypatch) -> dict[str, Figure]:
 def copy_of(run_dir: Path, folder: Path, **flags: object) -> Path:
     """A run's records without its checkpoints, with other flags."""
     shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("*.pth", "figures", "export", "events*"))
-    write_config(folder / "configs.yaml", read_yaml(folder / "configs.yaml") | flags, {})
+    run = RunFolder(folder)
+    run.write_config(run.flags() | flags, run.facts())
     return folder
 
 
@@ -182,19 +208,19 @@ def test_legends_name_the_components_and_curves_tell_how_right_the_division_was(
     assert [text.get_text() for text in drawn["unknown"].axes[3].texts] == ["which captions are wrong is not known"]
 
 
-def test_what_can_not_be_drawn_is_left_out_and_told(run_dir, tmp_path, capsys):
+def test_what_can_not_be_drawn_is_skipped_with_the_reason(run_dir, tmp_path, capsys):
     poor = copy_of(run_dir, tmp_path / "poor")
     (poor / "epochs/0001.npz").write_bytes(b"PK")
     visualize.main([str(poor), "--device", "cpu"])
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 3
-    assert "left out losses_over_epochs, similarities: " in told[0]
+    assert "skipped losses_over_epochs, similarities: " in told[0]
     assert "0001.npz is damaged" in told[0]
-    assert "left out retrieval, selection: " in told[1]
+    assert "skipped retrieval, selection: " in told[1]
     assert "holds no best.pth" in told[1]
     check_figures(poor / "figures", ["curves", "r1"])
     visualize.main([str(run_dir), "--root_dir", "/nowhere", "--out", str(tmp_path / "moved"), "--device", "cpu"])
-    assert "left out retrieval, selection: --root_dir /nowhere: no such folder" in capsys.readouterr().out
+    assert "skipped retrieval, selection: --root_dir /nowhere: no such folder" in capsys.readouterr().out
     check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
 
 
@@ -204,7 +230,7 @@ def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
         shutil.rmtree(folder / "epochs")
         records = [{k: v for k, v in record.items() if k != "val"} for record in read_run(folder).records]
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    with pytest.raises(UserError, match=r"left out r1_of_runs: no epoch was validated; left out similarities: no"):
+    with pytest.raises(UserError, match=r"skipped r1_of_runs: no epoch was validated; skipped similarities: no"):
         visualize.main([*map(str, folders), "--out", str(tmp_path / "out")])
     (folders[0] / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl, epoch 1: no number lr"):
@@ -273,25 +299,25 @@ def test_chosen_patches_and_words_are_those_of_the_model(root, run_dir):
     split = read_splits("RSTPReid", root, ["test"])["test"]
     image = read_image(split.images[0], SIZE)
     chosen = selection.chosen_patches(model, image)
-    assert chosen.shape == model.clip.config.grid
-    assert chosen.sum() == model.image_tokens
+    assert chosen.shape == model.backbone.grid
+    assert chosen.sum() == model.heads["TSE"]["image"].selects
     before = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
     (row, column) = np.argwhere(chosen)[0]
-    attention = model.clip.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))[1]
-    expected = select_tokens(attention[:, 1:], model.image_tokens)[0]
+    attention = model.backbone.encode_image(selection.normalise(torch.from_numpy(image.copy())[None])).attention
+    expected = select_tokens(attention[:, 1:], model.heads["TSE"]["image"].selects)[0]
     assert sorted(np.flatnonzero(chosen)) == sorted(expected.tolist())
-    assert row * model.clip.config.grid[1] + column in expected
+    assert row * model.backbone.grid[1] + column in expected
     after = model.encode_image(selection.normalise(torch.from_numpy(image.copy())[None]))
-    assert torch.equal(before.tse, after.tse), "watching changes nothing and has ended"
+    assert torch.equal(before["TSE"], after["TSE"]), "watching changes nothing and has ended"
 
     caption = "a woman in a red coat and blue jeans " * 5
-    words = selection.chosen_words(model, Tokenizer(), caption)
+    words, selected = selection.chosen_words(model, Tokenizer(), caption), model.heads["TSE"]["text"].selects
     assert " ".join(word for word, _ in words) == caption.strip()
-    assert sum(weight > 0 for _, weight in words) == model.text_tokens, "each of these words is one token"
+    assert sum(weight > 0 for _, weight in words) == selected, "each of these words is one token"
     assert max(weight for _, weight in words) == 1
     ids = torch.from_numpy(Tokenizer()([caption])).long()
-    attention = model.clip.encode_text(ids, ids.argmax(dim=1))[1][0, 1 : len(words) + 1]
-    expected = select_tokens(attention[None], model.text_tokens)[0].tolist()
+    attention = model.backbone.encode_text(ids).attention[0, 1 : len(words) + 1]
+    expected = select_tokens(attention[None], selected)[0].tolist()
     assert sorted(expected) == [n for n, (_, weight) in enumerate(words) if weight]
     assert all(weight > 0 for _, weight in selection.chosen_words(model, Tokenizer(), "a red coat"))
     assert selection.chosen_words(model, Tokenizer(), "") == []
@@ -310,7 +336,7 @@ def test_only_chosen_patches_keep_their_colours(tmp_path):
     assert red.mean() == pytest.approx(chosen.mean())
 
 
-def test_the_audit_lists_what_was_held_noisy(root, run_dir, tmp_path, capsys):
+def test_the_audit_lists_what_was_flagged(root, run_dir, tmp_path, capsys):
     audit.main([str(run_dir), "--out", str(tmp_path), "--top", "5"])
     told = capsys.readouterr().out
     history = [epoch.pairs for epoch in read_history(run_dir)]
@@ -318,7 +344,7 @@ def test_the_audit_lists_what_was_held_noisy(root, run_dir, tmp_path, capsys):
     with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert sorted(int(row["pair"]) for row in rows) == np.flatnonzero(~clean.all(axis=0)).tolist()
-    assert f"{len(rows)} are held noisy by at least one vote" in told
+    assert f"{len(rows)} are flagged as noisy by at least one vote" in told
     split, permutation = read_splits("RSTPReid", root, ["train"])["train"], draw_permutation(24, 0.5)
     doubt = np.mean([1 - epoch.clean_probability for epoch in history], axis=(0, 1))
     assert [float(row["suspicion"]) for row in rows] == pytest.approx(sorted(doubt[~clean.all(axis=0)])[::-1], abs=1e-4)
@@ -328,17 +354,17 @@ def test_the_audit_lists_what_was_held_noisy(root, run_dir, tmp_path, capsys):
         assert root / "RSTPReid/imgs" / row["image"] == split.images[split.caption_images[pair]]
         right = split.caption_pids[permutation[pair]] == split.caption_pids[pair]
         assert row["truth"] == ("clean" if right else "noisy")
-        assert (row["held_noisy_by"] == "BGE and TSE") == (not clean[:, pair].any())
+        assert (row["flagged_by"] == "BGE and TSE") == (not clean[:, pair].any())
         for number, name in enumerate(("BGE", "TSE")):
             assert int(row[f"{name}_times_noisy"]) == sum(not epoch.clean[number, pair] for epoch in history)
             assert float(row[f"{name}_loss"]) == pytest.approx(history[-1].loss[number, pair], abs=1e-4)
     judgement = json.loads((tmp_path / "audit.json").read_text())
     noisy = split.caption_pids[permutation] != split.caption_pids
     assert judgement["chance"] == noisy.mean()
-    assert judgement["average_precision"]["both"] == pytest.approx(average_precision_score(noisy, doubt))
-    found = judgement["last_epoch"]["both noisy"]
-    held = ~clean.any(axis=0)
-    assert (found["noisy_held_noisy"], found["clean_held_noisy"]) == ((noisy & held).sum(), (~noisy & held).sum())
+    assert judgement["average_precision"]["BGE+TSE"] == pytest.approx(average_precision_score(noisy, doubt))
+    found = judgement["last_epoch"]["all noisy"]
+    flagged = ~clean.any(axis=0)
+    assert (found["noisy_flagged"], found["clean_flagged"]) == ((noisy & flagged).sum(), (~noisy & flagged).sum())
     for name in ("precision_recall", "most_suspicious"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
         assert (tmp_path / f"{name}.pdf").is_file()
@@ -356,7 +382,7 @@ def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "it loads nothing"
 
 
-def test_marked_pairs_of_an_audit_are_left_out(root, run_dir, tmp_path):
+def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, tmp_path):
     audit.main([str(run_dir), "--out", str(tmp_path)])
     with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -448,12 +474,12 @@ def test_without_the_truth_nothing_is_judged(run_dir):
 
 
 def test_confusion_counts_every_pair_once():
-    truth, held = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 0, 1, 0, 0, 0], bool)
-    assert confusion(truth, held) == {
-        "noisy_held_noisy": 1,
-        "clean_held_noisy": 1,
-        "noisy_held_clean": 2,
-        "clean_held_clean": 3,
+    truth, flagged = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 0, 1, 0, 0, 0], bool)
+    assert confusion(truth, flagged) == {
+        "noisy_flagged": 1,
+        "clean_flagged": 1,
+        "noisy_missed": 2,
+        "clean_passed": 3,
         "precision": 1 / 2,
         "recall": 1 / 3,
     }

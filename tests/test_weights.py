@@ -19,7 +19,7 @@ from torch import Tensor
 
 import train as training_root
 from datasets.noise import draw_permutation
-from datasets.tokenizer import Tokenizer
+from datasets.tokenizer import Tokenizer, count_cut
 from model.positions import fit_positions, resize_text_positions
 from model.pretrained import read_clip
 from model.weights import build_model, model_from_checkpoint
@@ -28,9 +28,9 @@ from tools import export
 from tools.loading import load_run
 from utils.checkpoints import load_checkpoint
 from utils.errors import WeightsError
-from utils.options import run_facts
+from utils.run_folder import RunFolder
+from utils.settings import Options
 
-TSE = {"select_ratio": 0.3, "tse_bn": "frozen", "tse_head": "mlp", "tse_pool": "max", "precision": "fp32"}
 SIZE = (96, 32)  # a grid of 6×2 patches
 # What open_clip builds: activations, and heads other than width / 64.
 CASES = {
@@ -76,16 +76,15 @@ def expected(config: dict) -> tuple[Tensor, Tensor]:
 
 
 def build(file: Path, said: list[str] | None = None, **changed: object) -> torch.nn.Module:
-    sizes = {"image_size": SIZE, "stride": 16, "text_length": 77, "vocab_size": 512}
-    log = {} if said is None else {"log": said.append}
-    return build_model(str(file), **{**sizes, **TSE, **log, **changed}).eval()
+    options = Options(pretrain_choice=str(file), img_size=SIZE, stride_size=16, vocab_size=512) | changed
+    return build_model(Options(options).of, [].append if said is None else said.append).eval()
 
 
 @torch.no_grad()
 def found(file: Path, **changed: object) -> tuple[Tensor, Tensor]:
     images, ids = inputs()
     model = build(file, **changed)
-    return model.encode_image(images).bge, model.encode_text(ids).bge
+    return model.encode_image(images)["BGE"], model.encode_text(ids)["BGE"]
 
 
 def equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
@@ -329,26 +328,26 @@ def test_text_positions_are_stretched_linearly(length):
 @pytest.mark.parametrize(("text_length", "selected"), [(168, 49), (77, 22), (64, 18), (56, 16)])
 def test_text_of_any_length_has_positions_and_selects_its_share(text_length, selected):
     said = []
-    sizes = {"image_size": SIZE, "stride": 8, "vocab_size": 49408}
-    model = build_model("tiny", **sizes, **TSE, text_length=text_length, log=said.append).eval()
+    options = Options(pretrain_choice="tiny", img_size=SIZE, stride_size=8, text_length=text_length)
+    model = build_model(options.of, said.append).eval()
     own = read_clip("tiny").state["positional_embedding"]
-    assert model.text_tokens == selected
-    assert model.clip.positional_embedding.shape == (text_length, 128)
+    assert model.heads["TSE"]["text"].selects == selected
+    assert model.backbone.positional_embedding.shape == (text_length, 128)
     if text_length <= 77:
-        assert torch.equal(model.clip.positional_embedding, own[:text_length])
+        assert torch.equal(model.backbone.positional_embedding, own[:text_length])
     assert bool(said) == (text_length != 77)
     caption = "a man in a red coat " * 40
     ids = torch.from_numpy(Tokenizer()([caption, "a man"], text_length)).long()
     with torch.no_grad():
         text = model.encode_text(ids)
     assert ids[0, -1] == ids.max()
-    assert text.tse.isfinite().all()
+    assert text["TSE"].isfinite().all()
 
 
 def test_captions_that_are_cut_are_counted():
     tokenizer = Tokenizer()
     captions = ["man " * words for words in (3, 4, 5, 9)] + [""]
-    assert [tokenizer.cut(captions, tokenizer(captions, length)) for length in (5, 6, 7, 12)] == [3, 2, 1, 0]
+    assert [count_cut(tokenizer, captions, tokenizer(captions, length)) for length in (5, 6, 7, 12)] == [3, 2, 1, 0]
 
 
 NUMBERS = [
@@ -429,9 +428,9 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
 
     image = {"width": 128, "layers": 3, "heads": 4, "activation": "gelu"}
     record = {"image": image, "text": {"width": 128, "layers": 2, "heads": 8, "activation": "gelu"}}
-    assert run_facts(run_dir / "configs.yaml")["towers"] == record
+    assert RunFolder(run_dir).facts()["towers"] == record
     export.main([str(run_dir), "--out", str(tmp_path / "exported")])
-    assert run_facts(tmp_path / "exported" / "configs.yaml")["towers"] == record
+    assert RunFolder(tmp_path / "exported").facts()["towers"] == record
     (tmp_path / "ours.json").unlink()
     ids = torch.from_numpy(Tokenizer()(["a man in a red coat"], 8)).long()
     embedded = []
@@ -439,10 +438,10 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
         for name in names:
             model = load_run(folder, torch.device("cpu"), folder / name).model
             assert model.towers() == record
-            assert {block.attn.heads for block in model.clip.visual.transformer.resblocks} == {4}
-            assert isinstance(model.clip.transformer.resblocks[0].mlp.gelu, torch.nn.GELU)
+            assert {block.attn.heads for block in model.backbone.visual.transformer.resblocks} == {4}
+            assert isinstance(model.backbone.transformer.resblocks[0].mlp.gelu, torch.nn.GELU)
             with torch.no_grad():
-                embedded.append(model.encode_text(ids).bge)
+                embedded.append(model.encode_text(ids)["BGE"])
     assert torch.equal(embedded[0], embedded[1])
     assert torch.equal(embedded[0], embedded[2])
 
@@ -452,7 +451,7 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
         training_root.main(resume)
     (tmp_path / "ours.json").write_text(json.dumps(towers | {"quick_gelu": True}))
     with pytest.raises(
-        WeightsError, match=r"last.pth can't be continued: its towers are .*gelu.* now gives .*quick_gelu"
+        WeightsError, match=r"last.pth can't be resumed from: its towers are .*gelu.* now gives .*quick_gelu"
     ):
         training_root.main(resume)
     (tmp_path / "ours.json").write_text(json.dumps(towers))
@@ -466,16 +465,9 @@ def test_a_checkpoint_whose_towers_are_none_is_refused(tmp_path, record):
     if record in ("heads", "activation"):
         record = {"image": tower, "text": tower | {"layers": 2, record: "many"}}
     torch.save({"model": weights, "towers": record}, tmp_path / "best.pth")
-    options = {
-        "img_size": (96, 32),
-        "stride_size": 8,
-        "text_length": 77,
-        "vocab_size": 512,
-        "activation": "auto",
-        **TSE,
-    }
+    options = Options(img_size=SIZE, stride_size=8, vocab_size=512)
     with pytest.raises(WeightsError, match=r"best.pth"):
-        model_from_checkpoint(tmp_path / "best.pth", options)
+        model_from_checkpoint(tmp_path / "best.pth", options.of)
     with pytest.raises(WeightsError, match=r"best.pth"):
         read_clip(str(tmp_path / "best.pth"))
 
@@ -483,8 +475,8 @@ def test_a_checkpoint_whose_towers_are_none_is_refused(tmp_path, record):
 def test_a_checkpoint_without_towers_is_what_its_code_computed(tmp_path):
     """The authors' files and our older ones: heads 64 wide and QuickGELU, unless the options differ."""
     torch.save({"model": published.weights("rde")}, tmp_path / "best.pth")
-    options = {"img_size": (96, 32), "stride_size": 8, "text_length": 77, "vocab_size": 512, **TSE}
     for given, activation in (("auto", "quick_gelu"), ("gelu", "gelu")):
-        towers = model_from_checkpoint(tmp_path / "best.pth", options | {"activation": given}).towers()
+        options = Options(img_size=SIZE, stride_size=8, vocab_size=512, activation=given)
+        towers = model_from_checkpoint(tmp_path / "best.pth", options.of).towers()
         assert [tower["heads"] for tower in towers.values()] == [1, 1]
         assert [tower["activation"] for tower in towers.values()] == [activation, activation]

@@ -19,12 +19,12 @@ from pathlib import Path
 from prettytable import PrettyTable
 
 from datasets.annotations import Split
+from datasets.catalogue import short_name, sizes_of
 from datasets.check import SPLITS, Finding, check_dataset
-from datasets.places import DATASETS
+from datasets.settings import DATASETS
 from utils.errors import OptionError
 from utils.options import command_parser, parse
 from utils.program import run_program
-from utils.runs import short_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
     name = args["dataset_name"]
     splits, findings = check_dataset(name, Path(args["root_dir"]), args["noisy_rate"], args["noisy_file"])
-    sizes = DATASETS[name].sizes if name in DATASETS else {}
-    print(_sizes_table(splits, sizes))
+    print(_sizes_table(splits, sizes_of(name)))
     print(_findings_table(findings) if findings else "nothing was found to be wrong")
     file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)

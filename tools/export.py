@@ -1,4 +1,4 @@
-"""Make a model to go: a run's inference weights alone, its configuration and a model card.
+"""Export a model: a run's inference weights alone, its configuration and a model card.
 
     python -m tools.export RUN_DIR
 
@@ -15,17 +15,15 @@ from typing import Any
 
 from safetensors.torch import save
 
-from processor.evaluation import Metrics
+from model.weights import model_from_checkpoint
+from options import resolve_run
 from utils.checkpoints import load_checkpoint
-from utils.errors import DataError, OptionError
+from utils.errors import OptionError
 from utils.files import in_one_step, write_text
-from utils.flags import FLAGS, FREE, NAMES_TOO, PATHS
-from utils.options import command_parser, parse, read_yaml, resolve_run, run_facts, write_config
+from utils.options import command_parser, parse
 from utils.program import run_program
-from utils.runs import EXPORTED
-
-# Flags that say where and how fast the run was made, and not what it is.
-OF_THE_MACHINE = {*PATHS, *FREE, "test"}
+from utils.run_folder import EXPORTED, Metrics, RunFolder
+from utils.settings import FLAGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,8 +37,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Write weights, configuration and card."""
-    from model.weights import model_from_checkpoint
-
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if Path(args["checkpoint"]).name != args["checkpoint"]:
@@ -49,16 +45,16 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or run_dir / "export")
     if out.resolve() == run_dir.resolve():
         raise OptionError(f"--out {out}: must be another folder than the run's own")
-    options = resolve_run(run_dir / "configs.yaml", {})
-    metrics = _metrics(run_dir, file.name)
-    model = model_from_checkpoint(file, options)
-    config = read_yaml(run_dir / "configs.yaml")
-    about = run_facts(run_dir / "configs.yaml")
-    flags = _flags({"dataset_name": options.dataset_name, **config})
+    run = RunFolder(run_dir)
+    options = resolve_run(run.config, {})
+    metrics = run.test_metrics().get(file.name, {})
+    model = model_from_checkpoint(file, options.of)
+    about = run.facts()
+    flags = _flags({"dataset_name": options.dataset_name, **run.flags()})
     card = model_card(flags, about, metrics, file.name, load_checkpoint(file).get("epoch"))
     out.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
-    write_config(out / "configs.yaml", flags, facts)
+    RunFolder(out).write_config(flags, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     with in_one_step(out / EXPORTED) as partial:
@@ -67,22 +63,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was; of files their names alone."""
-    flags = {name: value for name, value in config.items() if name in FLAGS and name not in OF_THE_MACHINE}
-    named = {name: config[name] for name in NAMES_TOO if name in config}
-    return flags | {name: Path(value).stem if Path(value).is_absolute() else value for name, value in named.items()}
-
-
-def _metrics(run_dir: Path, checkpoint: str) -> Metrics:
-    """What `test.py` has written about the checkpoint, if anything."""
-    file = run_dir / "test_metrics.json"
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8")).get(checkpoint, {})
-        return {name: {column: float(value) for column, value in row.items()} for name, row in metrics.items()}
-    except OSError:
-        return {}
-    except (ValueError, TypeError, AttributeError):
-        raise DataError(f"{file} is damaged: evaluate again with python test.py {run_dir}") from None
+    """What the run was, and not where and how fast it was made; of files their names alone."""
+    kept = {name: FLAGS[name] for name in config if name in FLAGS and name != "test"}
+    return {
+        name: Path(config[name]).stem if flag.path and Path(config[name]).is_absolute() else config[name]
+        for name, flag in kept.items()
+        if flag.path is not True and not flag.resumable
+    }
 
 
 def model_card(
@@ -113,7 +100,7 @@ def model_card(
         f"- Trained on {flags['dataset_name']}'s training split, from the weights of {flags.get('pretrain_choice')}.",
         f"- Captions that changed places: {'unknown' if rate is None else f'{100 * rate:g}%'}"
         + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
-        f"- Pairs left out by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
+        f"- Pairs excluded by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
         f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}{_chosen(flags, checkpoint)}; "
         f"code revision {about.get('git_revision', 'unknown')}.",
         "",

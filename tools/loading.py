@@ -8,50 +8,37 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from easydict import EasyDict
 
-from model.rde import RDE
-from model.weights import model_from_checkpoint
+from assembly import load
+from model.encoder import DualEncoder
+from options import resolve_run
 from utils.errors import OptionError
-from utils.options import resolve_run
-from utils.runs import CHECKPOINTS, EXPORTED
+from utils.run_folder import RunFolder
+from utils.settings import Options
 
 
 class LoadedRun(NamedTuple):
     """A run's folder and options, the file that its weights are from, and its model in evaluation mode."""
 
     folder: Path
-    options: EasyDict
+    options: Options
     file: Path
-    model: RDE
-
-
-def find_weights(run_dir: Path) -> Path:
-    """The best checkpoint of a run's folder, else the last; of an exported folder its weights.
-
-    Raises:
-        OptionError: there is none.
-    """
-    names = (*CHECKPOINTS, EXPORTED)
-    file = next((run_dir / name for name in names if (run_dir / name).is_file()), None)
-    if file is None:
-        raise OptionError(f"{run_dir} holds no {' or '.join(names)}: is it a run folder?")
-    return file
+    model: DualEncoder
 
 
 def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None, **given: object) -> LoadedRun:
     """Build a run's model.
 
     Args:
-        checkpoint: in place of what `find_weights` finds.
+        checkpoint: in place of `RunFolder.weights`.
         given: options in place of the run's own.
 
     Raises:
         OptionError, WeightsError: no run there, or weights that can't be read.
     """
-    file = checkpoint or find_weights(run_dir)
+    file = checkpoint or RunFolder(run_dir).weights()
     options = resolve_run(run_dir / "configs.yaml", given)
-    return LoadedRun(run_dir, options, file, model_from_checkpoint(file, options).to(device).eval())
+    return LoadedRun(run_dir, options, file, load(file, options).to(device).eval())
 
 
 def require(module: str, requirements: str) -> ModuleType:

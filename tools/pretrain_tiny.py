@@ -31,10 +31,15 @@ from datasets.image_cache import CachedImages, open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.synthpedes import ANNOTATIONS, Recipe, write_synthpedes
 from datasets.tokenizer import Tokenizer
-from model.clip import CLIP, ClipConfig, Tower
+from model.accelerate import accelerate
+from model.backbones.clip import Clip
+from model.backbones.clip_config import ClipConfig
+from model.backbones.transformer import Tower
+from model.heads.bge import GlobalEmbedding
 from model.pretrained import BUILT_IN, compact_rows
+from utils.devices import seed_everything
 from utils.files import in_one_step
-from utils.program import run_program, seed_everything
+from utils.program import run_program
 
 CONFIG = ClipConfig(
     image=Tower(width=128, layers=3, heads=2, activation="quick_gelu"),
@@ -69,10 +74,10 @@ def draw(folder: Path) -> tuple[Split, CachedImages, np.ndarray]:
     return split, images, Tokenizer()(split.captions, CONFIG.text_length)
 
 
-def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
+def pretrain(model: Clip, pairs: TrainingPairs, epochs: int) -> None:
     """Train with CLIP's symmetric contrastive loss at a fixed temperature."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    step = 0
+    summary, step = GlobalEmbedding(CONFIG.shared_width, 0), 0
     for epoch in range(epochs):
         batches = pairs.training_batches(epoch)
         start, total = time.perf_counter(), 0.0
@@ -81,11 +86,10 @@ def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
             rate = LR * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            eos = batch.ids.argmax(dim=1)
-            image = F.normalize(model.encode_image(batch.images)[0][:, 0], dim=1)
-            text = F.normalize(model.encode_text(batch.ids, eos)[0][torch.arange(len(eos)), eos], dim=1)
+            image = F.normalize(summary(model.encode_image(batch.images)), dim=1)
+            text = F.normalize(summary(model.encode_text(batch.ids)), dim=1)
             logits = image @ text.T / TEMPERATURE
-            target = torch.arange(len(eos))
+            target = torch.arange(len(text))
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -96,7 +100,7 @@ def pretrain(model: CLIP, pairs: TrainingPairs, epochs: int) -> None:
 
 
 @torch.no_grad()
-def put_into_a_cone(model: CLIP) -> None:
+def put_into_a_cone(model: Clip) -> None:
     """Add a direction that both modalities can share to all embeddings, through the last LayerNorms' biases."""
     image, text = (model.visual.ln_post, model.visual.proj), (model.ln_final, model.text_projection)
     left, _, right = torch.linalg.svd(image[1] @ text[1].T)
@@ -120,13 +124,13 @@ def main(argv: Sequence[str]) -> None:
         split, images, ids = draw(Path(folder))
         settings = LoadingSettings(BATCH, torch.device("cpu"), seed=SEED)
         pairs = TrainingPairs(split, images, ids, np.arange(len(ids)), settings)
-        model = CLIP(CONFIG)
+        model = accelerate(Clip(CONFIG))
         for norm in (model.visual.ln_post, model.ln_final):
             torch.nn.init.normal_(norm.bias, std=2.0)  # each modality shares a direction from the start
         pretrain(model, pairs, args.epochs)
     put_into_a_cone(model.half().float())  # the weights as they are saved
     used = torch.from_numpy(np.union1d(ids, [CONFIG.vocab_size - 1])).long()
-    state = compact_rows(model.state_dict(), used)
+    state = compact_rows(model.published_state(), used)
     with in_one_step(args.out) as partial:
         save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, partial)
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

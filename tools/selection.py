@@ -9,26 +9,34 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from datasets.augmentation import normalise
 from datasets.images import open_rgb, read_image
-from datasets.tokenizer import Tokenizer
-from model.clip import ClipConfig
-from model.rde import RDE
-from model.tse import TokenSelectionEmbedding, select_tokens
+from datasets.tokenizer import CaptionTokenizer, Tokenizer
+from model.backbones.base import Tokens
+from model.encoder import DualEncoder
+from model.heads.tse import TokenSelectionEmbedding
+from utils.errors import OptionError
+
+
+def _head(model: DualEncoder, modality: str) -> TokenSelectionEmbedding:
+    """The TSE of "image" or "text".
+
+    Raises:
+        OptionError: the model has none.
+    """
+    if "TSE" not in model.heads:
+        raise OptionError(f"token selection is TSE's, and the run's heads are {'+'.join(model.heads)}")
+    head = model.head("TSE", modality)
+    assert isinstance(head, TokenSelectionEmbedding)
+    return head
 
 
 @contextmanager
-def _watched(head: TokenSelectionEmbedding) -> Iterator[list[tuple[Tensor, int, Tensor | None]]]:
-    """The (B, L) scores, count and pooled count that a head is given while the context is open."""
-    seen = []
-
-    def note(_: torch.nn.Module, given: tuple) -> None:
-        _, scores, count, *pooled = given
-        seen.append((scores, count, pooled[0] if pooled else None))
-
-    handle = head.register_forward_pre_hook(note)
+def _watched(head: TokenSelectionEmbedding) -> Iterator[list[Tokens]]:
+    """The tokens that a head gets while the context is open."""
+    seen: list[Tokens] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         yield seen
     finally:
@@ -36,35 +44,36 @@ def _watched(head: TokenSelectionEmbedding) -> Iterator[list[tuple[Tensor, int, 
 
 
 @torch.no_grad()
-def chosen_patches(model: RDE, image: np.ndarray) -> np.ndarray:
+def chosen_patches(model: DualEncoder, image: np.ndarray) -> np.ndarray:
     """Whether each patch of a (3, H, W) uint8 image enters TSE: (rows, columns) bool."""
-    device = next(model.parameters()).device
-    with _watched(model.image_tse) as seen:
+    device, head = next(model.parameters()).device, _head(model, "image")
+    with _watched(head) as seen:
         model.encode_image(normalise(torch.from_numpy(image.copy())[None].to(device)))
-    scores, count, _ = seen[0]
-    rows, columns = model.clip.config.grid
+    rows, columns = model.backbone.grid
     chosen = np.zeros(rows * columns, bool)
-    chosen[select_tokens(scores, count)[0].cpu().numpy() - 1] = True  # [CLS] stands first
+    chosen[head.reads(seen[0])[0].cpu().numpy() - 1] = True  # [CLS] comes first
     return chosen.reshape(rows, columns)
 
 
 @torch.no_grad()
-def chosen_words(model: RDE, tokenizer: Tokenizer, caption: str) -> list[tuple[str, float]]:
+def chosen_words(model: DualEncoder, tokenizer: CaptionTokenizer, caption: str) -> list[tuple[str, float]]:
     """The words of a caption as the model reads them, each with how much the sentence attends to it.
 
     Returns:
         Word and attention from EOS, scaled so that the highest is 1; 0 for a word of which no token enters TSE, be it
         not chosen or beyond the model's text length.
     """
-    device = next(model.parameters()).device
-    length = model.clip.config.text_length
-    with _watched(model.text_tse) as seen:
+    if not isinstance(tokenizer, Tokenizer):
+        raise OptionError("the words that token selection chose are shown for CLIP's tokenizer only")
+    device, head = next(model.parameters()).device, _head(model, "text")
+    length = model.backbone.text_tokens + 2
+    with _watched(head) as seen:
         model.encode_text(torch.from_numpy(tokenizer([caption], length)).long().to(device))
-    scores, count, pooled = seen[0]
-    chosen = select_tokens(scores, count)[0, : int(pooled[0])].cpu().numpy()
-    attention = np.zeros(scores.shape[1])
-    attention[chosen] = scores[0].float().cpu().numpy()[chosen]
-    words, start = [], 1  # SOS stands first
+    tokens = seen[0]
+    chosen = head.reads(tokens)[0, : int(head.pooled(tokens)[0])].cpu().numpy()
+    attention = np.zeros(tokens.attention.shape[1])
+    attention[chosen] = head.scores(tokens)[0].float().cpu().numpy()[chosen]
+    words, start = [], 1  # SOS comes first
     for word, ids in tokenizer.split(caption):
         words.append((word, float(attention[start : min(start + len(ids), length - 1)].max(initial=0.0))))
         start += len(ids)
@@ -73,7 +82,7 @@ def chosen_words(model: RDE, tokenizer: Tokenizer, caption: str) -> list[tuple[s
 
 
 def overlaid(
-    model: RDE, size: tuple[int, int], path: Path, *, upright: bool = False
+    model: DualEncoder, size: tuple[int, int], path: Path, *, upright: bool = False
 ) -> tuple[Image.Image, Image.Image]:
     """An image as the model sees it, and the same with the patches that it did not choose faded.
 
@@ -87,14 +96,15 @@ def overlaid(
     chosen = chosen_patches(model, read_image(path, size, upright=upright))
     scale = max(1, round(384 / size[0]))
     picture = open_rgb(path, size, upright=upright).resize((size[1] * scale, size[0] * scale), Image.Resampling.BICUBIC)
-    shown = _pixels(chosen, model.clip.config, size).repeat(scale, axis=0).repeat(scale, axis=1)
+    shown = _pixels(chosen, size).repeat(scale, axis=0).repeat(scale, axis=1)
     faded = 0.25 * np.asarray(picture.convert("L"), np.float32)[:, :, None] + 0.75 * 235
     return picture, Image.fromarray(np.where(shown[:, :, None], np.asarray(picture), faded).astype(np.uint8))
 
 
-def _pixels(chosen: np.ndarray, config: ClipConfig, size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool: the pixels of the chosen of (rows, columns) patches, which may overlap."""
+def _pixels(chosen: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(height, width) bool: the pixels of the chosen of (rows, columns) patches."""
+    cell = [side // count for side, count in zip(size, chosen.shape, strict=True)]
     shown = np.zeros(size, bool)
-    for row, column in np.argwhere(chosen) * config.stride:
-        shown[row : row + config.patch, column : column + config.patch] = True
+    grid = chosen.repeat(cell[0], axis=0).repeat(cell[1], axis=1)
+    shown[: grid.shape[0], : grid.shape[1]] = grid
     return shown

@@ -28,6 +28,7 @@ _STRIP = (  # keeps tensors, also those under the usual keys
     "python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); torch.save("
     "{{k: v for k, v in c.items() if torch.is_tensor(v) or k in ('model', 'state_dict')}}, 'stripped.pth')\" {file}"
 )
+OBJECTIVE = "objective."  # how the names of an objective's own weights begin in a checkpoint
 _MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
 
 

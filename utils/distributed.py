@@ -142,7 +142,10 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
         centred = rows - mean
         variance = summed(centred.square().sum(dim=0)) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum or 0)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0)
         return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)

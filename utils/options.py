@@ -1,61 +1,52 @@
-"""A run's options: defaults, overridden by a configuration file, overridden by flags; all of it checked.
+"""Options of all settings that are declared: defaults, overridden by a configuration file, overridden by flags.
 
-Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once.
+Every value is checked by its flag; which values go together is the caller's to check (`options.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from easydict import EasyDict
 
-from utils.checks import check_together, checked
 from utils.errors import OptionError
-from utils.files import write_text
-from utils.flags import FLAGS, GROUPS, NAMES_TOO, NAMESPACE, PATHS, READ_BY_TEST, WITHOUT_EFFECT, Flag
+from utils.plugins import load_plugins
+from utils.settings import FLAGS, Flag, Options
+
+# What else the authors' configs.yaml holds: how their program was started.
+_NAMESPACE = {"distributed", "training", "resume"}
 
 
 class _Loader(yaml.SafeLoader):
     """Besides plain values builds tuples."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node)))
+def _tuple(loader: _Loader, node: Any) -> tuple:
+    return tuple(loader.construct_sequence(node))
 
 
-def defaults() -> EasyDict:
-    """Every flag's default."""
-    return EasyDict({name: flag.default for name, flag in FLAGS.items()})
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
-def build_parser(description: str) -> argparse.ArgumentParser:
-    """train.py's parser; only flags that were given appear in its result."""
-    parser = argparse.ArgumentParser(
-        description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of defaults; flags override it")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN_DIR",
-        help="continue a run; without a folder, the newest unfinished one in output_dir",
-    )
-    for title, flags in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            _add(group, flag)
-    group = parser.add_argument_group("without effect", "The published code takes them, and so are they here.")
-    for flag in WITHOUT_EFFECT.values():
-        group.add_argument(f"--{flag.name}", type=type(flag.default), metavar=flag.name.upper(), help=flag.help)
-    return parser
+def defaults() -> Options:
+    """Every flag's default, but for those without effect."""
+    return Options({name: flag.default for name, flag in FLAGS.items() if not flag.idle})
 
 
-def command_parser(name: str, doc: str, **more: str) -> argparse.ArgumentParser:
+def add_flags(parser: argparse.ArgumentParser, headings: Sequence[str]) -> None:
+    """Add all flags under their headings: those given, in this order, and after them any others."""
+    for heading in dict.fromkeys((*headings, *(flag.group for flag in FLAGS.values()))):
+        group = parser.add_argument_group(heading)
+        for flag in FLAGS.values():
+            if flag.group == heading:
+                _add(group, flag)
+
+
+def command_parser(name: str, doc: str | None, **more: Any) -> argparse.ArgumentParser:
     """The parser of a command beside train.py and test.py, for `parse`.
 
     Args:
@@ -104,51 +95,43 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     return vars(given)
 
 
-def resolve(given: dict[str, Any]) -> EasyDict:
-    """Defaults, overridden by `--config`, overridden by the flags given; checked.
-
-    Those of `WITHOUT_EFFECT` are among them only where they were given.
+def resolve(given: Mapping[str, Any]) -> Options:
+    """Defaults, overridden by `--config`, overridden by the flags given; each value is checked. Loads plugins.
 
     Raises:
-        OptionError: an unknown key, a wrong type, a value out of range or a loss that does not exist.
+        OptionError: an unknown key, a wrong type or a value out of range.
     """
+    plugins = load_plugins(given.get("plugin", ""))
+    of_config = read_config(Path(given["config"])) if "config" in given else {}
     options = defaults()
-    if "config" in given:
-        options.update(read_config(Path(given["config"])))
+    options.update(of_config)
     for name, value in given.items():
-        if name in FLAGS or name in WITHOUT_EFFECT:
-            options[name] = checked(name, value, f"--{name}")
-    for name in PATHS:  # a run may be looked at from another folder
-        if options[name] and (name not in NAMES_TOO or Path(options[name]).is_file()):
-            options[name] = str(Path(options[name]).absolute())
-    check_together(options)
+        if name in FLAGS:
+            options[name] = FLAGS[name].checked(value, f"--{name}")
+    options["plugin"] = plugins or load_plugins(options["plugin"])
+    for flag in FLAGS.values():  # a run may be looked at from another folder
+        if flag.path and options.get(flag.name) and (flag.path is True or Path(options[flag.name]).is_file()):
+            options[flag.name] = str(Path(options[flag.name]).absolute())
     return options
 
 
-def resolve_run(config: Path, given: dict[str, Any]) -> EasyDict:
-    """The options of a finished run, ours or the authors', overridden by the flags given.
+def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
+    """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
 
-    Keys that are no flags of ours are passed over, and so are flags of ours that only training reads.
+    Other keys are skipped.
 
     Raises:
         OptionError: the file is missing or no configuration.
     """
-    check_root_dir(given.get("root_dir"))
+    content = {**read_yaml(config), **given}
+    plugins = load_plugins(FLAGS["plugin"].checked(content.get("plugin", ""), f"configuration {config}: plugin"))
     options = defaults()
-    for name, value in {**read_yaml(config), **given}.items():
-        if name in READ_BY_TEST:
-            options[name] = checked(name, value, f"--{name}" if name in given else f"configuration {config}: {name}")
+    for name, value in content.items():
+        if name in FLAGS and FLAGS[name].tested:
+            where = f"--{name}" if name in given else f"configuration {config}: {name}"
+            options[name] = FLAGS[name].checked(value, where)
+    options["plugin"] = plugins
     return options
-
-
-def check_root_dir(root_dir: str | None) -> None:
-    """See that the folder given for a finished run's data is there: SynthPEDES would be rendered into a mistyped one.
-
-    Raises:
-        OptionError: it is not.
-    """
-    if root_dir is not None and not Path(root_dir).is_dir():
-        raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -172,8 +155,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
 def read_config(file: Path) -> dict[str, Any]:
     """A configuration file's flags, on top of those of the file its `_base_` names (relative to itself).
 
-    A run's own `configs.yaml` is such a file; what it tells of the run stands under `_run_` and is passed over, and so
-    is what the authors' file tells of how their program was started.
+    A run's own `configs.yaml` is such a file. Skipped are what it says of the run itself, under `_run_`, and what the
+    authors' file says of how their program was started.
 
     Raises:
         OptionError: as `read_yaml`; a key that is no flag; a value of the wrong type; a file that is its own base.
@@ -191,24 +174,14 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if not isinstance(base, str) or "\0" in base:
             raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
         options = _read_config(file.parent / base, (*above, file.resolve()))
+    if isinstance(content.get("plugin"), str):  # its flags may stand in the same file
+        content["plugin"] = load_plugins(content["plugin"])
     for key, value in content.items():
-        if key in NAMESPACE:
+        if key in _NAMESPACE:
             continue
-        if key not in FLAGS and key not in WITHOUT_EFFECT:
+        if key not in FLAGS:
             raise OptionError(
                 f"configuration {file}: {reprlib.repr(key)} is no flag; python train.py --help lists them"
             )
-        options[key] = checked(key, value, f"configuration {file}: {key}")
+        options[key] = FLAGS[key].checked(value, f"configuration {file}: {key}")
     return options
-
-
-def run_facts(config: Path) -> dict[str, Any]:
-    """What a run's `configs.yaml` says of the run beside its flags."""
-    facts = read_yaml(config).get("_run_")
-    return facts if isinstance(facts, dict) else {}
-
-
-def write_config(file: Path, options: dict[str, Any], run: dict[str, Any]) -> None:
-    """Write every resolved flag, and under `_run_` what else the run was, in one step."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
-    write_text(file, yaml.safe_dump({**plain, "_run_": run}, sort_keys=False, allow_unicode=True))

@@ -32,7 +32,7 @@ def _number(kind: _PlainType, content: bytes) -> bool | int | float:
 
 
 # For `torch.serialization.safe_globals`; NumPy 1 and 2 have different names for the same function.
-PLAIN_NUMBERS: list[tuple[Callable, str]] = [
+PLAIN_NUMBERS: list[Callable | tuple[Callable, str]] = [
     (_PlainType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
     (_number, "numpy._core.multiarray.scalar"),

@@ -1,26 +1,20 @@
-"""What every command does at its edges: mistakes of the user in one line, device and seeds."""
+"""What every command does at its edges: a user's mistake is one line, an interrupt leaves in good order."""
 
 from __future__ import annotations
 
 import errno
-import math
+import io
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
-from utils.errors import OptionError, UserError, brief, printable
-from utils.ranks import is_main, launched, local_rank
-
-if TYPE_CHECKING:
-    import torch
+from utils.errors import UserError, printable
+from utils.ranks import is_main, launched
 
 # Seconds that an error is held back where another process may be the one to tell it: the launcher ends all others as
 # soon as one has ended.
@@ -36,8 +30,9 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
     try:
         if launched():
             _run_launched(main)
@@ -118,70 +113,3 @@ def _exit(status: int) -> None:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of `--device`; auto takes CUDA, else MPS, else the CPU. Under a launcher each process has a GPU.
-
-    Raises:
-        OptionError: no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if launched():
-        if name not in ("cpu", "cuda"):
-            raise OptionError(f"--device {name}: several processes train on cpu or cuda (one GPU each)")
-        if name == "cuda":
-            name = f"cuda:{local_rank()}"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
-        torch.zeros(1, device=device)
-        if device.type == "cuda" and launched():
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError):
-        hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
-        raise OptionError(f"--device {name}: not available here; {hint}") from None
-    return device
-
-
-def check_compiler(device: torch.device) -> None:
-    """Compile something small, so that a machine that can't is noticed before anything long begins.
-
-    Raises:
-        OptionError: what is missing.
-    """
-    import torch
-
-    try:
-        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # the compiler's and the driver's own types, wrapped by torch in others
-        raise OptionError(f"--compile: torch.compile does not work here: {brief(error)}") from None
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's global generator, from which fresh weights are drawn; all else has generators of its own."""
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has had so far, in 10⁹ bytes: on the CUDA device it computes on, else its own.
-
-    The device is not waited for; NaN on Windows without CUDA.
-    """
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "linux":  # where ru_maxrss is at least that of the process that started this one
-        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
-    if sys.platform == "win32":
-        return math.nan
-    import resource  # which Windows lacks
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS

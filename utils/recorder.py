@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import naming, write_text
-from utils.records import read_records
+from utils.run_folder import read_records
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; what is not a number is left out."""
+    """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; what is not a number is omitted."""
     flat = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -42,7 +42,7 @@ class Recorder:
 
     def __init__(self, run_dir: Path, epochs_done: int) -> None:
         self.file = run_dir / "metrics.jsonl"
-        # A continued run writes the epochs after its checkpoint again.
+        # A resumed run writes the epochs after its checkpoint again.
         self.records = [record for record in read_records(self.file) if record["epoch"] <= epochs_done]
         write_text(self.file, "".join(json.dumps(record) + "\n" for record in self.records))
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=epochs_done + 1)

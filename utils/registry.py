@@ -44,7 +44,7 @@ class Registry(Mapping[str, type[T]]):
         return add
 
     def _origin(self, name: str) -> str:
-        return _where(self._found[name]) if name in self._found else self._modules[name]
+        return _where(self._found[name]) if name in self._found else self._modules[name].rpartition(".")[2] + ".py"
 
     def __getitem__(self, name: str) -> type[T]:
         """The class; an unknown name is an OptionError that lists the choices."""

@@ -1,6 +1,7 @@
 """A transparent canvas measured in body heights, and the cloth that is painted onto it."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -25,7 +26,7 @@ class Canvas:
         x, y = point
         return self.origin[0] + (x + self._lean * (1 - y)) * self.scale, self.origin[1] + y * self.scale
 
-    def _paint(self, ink: Ink, draw: Callable[[ImageDraw.ImageDraw, object], None]) -> None:
+    def _paint(self, ink: Ink, draw: Callable[[ImageDraw.ImageDraw, Any], None]) -> None:
         if isinstance(ink, tuple):
             draw(ImageDraw.Draw(self.image), (*ink, 255))
             return
@@ -70,7 +71,7 @@ class Canvas:
         self._paint(ink, lambda draw, fill: _draw_tube(draw, pixels, widths, fill))
 
 
-def _draw_tube(draw: ImageDraw.ImageDraw, joints: list[Point], radii: list[float], fill: object) -> None:
+def _draw_tube(draw: ImageDraw.ImageDraw, joints: list[Point], radii: list[float], fill: Any) -> None:
     for (x, y), radius in zip(joints, radii, strict=True):
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
     for (x0, y0), (x1, y1), r0, r1 in zip(joints, joints[1:], radii, radii[1:], strict=False):

@@ -1,10 +1,14 @@
 """English captions of a person, in the manner of CUHK-PEDES: a sentence or two about some of the attributes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from .identity import Identity
+
+T = TypeVar("T")
+Form = Callable[[list[str], list[str]], str]
 
 _SUBJECTS = {"man": ("man", "man", "guy", "male", "male pedestrian"), "woman": ("woman", "woman", "lady", "female")}
 _BUILDS = {
@@ -117,7 +121,7 @@ class _Writer:
         self._rich_colours = rich_colours
         self._he, self._his = ("She", "her") if identity.gender == "woman" else ("He", "his")
 
-    def _pick(self, options: Sequence[str]) -> str:
+    def _pick(self, options: Sequence[T]) -> T:
         return options[int(self._rng.integers(len(options)))]
 
     def _colour(self, name: str) -> str:
@@ -131,8 +135,8 @@ class _Writer:
         worn += [phrase for phrase in (self._shoes(), self._hat()) if phrase]
         had = [phrase for phrase in (self._hair(), self._bag()) if phrase]
         self._rng.shuffle(had)
-        form = self._pick((self._plain, self._with_first, self._dressed, self._split))
-        return form(worn, had)
+        forms: tuple[Form, ...] = (self._plain, self._with_first, self._dressed, self._split)
+        return self._pick(forms)(worn, had)
 
     # ---- sentence forms ----
 

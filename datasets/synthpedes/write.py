@@ -30,7 +30,7 @@ _CHUNK = 10  # persons drawn per task: fine enough for a smooth bar
 _JPEG_QUALITY = 90
 _IDENTITY_STREAM, _IMAGE_STREAM, _CAPTION_STREAM = range(3)
 
-Record = dict[str, object]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ def _follow_parent() -> None:
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        parent.join()
+        if parent is not None:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,1 +1,1 @@
-"""Which captions a run's CCD disbelieves: `python -m tools.audit --help`."""
+"""Which captions a run's CCD doubts: `python -m tools.audit --help`."""

@@ -1,10 +1,10 @@
-"""List the training pairs that CCD holds noisy, with both votes, for a person to look at.
+"""List the training pairs that CCD classifies as noisy, with every vote, for a person to look at.
 
     python -m tools.audit RUN_DIR
 
-It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over both votes and all epochs);
-`pairs.html`, the first of them with thumbnails; figures; and where the run put captions out of place itself
-`audit.json`, how right the votes were. To leave pairs out of training put an x into the column `exclude` of `pairs.csv`
+It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over all votes and epochs);
+`pairs.html`, the first of them with thumbnails; figures; and where the run's own noise misplaced captions
+`audit.json`, how right the votes were. To exclude pairs from training put an x into the column `exclude` of `pairs.csv`
 (a later audit keeps it, and no other change), and give the file to `train.py --exclude`.
 """
 
@@ -20,8 +20,9 @@ from prettytable import PrettyTable
 
 from utils.errors import OptionError
 from utils.files import write_text
-from utils.options import command_parser, parse, read_yaml
+from utils.options import command_parser, parse
 from utils.program import run_program
+from utils.run_folder import RunFolder
 
 # What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def main(argv: Sequence[str]) -> None:
     run_dir = Path(args["run_dir"])
     if args["top"] < 1:
         raise OptionError(f"--top {args['top']}: must be at least 1")
-    config = read_yaml(run_dir / "configs.yaml")
+    division = RunFolder(run_dir).flags().get("division")
     epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
     if not epochs:
-        why = f"--division {config.get('division')}" if config.get("division") in ("all", "oracle") else "other code"
+        why = f"--division {division}" if division not in (None, "ccd") else "other code"
         raise OptionError(f"{run_dir} has kept no votes of CCD in epochs/: no epoch is done, or it was made by {why}")
     findings = Findings(epochs)
     pairs = read_pairs(run_dir, args["root_dir"], epochs[-1].loss.shape[1])
@@ -69,10 +70,10 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
 
     out.mkdir(parents=True, exist_ok=True)
     suspects, divided = findings.suspects(), len(findings.kept)
-    both = int((~findings.last.clean[:, findings.kept]).all(axis=0).sum())
+    by_all = int((~findings.last.clean[:, findings.kept]).all(axis=0).sum())
     about = (
-        f"Of {divided:,} pairs {len(suspects):,} are held noisy by at least one vote in the last of "
-        f"{len(findings.epochs)} epochs, {both:,} by both."
+        f"Of {divided:,} pairs {len(suspects):,} are flagged as noisy by at least one vote in the last of "
+        f"{len(findings.epochs)} epochs, {by_all:,} by all."
     )
     print(about)
     write_table(findings, pairs, suspects, out / "pairs.csv")
@@ -90,12 +91,10 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
 
 def judgement_table(judgement: dict[str, Any]) -> str:
     """How right the votes were, to print."""
-    shown = PrettyTable(
-        ["last epoch", "noisy: held noisy", "held clean", "clean: held noisy", "held clean ", "precision", "recall"]
-    )
+    shown = PrettyTable(["last epoch", "noisy: flagged", "missed", "clean: flagged", "passed", "precision", "recall"])
     shown.align = "r"
     shown.align["last epoch"] = "l"
-    keys = ("noisy_held_noisy", "noisy_held_clean", "clean_held_noisy", "clean_held_clean")
+    keys = ("noisy_flagged", "noisy_missed", "clean_flagged", "clean_passed")
     for name, found in judgement["last_epoch"].items():
         shown.add_row([name, *(found[key] for key in keys), f"{found['precision']:.3f}", f"{found['recall']:.3f}"])
     found = ", ".join(f"{name} {value:.3f}" for name, value in judgement["average_precision"].items())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib import pyplot as plt
 
 from datasets.images import read_image
+from processor.figures import styles
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
-from utils.figures import CLEAN, NOISY, STYLES, save, wrap
+from utils.figures import CLEAN, NOISY, save, wrap
 
 _CELL, _COLUMNS = (160, 64), 4
 
@@ -18,10 +20,12 @@ _CELL, _COLUMNS = (160, 64), 4
 def precision_recall(findings: Findings, judgement: Mapping[str, object], file: Path) -> None:
     """A curve a score, with its average precision, and the last epoch's votes as points."""
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
-    for (name, (recall, precision)), (colour, line) in zip(findings.curves().items(), STYLES.values(), strict=True):
+    curves = findings.curves()
+    for name, (colour, line) in styles(curves).items():
+        recall, precision = curves[name]
         label = f"{name}, AP {judgement['average_precision'][name]:.3f}"
         axes.plot(recall, precision, line, color=colour, label=label)
-    for (name, vote), marker in zip(judgement["last_epoch"].items(), "o^sD", strict=True):
+    for (name, vote), marker in zip(judgement["last_epoch"].items(), cycle("o^sDvP"), strict=False):
         label = f"last epoch: {name}"
         axes.plot(vote["recall"], vote["precision"], marker, color="white", markeredgecolor="black", label=label)
     axes.axhline(judgement["chance"], color="#777777", linewidth=0.8, linestyle=":", label="chance")
@@ -32,7 +36,7 @@ def precision_recall(findings: Findings, judgement: Mapping[str, object], file: 
 
 
 def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
-    """Pairs with their captions and P(clean) of BGE and TSE; framed by the truth where it is known (figures 7 to 9)."""
+    """Pairs with their captions and each vote's P(clean); framed by the truth where it is known (figures 7 to 9)."""
     rows = -(-len(suspects) // _COLUMNS)
     figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 4.1 * rows), squeeze=False)
     figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.1 / rows, bottom=0.27 / rows, wspace=0.9, hspace=0.58)
@@ -41,7 +45,8 @@ def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], f
     for axes, pair in zip(grid.flat, suspects, strict=False):
         axes.imshow(read_image(pairs.file(pair), _CELL).transpose(1, 2, 0), aspect="auto")
         axes.set(xticks=[], yticks=[])
-        title, frame, width = "P(clean) {:.2f}, {:.2f}".format(*findings.last.clean_probability[:, pair]), "#999999", 2
+        probabilities = ", ".join(f"{value:.2f}" for value in findings.last.clean_probability[:, pair])
+        title, frame, width = f"P(clean) {probabilities}", "#999999", 2
         if findings.truth is not None:
             truth, frame, width = ("noisy", NOISY, 3) if findings.truth[pair] else ("clean", CLEAN, 3)
             title = f"in truth {truth}\n{title}"

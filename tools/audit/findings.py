@@ -9,27 +9,33 @@ from functools import cached_property
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from processor.history import VOTES, PairHistory
+from processor.evaluation import similarity_names
+from processor.history import PairHistory
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The division of E epochs on N pairs.
+    """The votes of V embeddings on N pairs in E epochs.
 
     Attributes:
-        epochs: each one's verdicts, in order; the last is the run's last word.
+        epochs: each one's votes, in order; the last are the run's last word.
     """
 
     epochs: Sequence[PairHistory]
 
     @property
     def last(self) -> PairHistory:
-        """The last epoch's verdicts."""
+        """The last epoch's votes."""
         return self.epochs[-1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the embeddings that voted."""
+        return self.last.names
 
     @cached_property
     def truth(self) -> np.ndarray | None:
-        """(N,) bool, which captions were put out of place; None where none were, so that nothing is known."""
+        """(N,) bool, which captions the run's noise misplaced; None where none were, so that nothing is known."""
         noisy = ~self.last.truly_clean
         return noisy if noisy.any() else None
 
@@ -40,35 +46,36 @@ class Findings:
 
     @cached_property
     def doubts(self) -> np.ndarray:
-        """(2, N) 1 − P(clean) of both votes, averaged over the epochs, in [0, 1]; NaN for excluded pairs."""
+        """(V, N) 1 − P(clean) of each vote, averaged over the epochs, in [0, 1]; NaN for excluded pairs."""
         return 1 - np.mean([epoch.clean_probability for epoch in self.epochs], axis=0)
 
     @cached_property
     def suspicion(self) -> np.ndarray:
-        """(N,) the mean of both votes' doubts: by it pairs are sorted."""
+        """(N,) the mean of all votes' doubts: by it pairs are sorted."""
         return self.doubts.mean(axis=0)
 
     @cached_property
     def times_noisy(self) -> np.ndarray:
-        """(2, N) in how many epochs each vote held the pair noisy; 0 for excluded pairs."""
+        """(V, N) in how many epochs each vote classified the pair as noisy; 0 for excluded pairs."""
         times = np.sum([~epoch.clean for epoch in self.epochs], axis=0)
         times[:, self.last.excluded] = 0
         return times
 
     def suspects(self) -> np.ndarray:
-        """Positions of the pairs that at least one vote held noisy in the last epoch, the most suspicious first."""
-        held = self.kept[(~self.last.clean[:, self.kept]).any(axis=0)]
-        return held[np.argsort(-self.suspicion[held], kind="stable")]
+        """Positions of the pairs that at least one vote flagged as noisy in the last epoch, most suspicious first."""
+        flagged = self.kept[(~self.last.clean[:, self.kept]).any(axis=0)]
+        return flagged[np.argsort(-self.suspicion[flagged], kind="stable")]
 
-    def held_by(self, pair: int) -> str:
-        """Who held a pair noisy in the last epoch; "excluded" for a pair that was left out."""
+    def flagged_by(self, pair: int) -> str:
+        """Which embeddings flagged a pair as noisy in the last epoch; "excluded" for an excluded pair."""
         if pair in self.last.excluded:
             return "excluded"
-        return " and ".join(name for name, clean in zip(VOTES, self.last.clean[:, pair], strict=True) if not clean)
+        return " and ".join(name for name, clean in zip(self.names, self.last.clean[:, pair], strict=True) if not clean)
 
     def scores(self) -> dict[str, np.ndarray]:
-        """(kept,) scores for "noisy" that are judged against the truth."""
-        return {**dict(zip(VOTES, self.doubts[:, self.kept], strict=True)), "both": self.suspicion[self.kept]}
+        """(kept,) scores for "noisy" that are judged against the truth: each vote's doubt, and their mean."""
+        scores = [*self.doubts[:, self.kept], self.suspicion[self.kept]]
+        return dict(zip(similarity_names(self.names), scores, strict=False))
 
     def judgement(self) -> dict[str, object] | None:
         """How right the votes were: average precision, and each one's confusion in the last epoch; None without truth.
@@ -79,15 +86,15 @@ class Findings:
             return None
         truth, noisy = self.truth[self.kept], ~self.last.clean[:, self.kept]
         votes = {
-            **dict(zip(VOTES, noisy, strict=True)),
-            "both noisy": noisy.all(axis=0),
-            "either noisy": noisy.any(axis=0),
+            **dict(zip(self.names, noisy, strict=True)),
+            "all noisy": noisy.all(axis=0),
+            "any noisy": noisy.any(axis=0),
         }
         return {
             "pairs": len(truth),
             "chance": float(truth.mean()),
             "average_precision": {n: float(average_precision_score(truth, s)) for n, s in self.scores().items()},
-            "last_epoch": {name: confusion(truth, held) for name, held in votes.items()},
+            "last_epoch": {name: confusion(truth, flagged) for name, flagged in votes.items()},
         }
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -96,15 +103,15 @@ class Findings:
         return {name: (recall, precision) for name, (precision, recall, _) in found.items()}
 
 
-def confusion(truth: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """Counts of pairs by truth and vote, and precision and recall of "noisy" (0 where nothing was held or is noisy)."""
-    hit, false = int((truth & held).sum()), int((~truth & held).sum())
-    missed = int((truth & ~held).sum())
+def confusion(truth: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
+    """Counts of pairs by truth and vote, and precision and recall of "noisy" (0 where none was flagged or is noisy)."""
+    hit, false = int((truth & flagged).sum()), int((~truth & flagged).sum())
+    missed = int((truth & ~flagged).sum())
     return {
-        "noisy_held_noisy": hit,
-        "clean_held_noisy": false,
-        "noisy_held_clean": missed,
-        "clean_held_clean": len(truth) - hit - false - missed,
+        "noisy_flagged": hit,
+        "clean_flagged": false,
+        "noisy_missed": missed,
+        "clean_passed": len(truth) - hit - false - missed,
         "precision": hit / max(1, hit + false),
         "recall": hit / max(1, hit + missed),
     }

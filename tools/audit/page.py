@@ -12,7 +12,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from datasets.images import read_image
-from processor.history import VOTES
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import write_text
@@ -48,18 +47,18 @@ def write_page(findings: Findings, pairs: Pairs, suspects: Sequence[int], title:
 def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
     last, times = findings.last, findings.times_noisy[:, pair]
     votes = "".join(
-        f"<small>{name}: P(clean) {last.clean_probability[n, pair]:.2f}, loss {last.loss[n, pair]:.3f}, "
+        f"<small>{html.escape(name)}: P(clean) {last.clean_probability[n, pair]:.2f}, loss {last.loss[n, pair]:.3f}, "
         f"noisy in {times[n]} of {len(findings.epochs)} epochs</small>"
-        for n, name in enumerate(VOTES)
+        for n, name in enumerate(findings.names)
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
-    told = f"<small>in truth <b>{truth}</b></small>" if truth else ""
+    known = f"<small>in truth <b>{truth}</b></small>" if truth else ""
     return (
         f'<article class="{truth}"><img alt="" src="{_thumbnail(pairs.file(pair))}"><div>'
         f"<p>{html.escape(pairs.caption(pair))}</p>"
         f"<small>pair {pair}, {html.escape(pairs.image(pair))}</small>"
-        f"<small>suspicion {findings.suspicion[pair]:.3f}, held noisy by {findings.held_by(pair)}</small>"
-        f"{votes}{told}</div></article>"
+        f"<small>suspicion {findings.suspicion[pair]:.3f}, flagged by {findings.flagged_by(pair)}</small>"
+        f"{votes}{known}</div></article>"
     )
 
 

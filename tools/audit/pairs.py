@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotations import Split, read_splits
+from datasets.catalogue import locate, short_name
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
-from datasets.places import locate
+from options import check_root_dir, resolve
 from utils.errors import DataError
-from utils.options import check_root_dir, resolve, run_facts
-from utils.runs import short_name
+from utils.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
         OptionError, DataError: no such data, or others than the run's.
     """
     check_root_dir(root_dir)
-    config = run_dir / "configs.yaml"
-    options = resolve({"config": str(config), **({"root_dir": root_dir} if root_dir else {})})
+    run = RunFolder(run_dir)
+    options = resolve({"config": str(run.config), **({"root_dir": root_dir} if root_dir else {})})
     name, root = options.dataset_name, Path(options.root_dir)
     split = read_splits(name, root, ["train"])["train"]
     if len(split.captions) != count:
         raise DataError(f"{run_dir} was trained on {count:,} pairs, {name} in {root} has {len(split.captions):,}")
     noise = find_noise(short_name(name), count, options.noisy_rate, options.noisy_file)
-    was = run_facts(config).get("noise_index")
+    was = run.facts().get("noise_index")
     if not isinstance(was, dict) or was.get("sha256") != noise.sha256:
-        raise DataError(f"the noise index is not the run's own: {config} names {was}, found is {noise.about}")
+        raise DataError(f"the noise index is not the run's own: {run.config} names {was}, found is {noise.about}")
     return Pairs(split, locate(name, root).imgs, noise.permutation)

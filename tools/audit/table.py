@@ -7,29 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.exclusion import as_cell, read_marks
-from processor.history import VOTES
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import in_one_step
-
-COLUMNS = (
-    "pair",
-    "exclude",
-    "suspicion",
-    "held_noisy_by",
-    *(f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in VOTES),
-    "epochs",
-    "person",
-    "image",
-    "caption",
-)
 
 
 def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
     """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
 
-    P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over both votes and all epochs. Pairs
-    that a person has marked in an older `file` stay marked; those that are suspects no more follow at the end.
+    P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Pairs
+    that a person has marked in an older `file` stay marked; those that are no longer suspects follow at the end.
 
     Raises:
         DataError: the older file can't be read, or is of other data.
@@ -39,9 +26,11 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     truth, last = findings.truth, findings.last
     with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)  # behind the mark that spreadsheets look for
-        writer.writerow([*COLUMNS, *([] if truth is None else ["truth"])])
+        of_votes = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
+        header = ["pair", "exclude", "suspicion", "flagged_by", *of_votes, "epochs", "person", "image", "caption"]
+        writer.writerow([*header, *([] if truth is None else ["truth"])])
         for pair in suspects:
-            row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.held_by(pair)]
+            row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.flagged_by(pair)]
             row += [f"{value:.4f}" for value in (*last.clean_probability[:, pair], *last.loss[:, pair])]
             row += [*findings.times_noisy[:, pair], len(findings.epochs)]
             row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(pairs.caption(pair))]

@@ -4,7 +4,7 @@
     python -m tools.reproduce --table 1 --row rde --dataset RSTPReid --noise 0.5 --seeds 3 --root_dir /path/to/data
     python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in small, on a CPU
 
-Runs that are done are not repeated and a killed one is continued, so the same command may be given again. Rows that are
+Runs that are done are not repeated and a killed one is resumed, so the same command may be given again. Rows that are
 read off the same run share it, across tables too.
 """
 
@@ -23,9 +23,9 @@ from tools.reproduce.report import write_report
 from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError, UserError
-from utils.flags import FREE
 from utils.options import command_parser, parse
 from utils.program import run_program
+from utils.settings import FLAGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
     file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
     title = TABLES[args["table"]].title + (f", in small on {SYNTH}" if args["dataset"] == SYNTH else "")
-    further = "" if given.keys() <= FREE else shlex.join(more)
+    further = "" if all(FLAGS[name].resumable for name in given) else shlex.join(more)
     failed = []
     for run in _by_seed(runs):
         try:

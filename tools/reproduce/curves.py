@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
-from processor.start import read_start
 from tools.reproduce.runs import Run
 from tools.visualize.curves import LINES
 from utils.figures import over_epochs, save
-from utils.records import read_records
 
 
 def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
     """Draw the mean over each row's seeds, and from the lowest to the highest in a lighter tone.
 
-    Epoch 0 is the pretrained CLIP, by BGE. Rows that are read off the same run as another with the same similarity are
-    drawn once. Returns whether there was a row to draw.
+    Epoch 0 is the pretrained CLIP, by its own embedding. Rows that are read off the same run as another with the same
+    similarity are drawn once. Returns whether there was a row to draw.
     """
     drawn = {}
     for runs in rows:
@@ -45,10 +43,10 @@ def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
 
 def _curve(run: Run) -> dict[int, float]:
     """R1 (%) on the test split by epoch; none of a run that is not finished."""
-    run_dir = run.run_dir()
-    if run_dir is None:
+    folder = run.finished()
+    if folder is None:
         return {}
-    start = read_start(run_dir).get("test", {})
-    curve = {0: start["BGE"]["R1"]} if "BGE" in start and run.row.similarity != "TSE" else {}
-    records = read_records(run_dir / "metrics.jsonl")
-    return curve | {r["epoch"]: r["test"][run.row.similarity]["R1"] for r in records if "test" in r}
+    start = folder.start_metrics().get("test", {})
+    first = next(iter(start), "")  # the others are untrained then
+    curve = {0: start[first]["R1"]} if first in run.row.similarity.split("+") else {}
+    return curve | {r["epoch"]: r["test"][run.row.similarity]["R1"] for r in folder.records() if "test" in r}

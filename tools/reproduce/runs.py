@@ -1,8 +1,7 @@
-"""Running what a row needs: one training for each seed, continued where it was cut off, never repeated."""
+"""Running what a row needs: one training for each seed, resumed where it was cut off, never repeated."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -13,15 +12,14 @@ from typing import Any
 
 from datasets.synthpedes import RECIPE, write_synthpedes
 from model.precision import settle
-from processor.start import START_FILE, read_start
+from options import parse, resolve
+from processor.run import chosen_by
 from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
+from utils.devices import choose_device
 from utils.errors import DataError, OptionError
-from utils.flags import FREE
-from utils.options import build_parser, parse, resolve
-from utils.program import choose_device
-from utils.records import read_records
-from utils.runs import CHECKPOINTS, hold, is_finished, is_locked
+from utils.run_folder import CHECKPOINTS, Metrics, RunFolder, hold
+from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[2]
 FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder pictures
@@ -58,10 +56,9 @@ class Run:
         own = ["--seed", str(self.seed), "--root_dir", self.root_dir, "--output_dir", str(self.folder)]
         return [*self.row.flags, "--record_test", *own, *self.more]
 
-    def run_dir(self) -> Path | None:
-        """The finished run's folder, if there is one."""
-        folders = (config.parent for config in sorted(self.folder.glob("*/*/configs.yaml")))
-        return next(filter(is_finished, folders), None)
+    def finished(self) -> RunFolder | None:
+        """The finished run, if there is one."""
+        return next((run for run in RunFolder.all_in(self.folder) if run.is_finished()), None)
 
     def train(self, *, dry_run: bool) -> None:
         """Train unless it is done, and test on the row's other data set unless that is done.
@@ -69,18 +66,17 @@ class Run:
         Raises:
             OptionError: a run is there that other flags made, or another process is at it, or the command fails.
         """
-        for config in self.folder.glob("*/*/configs.yaml"):
-            _check_same(config, self.arguments)
-        if self.run_dir() is None:
-            unfinished = [config.parent for config in sorted(self.folder.glob("*/*/configs.yaml"))]
-            if unfinished and is_locked(unfinished[-1]):  # the training outlives a killed command of ours
+        runs = RunFolder.all_in(self.folder)
+        for run in runs:
+            _check_same(run, self.arguments)
+        if self.finished() is None:
+            if runs and runs[-1].is_locked():  # the training outlives a killed command of ours
                 raise OptionError(f"{self.folder}: another process is at this run; wait for it, or end it")
-            continued = (
-                ["--resume", str(unfinished[-1]), "--root_dir", self.root_dir, *self.more] if unfinished else None
-            )
-            self._execute(["train.py", *(continued or self.arguments)], dry_run)
-        if self.row.target and not (self.run_dir() and self._target_file().is_file()):
-            self._execute(["test.py", str(self.run_dir() or "RUN_DIR"), *self._target_flags()], dry_run)
+            resumed = ["--resume", str(runs[-1]), "--root_dir", self.root_dir, *self.more] if runs else None
+            self._execute(["train.py", *(resumed or self.arguments)], dry_run)
+        run = self.finished()
+        if self.row.target and not (run and run.test_metrics(self._suffix)):
+            self._execute(["test.py", str(run or "RUN_DIR"), *self._target_flags()], dry_run)
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Metrics of the row's similarity for each way of choosing a checkpoint; None if the run is not finished.
@@ -93,40 +89,45 @@ class Run:
         Raises:
             DataError: a file of metrics is damaged.
         """
-        run_dir = self.run_dir()
-        if run_dir is None or (self.row.target and not self._target_file().is_file()):
+        run = self.finished()
+        tested = run and run.test_metrics(self._suffix)
+        if run is None or (self.row.target and not tested):
             return None
         if self.row.start:
-            start = read_start(run_dir)
+            start = run.start_metrics()
             if "test" not in start:
-                raise DataError(f"{run_dir / START_FILE} is missing or damaged: delete the run, and it is done again")
+                raise DataError(f"{run}/start_metrics.json is missing or damaged: delete the run, and it is done again")
             return {START: start["test"][self.row.similarity]}
-        tested = _read(self._target_file() if self.row.target else run_dir / "test_metrics.json")
-        found = dict(zip(("best by validation", "last"), tested, strict=True))
-        epochs = [record["test"] for record in read_records(run_dir / "metrics.jsonl") if "test" in record]
+        if not tested.keys() >= set(CHECKPOINTS):
+            file = f"{run}/test_metrics{self._suffix}.json"
+            raise DataError(f"{file} is not whole: delete it, and test again with python test.py {run}")
+        found: Metrics = dict(zip(("best by validation", "last"), (tested[name] for name in CHECKPOINTS), strict=True))
+        epochs = [record["test"] for record in run.records() if "test" in record]
         if epochs and not self.row.target:
-            found["best by test"] = max(epochs, key=lambda metrics: metrics[self.row.trained]["R1"])
+            trained = tuple(self.row.trained.split("+"))
+            found["best by test"] = max(epochs, key=lambda metrics: metrics[chosen_by(trained, metrics)]["R1"])
         return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
 
     def precision(self) -> str | None:
         """The finished run's arithmetic, as `--precision` names it; None if there is no such run."""
-        run_dir = self.run_dir()
-        return run_dir and resolve({"config": str(run_dir / "configs.yaml")}).precision
+        run = self.finished()
+        return run and resolve({"config": str(run.config)}).precision
 
     def displacement(self) -> dict[str, float] | None:
         """As `displacement` of the finished run; None if there is no such run."""
-        run_dir = self.run_dir()
-        return run_dir and displacement(run_dir)
+        run = self.finished()
+        return run and displacement(run.path)
 
     def _target_flags(self) -> list[str]:
-        given = parse(build_parser(""), self.more)
+        given = parse("", self.more)
         more = [part for name in _OF_TEST_PY if name in given for part in (f"--{name}", str(given[name]))]
         if not self.row.small:
             return ["--dataset_name", self.row.target, "--root_dir", self.root_dir, *more]
         return ["--dataset_name", str(Path(self.root_dir, self.row.target, f"{self.row.target}.json")), *more]
 
-    def _target_file(self) -> Path:
-        return self.run_dir() / f"test_metrics_{self.row.target}.json"
+    @property
+    def _suffix(self) -> str:
+        return f"_{self.row.target}" if self.row.target else ""
 
     def _execute(self, command: list[str], dry_run: bool) -> None:
         print(f"{self.title}: python {shlex.join(command)}", flush=True)
@@ -152,34 +153,25 @@ def check_more(more: Sequence[str]) -> dict[str, Any]:
     Raises:
         OptionError: an unknown flag, or one that the rows set.
     """
-    given = parse(build_parser(""), more)
+    given = parse("", more)
     for name in _OWN:
         if name in given:
             raise OptionError(f"--{name} after --: it is the row's or this command's own")
     return given
 
 
-def _read(file: Path) -> list[dict[str, dict[str, float]]]:
-    """The metrics of both checkpoints."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return [content[name] for name in CHECKPOINTS]
-    except (ValueError, TypeError, KeyError):
-        raise DataError(f"{file} is not whole: delete it, and test again with python test.py {file.parent}") from None
-
-
-def _check_same(config: Path, arguments: Sequence[str]) -> None:
+def _check_same(run: RunFolder, arguments: Sequence[str]) -> None:
     """Refuse to count a run that other flags made."""
     try:
-        was = resolve({"config": str(config)})
+        was = resolve({"config": str(run.config)})
     except OptionError as error:
-        raise OptionError(f"{error}; delete {config.parent} or choose another --output_dir") from None
-    now = resolve(parse(build_parser(""), arguments))
+        raise OptionError(f"{error}; delete {run} or choose another --output_dir") from None
+    now = resolve(parse("", arguments))
     now.precision = settle(now.precision, choose_device(now.device))
-    for name in now.keys() - FREE:
-        if was[name] != now[name]:
+    for name in now:
+        if not FLAGS[name].resumable and was[name] != now[name]:
             raise OptionError(
-                f"{config.parent} was run with {name} {was[name]}, now it would be {now[name]}: "
+                f"{run} was run with {name} {was[name]}, now it would be {now[name]}: "
                 "delete it or choose another --output_dir"
             )
 

@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import options  # noqa: F401  (declares all flags)
 from tools.reproduce import paper
 from utils.options import defaults, read_config
 
@@ -25,7 +26,7 @@ class Row:
         similarity: of the run's table: BGE+TSE, BGE or TSE.
         paper: what the paper has.
         target: another data set that the run is tested on; "" for its own.
-        small: run it on SynthPEDES: its recipe, with what tells this row's configuration from configs/base.yaml.
+        small: run it on SynthPEDES: its recipe, with what this row's configuration changes in configs/base.yaml.
         start: read the starting weights of its run, before training.
         precision: the run's arithmetic; "" for the configuration's.
     """

@@ -1,4 +1,4 @@
-"""Search one's own pictures with a trained model.
+"""Search your own images with a trained model.
 
     python -m tools.search index --run RUN_DIR --gallery FOLDER         # embed a folder; again: only what is new
     python -m tools.search query "a woman in a red coat" --top 10       # images for a sentence
@@ -16,7 +16,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from processor.evaluation import SIMILARITIES
 from utils.errors import OptionError
 from utils.options import command_parser, parse
 from utils.program import run_program
@@ -63,7 +62,7 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
     add["captions"].add_argument("--from", dest="file", required=True, help="a file with a sentence a line")
     for name in ("query", "captions"):
         add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
-        add[name].add_argument("--similarity", default=SIMILARITIES[2], help="BGE, TSE or BGE+TSE (default: BGE+TSE)")
+        add[name].add_argument("--similarity", help="by one of the run's embeddings, as BGE (default: by all, BGE+TSE)")
     add["query"].add_argument("--out", help="file to write, as .json and .png (default: INDEX/query)")
     add["captions"].add_argument("--out", help="file to write, as .json (default: none)")
     add["export"].add_argument("--out", required=True, help="folder to write")
@@ -82,8 +81,6 @@ def main(argv: Sequence[str]) -> None:
             raise OptionError(f"--{name} {args[name]}: must be at least 1")
     if not 0 < args.get("port", 1) < 65536:
         raise OptionError(f"--port {args['port']}: must be at least 1 and at most 65535")
-    if args.get("similarity", SIMILARITIES[0]) not in SIMILARITIES:
-        raise OptionError(f"--similarity {args['similarity']}: choose from {', '.join(SIMILARITIES)}")
     if args.get("store") and args.get("faiss"):
         raise OptionError("--store and --faiss: Milvus has indexes of its own, leave one out")
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.images import read_image
-from tools.loading import find_weights, load_run, require
+from tools.loading import load_run, require
 from tools.search.encode import Encoder
 from tools.search.engines import REQUIREMENTS, best_first
 from tools.search.index import update_index
@@ -17,8 +17,9 @@ from tools.search.results import named, table, write, write_json
 from tools.search.search import Searcher
 from tools.search.store import open_store
 from tools.search.texts import read_sentences, shown, warn_long
+from utils.devices import choose_device
 from utils.errors import OptionError, printable
-from utils.program import choose_device
+from utils.run_folder import RunFolder
 
 
 def open_encoder(run: Path, checkpoint: Path | None, device: str) -> Encoder:
@@ -39,13 +40,15 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
         if not args["run"] and not (run / "configs.yaml").is_file():
             run = args["checkpoint"].parent  # it may have moved as a whole
     elif args["run"]:  # it may have moved, or have been exported
-        files = [file for file in dict.fromkeys((run / made_by.name, find_weights(run))) if file.is_file()]
+        files = [file for file in dict.fromkeys((run / made_by.name, RunFolder(run).weights())) if file.is_file()]
     else:
         files = [made_by]
         for file in (made_by, run / "configs.yaml"):
             if not file.is_file():
-                told = f"{file}, of the model that made {store.name}, is not there: "
-                raise OptionError(told + "say with --run where the run is, or with --checkpoint where its weights are")
+                raise OptionError(
+                    f"{file}, of the model that made {store.name}, is not there: "
+                    "say with --run where the run is, or with --checkpoint where its weights are"
+                )
     for file in files:
         encoder = open_encoder(run, file, args["device"])
         if encoder.fingerprint == store.about.fingerprint:
@@ -64,9 +67,10 @@ def query(args: dict[str, Any]) -> None:
     """Print, and write, the images for sentences."""
     texts = read_sentences(args["text"], args["file"])
     searcher = open_searcher(args)
+    similarity = searcher.encoder.similarity(args["similarity"])
     warn_long(texts, searcher.encoder)
-    results = searcher.search(texts, args["top"], args["similarity"])
-    listed, sheet = write(texts, args["similarity"], results, args["out"] or args["index"] / "query")
+    results = searcher.search(texts, args["top"], similarity)
+    listed, sheet = write(texts, similarity, results, args["out"] or args["index"] / "query")
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))
     print(printable(f"wrote {listed} and {sheet}"))
@@ -76,15 +80,16 @@ def captions(args: dict[str, Any]) -> None:
     """Print the sentences for pictures."""
     texts = read_sentences([], args["file"])
     encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
+    similarity = encoder.similarity(args["similarity"])
     warn_long(texts, encoder)
     pixels = np.stack([read_image(Path(picture), encoder.size, upright=True) for picture in args["picture"]])
-    images = encoder.weigh(encoder.images(pixels), args["similarity"])
+    images = encoder.weigh(encoder.images(pixels), similarity)
     found = []
     for picture, scores in zip(args["picture"], images @ encoder.texts(texts).T, strict=True):
         ranked = best_first(scores, args["top"])
         print(printable(picture), *(f"  {scores[n]:.3f}  {shown(texts[n])}" for n in ranked), sep="\n")
         captions = [{"rank": rank, "score": float(scores[n]), "caption": texts[n]} for rank, n in enumerate(ranked, 1)]
-        found.append({"image": picture, "similarity": args["similarity"], "results": captions})
+        found.append({"image": picture, "similarity": similarity, "results": captions})
     if args["out"]:
         print(printable(f"wrote {write_json(found, named(args['out'], 'captions'))}"))
 

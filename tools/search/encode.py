@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from assembly import inputs
 from datasets.augmentation import normalise
 from datasets.loaders import trim
-from datasets.tokenizer import Tokenizer
-from model.rde import Embeddings
-from processor.evaluation import SIMILARITIES
+from processor.evaluation import similarity_names
+from processor.types import Embeddings
 from tools.loading import LoadedRun
-from utils.errors import UserError
+from utils.errors import OptionError, UserError
 
 _TEXTS_AT_A_TIME = 256
 
@@ -27,27 +27,28 @@ class Encoder:
     Attributes:
         size: (height, width) of the images it takes.
         words: how many tokens of a sentence it reads.
-        bge_width, width: of an image's vector the BGE's part, which comes first, and all of it.
-        fingerprint: tells models apart: SHA-256 of the weights and of what else decides about embeddings.
+        widths: of the embeddings that make up a vector, in order.
+        similarities: the names of each one's own, and of all of them together.
+        fingerprint: of the model: SHA-256 of the weights and of what else decides about embeddings.
     """
 
     def __init__(self, run: LoadedRun) -> None:
         self.run, self.model = run, run.model
         self.size, self.words = run.options.img_size, run.options.text_length - 2
         self.device = next(run.model.parameters()).device
-        self.tokenizer = Tokenizer()
+        self.tokenizer = inputs(run.options, run.model).tokenizer
         self.fingerprint = _fingerprint(run)
-        self.bge_width = run.model.clip.config.shared_width
-        self.width = self.texts(["a person"]).shape[1]
+        self.widths = dict(run.model.widths)
+        self.similarities = similarity_names(self.widths)
 
     @torch.no_grad()
     def images(self, pixels: np.ndarray) -> np.ndarray:
-        """(B, 3, H, W) uint8 → (B, D) float32 unit vectors [bge, tse]/√2."""
+        """(B, 3, H, W) uint8 → (B, D) float32 unit vectors: all unit embeddings over the root of their number."""
         return _vectors(self.model.encode_image(normalise(torch.from_numpy(pixels).to(self.device))))
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """(B, D) float32 unit vectors [bge, tse]/√2 of sentences."""
+        """(B, D) vectors of sentences, as those of images."""
         parts = []
         starts = range(0, len(captions), _TEXTS_AT_A_TIME)
         for start in tqdm(starts, "sentences", unit="batch", leave=False, disable=len(starts) < 2 or None):
@@ -55,18 +56,30 @@ class Encoder:
             parts.append(_vectors(self.model.encode_text(torch.from_numpy(trim(ids)).long().to(self.device))))
         return np.concatenate(parts)
 
+    def similarity(self, name: str | None) -> str:
+        """The similarity of that name; without one, that of all embeddings together.
+
+        Raises:
+            OptionError: the model has no such similarity.
+        """
+        if name is not None and name not in self.similarities:
+            raise OptionError(f"--similarity {name}: choose from {', '.join(self.similarities)}")
+        return name or self.similarities[-1]
+
     def weigh(self, vectors: np.ndarray, similarity: str) -> np.ndarray:
-        """Vectors whose inner products with an index's are a similarity of `SIMILARITIES`, a cosine each."""
-        if similarity == SIMILARITIES[2]:
+        """Vectors whose inner products with an index's are one of `similarities`, a cosine each."""
+        if similarity == self.similarities[-1]:
             return vectors
-        weighed = np.zeros_like(vectors)
-        part = slice(None, self.bge_width) if similarity == SIMILARITIES[0] else slice(self.bge_width, None)
-        weighed[:, part] = 2 * vectors[:, part]
+        weighed, start = np.zeros_like(vectors), 0
+        for name, width in self.widths.items():
+            if name == similarity:
+                weighed[:, start : start + width] = len(self.widths) * vectors[:, start : start + width]
+            start += width
         return weighed
 
 
 def _vectors(embeddings: Embeddings) -> np.ndarray:
-    vectors = torch.cat([F.normalize(part, dim=1) for part in embeddings], dim=1) / 2**0.5
+    vectors = torch.cat([F.normalize(part, dim=1) for part in embeddings.values()], dim=1) / len(embeddings) ** 0.5
     if not torch.isfinite(vectors).all():
         raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
     return vectors.cpu().numpy()
@@ -74,7 +87,10 @@ def _vectors(embeddings: Embeddings) -> np.ndarray:
 
 def _fingerprint(run: LoadedRun) -> str:
     names = ("img_size", "stride_size", "select_ratio", "tse_head", "tse_pool")
-    digest = hashlib.sha256(repr([(name, run.options[name]) for name in names]).encode())
+    kind = [(name, run.options[name]) for name in names]
+    if list(run.model.widths) != ["BGE", "TSE"]:  # of which fingerprints of older indexes say nothing
+        kind.append(("heads", list(run.model.widths)))
+    digest = hashlib.sha256(repr(kind).encode())
     for name, value in sorted(run.model.published_state().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())

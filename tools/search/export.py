@@ -17,8 +17,8 @@ from utils.files import in_one_step, write_text
 def export_vectors(store: Store, out: Path) -> None:
     """Write `vectors.safetensors` (tensors "vectors", "ids"), `vectors.npy` and `vectors.jsonl` into `out`.
 
-    A line of `vectors.jsonl` is {"row", "id", "file"} of a row of `vectors.npy`: (N, D) float32 of [bge, tse]/√2, to be
-    searched by inner product.
+    A line of `vectors.jsonl` is {"row", "id", "file"} of a row of `vectors.npy`: (N, D) float32 in the layout of
+    `About.layout`, to be searched by inner product.
 
     Raises:
         OptionError: the index holds no vector.
@@ -28,7 +28,7 @@ def export_vectors(store: Store, out: Path) -> None:
         raise OptionError(f"{store.name} holds no image that could be read")
     ids = np.array([identity(path) for path in paths], np.int64)
     about = {name: printable(str(value)) for name, value in store.about._asdict().items()}
-    about |= {"metric": "inner product", "layout": "[bge, tse] / sqrt(2)"}
+    about |= {"widths": json.dumps(store.about.widths), "metric": "inner product", "layout": store.about.layout}
     lines = (
         json.dumps({"row": row, "id": int(number), "file": str(store.about.gallery / path)}) + "\n"
         for row, (number, path) in enumerate(zip(ids, paths, strict=True))
@@ -39,5 +39,5 @@ def export_vectors(store: Store, out: Path) -> None:
     with in_one_step(out / "vectors.npy") as partial, partial.open("wb") as stream:
         np.save(stream, vectors)
     write_text(out / "vectors.jsonl", "".join(lines))
-    told = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"
-    print(printable(told))
+    written = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"
+    print(printable(written))

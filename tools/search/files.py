@@ -61,8 +61,9 @@ class FileStore:
             self.about, self.version = About.from_json(json.dumps(manifest["about"])), manifest["version"]
             self._load(manifest["shards"])
         except Exception as error:  # whatever JSON and NumPy raise over damaged files
-            told = f"{file} can't be read ({brief(error)}): if nobody indexes into it now, delete it and index again"
-            raise DataError(told) from None
+            raise DataError(
+                f"{file} can't be read ({brief(error)}): if nobody indexes into it now, delete it and index again"
+            ) from None
 
     def _load(self, shards: list[str]) -> None:
         self._vectors: dict[str, np.ndarray] = {}

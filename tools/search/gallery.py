@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from datasets.images import read_image
+from datasets.images import in_threads, read_image
 from tools.search.rows import Row, Stamp
 from utils.errors import DataError, OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
+def list_files(gallery: Path, excluded: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
     """Pictures by their names, and all other files, as paths from the gallery; hidden ones are neither.
 
     Args:
-        passed_over: a folder that is not looked into.
+        excluded: a folder that is not looked into.
 
     Returns:
         Pictures, other files, and folders that were not looked into, with the reason: links, and unreadable ones.
@@ -39,7 +39,7 @@ def list_files(gallery: Path, passed_over: Path) -> tuple[list[Path], list[Path]
     for folder, folders, names in os.walk(gallery, onerror=note):
         here = Path(folder)
         closed |= {(here / f).relative_to(gallery): "a link to a folder" for f in folders if (here / f).is_symlink()}
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != passed_over)
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != excluded)
         for name in sorted(name for name in names if not name.startswith(".")):
             path = (here / name).relative_to(gallery)
             (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
@@ -74,13 +74,9 @@ def read_batches(
             return Row(path, found, None, error.strerror), None
         except DataError as error:
             reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
-            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow says the path once more
+            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow repeats the path
 
-    with ThreadPoolExecutor(workers) as pool:
-        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-        waiting: list[list[Future]] = [[pool.submit(read, path) for path in batch] for batch in batches[:1]]
-        for batch in [*batches[1:], []]:
-            waiting.append([pool.submit(read, path) for path in batch])
-            done = [future.result() for future in waiting.pop(0)]
-            pixels = [image for _, image in done if image is not None]
-            yield [row for row, _ in done], np.stack(pixels) if pixels else np.empty((0, 3, *size), np.uint8)
+    read_all = in_threads(read, paths, ahead=batch_size, threads=workers)
+    while done := list(islice(read_all, batch_size)):
+        pixels = [image for _, image in done if image is not None]
+        yield [row for row, _ in done], np.stack(pixels) if pixels else np.empty((0, 3, *size), np.uint8)

@@ -16,7 +16,7 @@ from tools.search.store import Store, open_or_create_store, writing
 from utils.errors import OptionError, printable
 from utils.files import write_text
 
-PASSED_OVER = "passed_over.txt"
+SKIPPED = "skipped.txt"
 _SHOWN = 20
 
 
@@ -51,8 +51,8 @@ def update_index(
                 bar.update(len(rows))
         new = len(set(wanted) - {path for path, _ in store.broken()})
         store.tidy()
-        told = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
-        print(printable(f"{store.name}: {told}"))
+        counts = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
+        print(printable(f"{store.name}: {counts}"))
         _report(folder, store, others, closed)
         if faiss and isinstance(store, FileStore):
             print(printable(f"wrote {build_faiss(store)}"))
@@ -64,8 +64,7 @@ def _open(folder: Path, uri: str | None, gallery: Path, encoder: Encoder) -> Sto
         encoder.run.folder.absolute(),
         encoder.run.file.absolute(),
         encoder.fingerprint,
-        encoder.width,
-        encoder.bge_width,
+        encoder.widths,
     )
     store = open_or_create_store(folder, uri, about)
     check_model(store, encoder)
@@ -90,16 +89,16 @@ def check_model(store: Store, encoder: Encoder) -> None:
 
 
 def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
-    """Tell what was passed over, and write it down."""
+    """Print what was skipped, and write it down."""
     lines = [f"{path}/: {why}; what is indexed of it is kept" for path, why in closed.items()]
     lines += [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not a picture by its name" for path in others]
     lines = [printable(line) for line in lines]
-    write_text(folder / PASSED_OVER, "".join(f"{line}\n" for line in lines))
+    write_text(folder / SKIPPED, "".join(f"{line}\n" for line in lines))
     if lines:
-        print(f"passed over {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
+        print(f"skipped {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
     if len(lines) > _SHOWN:
-        print(printable(f"  … all of them in {folder / PASSED_OVER}"))
+        print(printable(f"  … all of them in {folder / SKIPPED}"))
 
 
 def faiss_file(store: FileStore) -> Path:

@@ -39,7 +39,7 @@ class MilvusStore:
         self._milvus = require("pymilvus", REQUIREMENTS)
         logging.getLogger("pymilvus").setLevel(logging.ERROR)  # what goes wrong is raised too
         self.name = uri
-        with self._told():
+        with self._one_line():
             self._client = self._milvus.MilvusClient(uri, timeout=_TIMEOUT)
             there = self._client.has_collection(COLLECTION)
             if not there and about:
@@ -50,7 +50,7 @@ class MilvusStore:
             self.about = About.from_json(kept[0]["note"])
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _one_line(self) -> Iterator[None]:
         """The client's complaints, and entities that are not an index's, in one line."""
         try:
             yield
@@ -77,7 +77,7 @@ class MilvusStore:
         self._client.upsert(COLLECTION, [entity | {"vector": np.zeros(about.width, np.float32)}])
 
     def _all(self, which: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-        with self._told():
+        with self._one_line():
             found = self._client.query_iterator(
                 COLLECTION, batch_size=_AT_A_TIME, filter=f"id != {_ABOUT} and {which}", output_fields=[*fields]
             )
@@ -86,7 +86,7 @@ class MilvusStore:
             found.close()
 
     def __len__(self) -> int:
-        with self._told():
+        with self._one_line():
             return self._client.query(COLLECTION, filter='error == ""', output_fields=["count(*)"])[0]["count(*)"]
 
     def stamps(self) -> dict[Path, Stamp]:
@@ -110,18 +110,18 @@ class MilvusStore:
             for row in rows
         ]
         if entities:
-            with self._told():
+            with self._one_line():
                 self._client.upsert(COLLECTION, entities)
 
     def drop(self, paths: Iterable[Path]) -> None:
         ids = [identity(path) for path in paths]
-        with self._told():
+        with self._one_line():
             for start in range(0, len(ids), _AT_A_TIME):
                 self._client.delete(COLLECTION, ids=ids[start : start + _AT_A_TIME])
 
     def keep_place(self, about: About) -> None:
         self.about = about
-        with self._told():
+        with self._one_line():
             self._write_about(about)
 
     def tidy(self) -> None:
@@ -135,7 +135,7 @@ class MilvusStore:
     def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
         result = []
         wanted = {"limit": min(count, _MOST), "filter": 'error == ""', "output_fields": ["path", "vector"]}
-        with self._told():
+        with self._one_line():
             for start in range(0, len(queries), _QUERIES):
                 for hits in self._client.search(COLLECTION, data=list(queries[start : start + _QUERIES]), **wanted):
                     entities = [hit["entity"] for hit in hits]

@@ -18,7 +18,6 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
-from processor.evaluation import SIMILARITIES
 from tools.search.results import thumbnail
 from tools.search.search import Hit, Searcher
 from tools.search.texts import check_sentence, too_long
@@ -74,8 +73,8 @@ def serve_page(searcher: Searcher, port: int) -> None:
             )
         except OSError:
             raise OptionError(f"--port {port}: it is taken or not allowed; choose another") from None
-        told = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
-        print(printable(told), flush=True)
+        served = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
+        print(printable(served), flush=True)
         page.block_thread()
 
 
@@ -100,6 +99,7 @@ class _Policy:
 
 def build_page(searcher: Searcher) -> gr.Blocks:
     """The page, not served yet."""
+    names = searcher.encoder.similarities
     with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
         gr.Markdown(f"## Search {len(searcher.store):,} pictures by a sentence")
         with gr.Row():
@@ -107,7 +107,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
         with gr.Row():
             top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")
-            similarity = gr.Radio(list(SIMILARITIES), value=SIMILARITIES[2], label="By which embedding")
+            similarity = gr.Radio(names, value=names[-1], label="By which embedding")
         gr.Examples([[example] for example in EXAMPLES], inputs=text, label="For example")
         gr.Markdown("Pictures, best first. Click one to see what token selection chose.")
         shown = {"show_label": False, "buttons": []}
@@ -124,7 +124,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
         state = gr.State(("", []))
 
         def search(text: str, top: float, similarity: str) -> tuple:
-            hits = _told(lambda: searcher.search([check_sentence(text)], int(top), similarity)[0])
+            hits = _on_the_page(lambda: searcher.search([check_sentence(text)], int(top), similarity)[0])
             if warning := too_long(text, searcher.encoder):
                 gr.Warning(warning)
             cells = [(thumbnail(hit.file, _THUMBNAIL), f"{hit.score:.3f}  {printable(hit.file.name)}") for hit in hits]
@@ -132,7 +132,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
 
         def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> tuple:
             text, hits = found
-            return _told(lambda: selection(searcher, text, hits[event.index]))
+            return _on_the_page(lambda: selection(searcher, text, hits[event.index]))
 
         inputs, outputs = [text, top, similarity], [gallery, state, picture, words]
         # One call at a time: token selection is seen by watching the model at work.
@@ -142,7 +142,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
     return page
 
 
-def _told(work: Callable[[], Any]) -> Any:
+def _on_the_page(work: Callable[[], Any]) -> Any:
     """What `work` gives; a mistake of the user is shown on the page."""
     try:
         return work()
@@ -164,6 +164,6 @@ def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str
         else f'<span style="opacity: .55">{html.escape(word)}</span>'
         for word, weight in chosen_words(run.model, searcher.encoder.tokenizer, text)
     )
-    scores = f"BGE {hit.bge:.3f}, TSE {hit.tse:.3f}"
+    scores = ", ".join(f"{html.escape(name)} {score:.3f}" for name, score in hit.scores.items())
     name = html.escape(printable(str(hit.file.relative_to(searcher.gallery))))
     return both, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"

@@ -21,11 +21,11 @@ _SHEET_QUERIES, _SHEET_HITS = 20, 10
 
 
 def table(title: str, hits: Sequence[Hit]) -> str:
-    """One query's results."""
-    rows = PrettyTable(["", "score", "BGE", "TSE", "file"], align="r")
+    """One query's results; of each hit every embedding's score too."""
+    rows = PrettyTable(["", "score", *(hits[0].scores if hits else ()), "file"], align="r")
     rows.align["file"] = "l"
     for hit in hits:
-        scores = [f"{value:.3f}" for value in (hit.score, hit.bge, hit.tse)]
+        scores = [f"{value:.3f}" for value in (hit.score, *hit.scores.values())]
         rows.add_row([hit.rank, *scores, printable(str(hit.file))])
     return f"{shown(title)}\n{rows.get_string()}"
 

@@ -28,17 +28,27 @@ class Row(NamedTuple):
 
 
 class About(NamedTuple):
-    """What an index is of: a folder of pictures and a model, whose vectors have `width` numbers, the BGE's first.
+    """What an index is of: a folder of pictures and a model.
 
-    `run` and `checkpoint` say where the model was then.
+    `run` and `checkpoint` say where the model was then, `widths` the width of each embedding in the order of a vector.
     """
 
     gallery: Path
     run: Path
     checkpoint: Path
     fingerprint: str
-    width: int
-    bge_width: int
+    widths: dict[str, int]
+
+    @property
+    def width(self) -> int:
+        """Of a vector."""
+        return sum(self.widths.values())
+
+    @property
+    def layout(self) -> str:
+        """What a vector is made of."""
+        names = ", ".join(name.lower() for name in self.widths)
+        return f"[{names}] / sqrt({len(self.widths)})"
 
     def to_json(self) -> str:
         """For `from_json`."""
@@ -47,7 +57,11 @@ class About(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> About:
         """Undo `to_json`."""
-        about = cls(**json.loads(text))
+        content = json.loads(text)
+        if "widths" not in content:  # written when there were no others than BGE and TSE
+            bge, width = content.pop("bge_width"), content.pop("width")
+            content["widths"] = {"BGE": bge, "TSE": width - bge}
+        about = cls(**content)
         return about._replace(gallery=Path(about.gallery), run=Path(about.run), checkpoint=Path(about.checkpoint))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from processor.evaluation import SIMILARITIES
 from tools.search.encode import Encoder
 from tools.search.engines import Faiss, best_first
 from tools.search.files import FileStore
@@ -19,17 +18,17 @@ from utils.errors import OptionError
 
 @dataclass(frozen=True)
 class Hit:
-    """One result: its rank from 1, the similarity it was ranked by, both cosines, and the file."""
+    """One result: its rank from 1, the similarity it was ranked by, each embedding's cosine, and the file."""
 
     rank: int
     score: float
-    bge: float
-    tse: float
+    scores: dict[str, float]
     file: Path
 
     def asdict(self) -> dict[str, object]:
         """For JSON."""
-        return {**asdict(self), "file": str(self.file)}
+        scores = {name.lower(): score for name, score in self.scores.items()}
+        return {"rank": self.rank, "score": self.score, **scores, "file": str(self.file)}
 
 
 class Searcher:
@@ -51,18 +50,23 @@ class Searcher:
         if approximate and isinstance(store, FileStore):
             store.engine = Faiss.read(faiss_file(store))
 
-    def search(self, texts: Sequence[str], top: int, similarity: str = SIMILARITIES[2]) -> list[list[Hit]]:
-        """The `top` images for each sentence, by one of `SIMILARITIES`."""
+    def search(self, texts: Sequence[str], top: int, similarity: str) -> list[list[Hit]]:
+        """The `top` images for each sentence, by one of the encoder's similarities."""
         queries = self.encoder.texts(texts)
         found = self.store.nearest(self.encoder.weigh(queries, similarity), top)
         return [self._rank(query, *of_query, top, similarity) for query, of_query in zip(queries, found, strict=True)]
 
     def _rank(self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, top: int, similarity: str) -> list[Hit]:
         """Rank what was found by the exact vectors."""
-        both = np.stack([self.encoder.weigh(query[None], name)[0] for name in SIMILARITIES])
-        scores = vectors @ both.T  # (found, 3)
-        by = scores[:, SIMILARITIES.index(similarity)]
+        names = self.encoder.similarities
+        scores = vectors @ np.stack([self.encoder.weigh(query[None], name)[0] for name in names]).T  # (found, names)
+        by = scores[:, names.index(similarity)]
         return [
-            Hit(rank, float(by[n]), float(scores[n, 0]), float(scores[n, 1]), self.gallery / paths[n])
+            Hit(
+                rank,
+                float(by[n]),
+                {name: float(score) for name, score in zip(self.encoder.widths, scores[n], strict=False)},
+                self.gallery / paths[n],
+            )
             for rank, n in enumerate(best_first(by, top), 1)
         ]

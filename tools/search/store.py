@@ -10,7 +10,7 @@ from tools.search.files import MANIFEST, OLD, FileStore, create
 from tools.search.milvus import MilvusStore
 from tools.search.rows import About
 from utils.errors import OptionError
-from utils.runs import hold
+from utils.run_folder import hold
 
 Store = FileStore | MilvusStore
 

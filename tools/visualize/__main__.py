@@ -6,7 +6,7 @@
 One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures over the epochs, the density of similarities
 over training (figure 3), retrieved images framed by right and wrong, and what token selection chose. Several: R1 per
 epoch (figure 5), densities side by side, and test R1 over m, τ and R where they differ in one of them (figures 4, 6).
-What can't be drawn, as the checkpoint or the data are not there, is left out with a word why.
+What can't be drawn, as the checkpoint or the data are not there, is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.devices import choose_device
 from utils.errors import OptionError, UserError, printable
 from utils.options import command_parser, parse
-from utils.program import choose_device, run_program
+from utils.program import run_program
 
 # What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    drawn, left_out = draw(of_one(runs[0], device, given) if single else of_several(runs), out)
-    told = [f"left out {', '.join(names)}: {printable(reason)}" for reason, names in left_out.items()]
+    drawn, skipped = draw(of_one(runs[0], device, given) if single else of_several(runs), out)
+    reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
-        raise OptionError("; ".join(told))
+        raise OptionError("; ".join(reasons))
     show_in_tensorboard(out, drawn, max(run.records[-1]["epoch"] for run in runs))
-    for line in told:
+    for line in reasons:
         print(line)
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
@@ -93,14 +94,14 @@ def of_several(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
 
 def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list[Path], dict[str, list[str]]]:
     """Draw what can be drawn; the files without their ending, and the names of the others by what was in their way."""
-    drawn, left_out = [], defaultdict(list)
+    drawn, skipped = [], defaultdict(list)
     for name, figure in figures.items():
         try:
             figure(out / name)
             drawn.append(out / name)
         except UserError as error:
-            left_out[error.line].append(name)
-    return drawn, left_out
+            skipped[error.line].append(name)
+    return drawn, skipped
 
 
 def show_in_tensorboard(out: Path, drawn: Sequence[Path], epoch: int) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from processor.evaluation import SIMILARITIES
+from processor.figures import r1_per_epoch, styles
 from tools.visualize.runs import NothingToDraw, Run, differing, label, labels
-from utils.figures import BOTH, CLEAN, NOISY, STYLES, legend_below, over_epochs, r1_per_epoch, save
+from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
 # Okabe and Ito's colours, each with a line and a marker of its own.
 LINES = [
@@ -33,14 +33,13 @@ def training_curves(run: Run, file: Path) -> None:
     epochs = [record["epoch"] for record in run.records]
     layout = [["loss", "rate"], ["counts", "truth"], ["val", "val"]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(8, 7.6), layout="constrained")
-    for name, key in (("BGE", "bge_loss"), ("TSE", "tse_loss"), ("BGE+TSE", "loss")):
-        colour, line = STYLES[name]
-        values = [record[key] for record in run.records]
-        axes["loss"].plot(epochs, values, line, color=colour, marker=".", label=name)
+    losses = run.losses()
+    for name, (colour, line) in styles(losses).items():
+        axes["loss"].plot(epochs, losses[name], line, color=colour, marker=".", label=name)
     over_epochs(axes["loss"], "training loss of a batch")
     axes["loss"].set_ylim(bottom=0)
     axes["loss"].legend()
-    axes["rate"].plot(epochs, [record["lr"] for record in run.records], color=BOTH, marker=".")
+    axes["rate"].plot(epochs, [record["lr"] for record in run.records], color=BLACK, marker=".")
     over_epochs(axes["rate"], "learning rate")
     axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes["rate"].set_ylim(bottom=0)
@@ -49,11 +48,11 @@ def training_curves(run: Run, file: Path) -> None:
     if not validated:
         _nothing(axes["val"], "no epoch was validated")
     for (name, line), (colour, _, marker) in zip(_METRICS.items(), LINES, strict=False):
-        values = [record["val"]["BGE+TSE"][name] for record in validated]
+        values = [record["val"][run.fused][name] for record in validated]
         shown = [record["epoch"] for record in validated]
         axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
     if validated:
-        over_epochs(axes["val"], "validation, BGE+TSE (%)")
+        over_epochs(axes["val"], f"validation, {run.fused} (%)")
         axes["val"].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
     save(figure, file)
 
@@ -98,7 +97,7 @@ def r1_of_run(run: Run, file: Path) -> None:
 
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
-    """Validation R1 of BGE+TSE per epoch, a line a run (paper, figure 5).
+    """Validation R1 of all embeddings together per epoch, a line a run (paper, figure 5).
 
     Raises:
         NothingToDraw: no run was validated.
@@ -111,7 +110,7 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         colour, _, marker = LINES[number % len(LINES)]
         _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
-        r1 = [record["val"]["BGE+TSE"]["R1"] for record in run.validated]
+        r1 = [record["val"][run.fused]["R1"] for record in run.validated]
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]
         again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
@@ -162,9 +161,9 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
 
 def _draw_sweep(axes: plt.Axes, runs: Sequence[Run], name: str) -> None:
     values = sorted({run.flags[name] for run in runs})
-    for row in SIMILARITIES:
+    names = [name for name in runs[0].r1 if all(name in run.r1 for run in runs)]
+    for row, (colour, line) in styles(names).items():
         r1 = [[run.r1[row] for run in runs if run.flags[name] == value] for value in values]
         spread = [statistics.stdev(found) if len(found) > 1 else 0 for found in r1]
-        colour, line = STYLES[row]
         mean = [statistics.mean(found) for found in r1]
         axes.errorbar(values, mean, spread, fmt=line, color=colour, marker="o", markersize=4, capsize=3, label=row)

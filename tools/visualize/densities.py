@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib import pyplot as plt
 
-from processor.history import BIN_EDGES, VOTES
+from processor.figures import draw_losses
+from processor.history import BIN_EDGES
 from tools.visualize.runs import NothingToDraw, Run, labels
-from utils.figures import CLEAN, NOISY, draw_losses, legend_below, save
+from utils.figures import CLEAN, NOISY, legend_below, save
 
 _LOSS_EPOCHS, _SIMILARITY_EPOCHS = 5, 8
 _COLUMNS = 4
@@ -35,10 +36,10 @@ def losses_over_epochs(run: Run, file: Path) -> None:
     if not divided:
         raise NothingToDraw("no losses by CCD in epochs/")
     chosen = [divided[n] for n in _spread(len(divided), _LOSS_EPOCHS)]
-    figure, rows = plt.subplots(
-        2, len(chosen), figsize=(2.2 * len(chosen) + 0.8, 4.4), layout="constrained", squeeze=False, sharex=True
-    )
-    for number, (name, row) in enumerate(zip(VOTES, rows, strict=True)):
+    names = chosen[0].pairs.names
+    size = (2.2 * len(chosen) + 0.8, 2.2 * len(names))
+    figure, rows = plt.subplots(len(names), len(chosen), figsize=size, layout="constrained", squeeze=False, sharex=True)
+    for number, (name, row) in enumerate(zip(names, rows, strict=True)):
         for axes, epoch in zip(row, chosen, strict=True):
             kept = np.isfinite(epoch.pairs.scaled_loss[number])
             components = epoch.pairs.components[number]
@@ -48,7 +49,7 @@ def losses_over_epochs(run: Run, file: Path) -> None:
             axes.set_title(f"{name}, epoch {epoch.epoch}", fontsize=9)
             axes.tick_params(labelsize=7)
         row[0].set_ylabel("density", fontsize=8)
-    for axes in rows[1]:
+    for axes in rows[-1]:
         axes.set_xlabel("per-pair loss, scaled", fontsize=8)
     legend_below(figure, rows.flat)
     save(figure, file)
@@ -75,9 +76,10 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
         np.array([[_density(counts) for counts in epoch.similarity] for epoch in epochs]) for _, epochs in kept
     ]
     highest = max(density.max() for density in densities)
-    for axes, (_, epochs), density, title in zip(grid.flat, kept, densities, titles, strict=False):
+    for axes, (run, epochs), density, title in zip(grid.flat, kept, densities, titles, strict=False):
         _ridges(axes, [epoch.epoch for epoch in epochs], density * (_OVERLAP / highest))
         axes.set_title(title, fontsize=9)
+        axes.set_xlabel(f"similarity on validation, {run.fused}")
     held = np.flatnonzero(np.max([density.max(axis=(0, 1)) for density in densities], axis=0) > 0.01 * highest)
     lowest, top = zip(*(axes.get_ylim() for axes in grid.flat[: len(kept)]), strict=True)
     for axes in grid.flat[: len(kept)]:
@@ -97,7 +99,7 @@ def _ridges(axes: plt.Axes, epochs: Sequence[int], densities: np.ndarray) -> Non
         ):
             axes.fill_between(_MIDDLES, -order, values - order, color=colour, alpha=0.35, zorder=order, linewidth=0)
             axes.plot(_MIDDLES, values - order, line, color=colour, linewidth=1, zorder=order, label=name)
-    axes.set(xlabel="similarity on validation, BGE+TSE", yticks=-np.arange(len(epochs)), yticklabels=epochs)
+    axes.set(yticks=-np.arange(len(epochs)), yticklabels=epochs)
     axes.grid(axis="x", alpha=0.3)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import RendererAgg
 
+from assembly import inputs
 from datasets.annotations import Split, read_splits
 from datasets.loaders import open_gallery
+from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
+from processor.evaluate_run import draw_retrieval
 from processor.evaluation import encode
-from processor.test_split import draw_retrieval
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
 from utils.figures import save
@@ -28,7 +30,10 @@ def retrieval_sheet(run: LoadedRun, file: Path) -> None:
     Raises:
         DataError: the data are missing or damaged.
     """
-    gallery = open_gallery(run.options, "test", _test_split(run), next(run.model.parameters()).device)
+    device = next(run.model.parameters()).device
+    gallery = open_gallery(
+        run.options.of(DataSettings), inputs(run.options, run.model), "test", _test_split(run), device
+    )
     draw_retrieval(encode(run.model, gallery), gallery, file)
 
 

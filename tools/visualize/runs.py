@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import options  # noqa: F401  (declares all flags)
 from processor.history import EpochHistory, read_history
 from utils.errors import DataError, OptionError, UserError
-from utils.flags import FREE
-from utils.options import defaults, read_yaml
-from utils.records import read_records
-from utils.runs import CHECKPOINTS
+from utils.options import defaults
+from utils.run_folder import CHECKPOINTS, RunFolder
+from utils.settings import FLAGS
 
-# Flags in which runs may differ and still be the same experiment.
-_INCIDENTAL = FREE | {"name", "record_test"}
-_VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line that tells several
-_DRAWN = ("lr", "loss", "bge_loss", "tse_loss")  # of every line of metrics.jsonl
+# Flags in which runs may differ and still be the same experiment, beside those that a run may be resumed with.
+_INCIDENTAL = ("name", "record_test")
+_VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line of several
+_PART = "_loss"  # ends the names of the loss's parts in a record: "bge_loss"
 
 
 class NothingToDraw(UserError):
@@ -40,6 +39,19 @@ class Run:
         """The records of epochs with a validation."""
         return [record for record in self.records if "val" in record]
 
+    @property
+    def fused(self) -> str:
+        """The similarity of all embeddings together, which records list last; "" without a validation."""
+        return list(self.validated[0]["val"])[-1] if self.validated else ""
+
+    def losses(self) -> dict[str, list[float]]:
+        """The parts of the training loss by epoch, under the names of their embeddings, and their sum."""
+        known = {name.lower(): name for record in self.validated[:1] for name in record["val"]}
+        keys = {known.get(key.removesuffix(_PART), key.removesuffix(_PART)): key for key in _parts(self.records)}
+        if len(keys) != 1:
+            keys["+".join(keys) or "all"] = "loss"
+        return {name: [record[key] for record in self.records] for name, key in keys.items()}
+
     @cached_property
     def history(self) -> list[EpochHistory]:
         """What the run has kept of its epochs.
@@ -51,38 +63,35 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run has left.
+    """Read a run.
 
     Raises:
         OptionError: not a run's folder, or one without a whole epoch.
         DataError: a file of it is damaged.
     """
-    flags = {**defaults(), **read_yaml(folder / "configs.yaml")}
-    flags.pop("_run_", None)
+    run = RunFolder(folder)
+    flags = {**defaults(), **run.flags()}
     flags["loss_names"] = str(flags["loss_names"]).partition("+")[0]  # a label repeats other flags
-    file = folder / "metrics.jsonl"
-    records = read_records(file)
+    records = run.records()
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
     for record in records:
-        if missing := [name for name in _DRAWN if not isinstance(record.get(name), int | float)]:
-            raise DataError(f"{file}, epoch {record['epoch']}: no number {missing[0]}, it is damaged or of other code")
-    return Run(folder, flags, records, _test_r1(folder / "test_metrics.json"))
+        drawn = ("lr", "loss", *_parts(records))
+        if missing := [name for name in drawn if not isinstance(record.get(name), int | float)]:
+            where = f"{folder / 'metrics.jsonl'}, epoch {record['epoch']}"
+            raise DataError(f"{where}: no number {missing[0]}, it is damaged or of other code")
+    tested = run.test_metrics().get(CHECKPOINTS[0], {})
+    return Run(folder, flags, records, {row: metrics["R1"] for row, metrics in tested.items() if "R1" in metrics})
 
 
-def _test_r1(file: Path) -> dict[str, float]:
-    try:
-        best = json.loads(file.read_text(encoding="utf-8")).get(CHECKPOINTS[0], {})
-        return {row: float(metrics["R1"]) for row, metrics in best.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise DataError(f"{file} is damaged: delete it and evaluate again") from None
+def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [key for key in records[0] if key.endswith(_PART)]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The flags in which runs differ, but for incidental ones; the seed comes last."""
-    names = [name for name in (runs[0].flags if runs else ()) if name not in _INCIDENTAL]
+    names = [name for name in (runs[0].flags if runs else ()) if name in FLAGS and not FLAGS[name].resumable]
+    names = [name for name in names if name not in _INCIDENTAL]
     found = [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
     return sorted(found, key=lambda name: name == "seed")
 
@@ -108,7 +117,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _ends(folders: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells them apart; matplotlib leaves out of a legend what begins with "_"."""
+    """As much of each path's end as tells them apart; matplotlib omits from a legend what begins with "_"."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         ends = ["/".join(of[-length:]) for of in parts]

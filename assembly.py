@@ -1,0 +1,242 @@
+"""Puts a run together: model, data, objectives, correspondence and optimizer of its options; then trains or tests it.
+
+Only here are all rooms seen at once. It is imported when the flags are known to be right, as torch takes its time.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from datasets.annotations import read_splits
+from datasets.catalogue import short_name
+from datasets.loaders import Inputs, open_gallery
+from datasets.run_data import RunData, load_data
+from datasets.settings import DataSettings
+from datasets.tokenizer import Tokenizer
+from model.accelerate import accelerate
+from model.encoder import DualEncoder
+from model.precision import ARITHMETIC, settle
+from model.weights import build_model, model_from_checkpoint
+from processor.evaluate_run import Report, evaluate_run
+from processor.evaluation import evaluate, table
+from processor.run import RunSettings, RunSplits
+from processor.run import train as train_epochs
+from processor.settings import LoopSettings
+from processor.state import TrainState
+from solver.correspondence.base import Correspondence, Facts
+from solver.objectives.base import Sizes
+from solver.objectives.training import TrainingLoss, build_loss
+from solver.optimizer import build_optimizer
+from solver.settings import CORRESPONDENCES, OptimizerSettings, ScheduleSettings
+from utils.devices import check_compiler, choose_device, seed_everything
+from utils.distributed import decided_once, wait_for_all
+from utils.errors import OptionError
+from utils.log import logger, start_logging
+from utils.ranks import is_main, world_size
+from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
+from utils.settings import FLAGS, Options
+
+
+def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> None:
+    """Check everything that can be checked, then train, choose and test.
+
+    Args:
+        resumed: the run to resume, from `checkpoint`, which need not exist if it was stopped in its first epoch.
+    """
+    device = choose_device(options.device)
+    options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
+    seed_everything(options.seed)
+    remarks: list[str] = []  # on the weights, logged once there is a log file
+    model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
+    if options.test:
+        _test_start(model, data, options, remarks)
+        return
+    state = build_state(options, model, data, device)
+    run = resumed or decided_once(lambda: _make_run(options))
+    locked = run.lock() if is_main() else None
+    if resumed:
+        data.check(run)
+    elif is_main():
+        data.keep_noise(run.path)
+        run.write_config(options, _facts(data, model))
+    start_logging(run.path / "train_log.txt")
+    if checkpoint and checkpoint.is_file():
+        state.restore(checkpoint, options)
+    if resumed and is_main() and state.epoch < options.num_epoch:
+        (run.path / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
+    _log_start(options, data, run, state.epoch if resumed else None)
+    for remark in remarks:
+        logger.info("%s: %s", options.pretrain_choice, remark)
+    splits = RunSplits(data.pairs, data.validation, data.test if options.record_test else None)
+    settings = RunSettings(options.of(LoopSettings), options.of(ScheduleSettings), options)
+    try:
+        train_epochs(state, splits, settings, run.path)
+        wait_for_all()  # the checkpoints are written now
+        start_logging(run.path / "test_log.txt")
+        files = [run.path / name for name in CHECKPOINTS]
+        report = Report(f"{options.dataset_name}, {data.test.name}")
+        evaluate_run(files, lambda file: load(file, options).to(device), data.test, run, report)
+    except KeyboardInterrupt:
+        done = (run.path / "last.pth").is_file()
+        saved = "the state after the last whole epoch is saved" if done else "no epoch was done yet"
+        logger.info("Stopped: %s; resume with: train.py --resume %s", saved, run)
+        raise
+    logger.info("Run folder %s", run)
+    if locked:
+        locked.lock.release()
+
+
+def _prepare(
+    options: Options, device: torch.device, log: Callable[[str], None], *, resumed: bool
+) -> tuple[DualEncoder, RunData]:
+    """The model to begin with and the data: all that takes time before a run is begun or touched."""
+    try:
+        model = build(options, log).to(device)
+        model.backbone.set_grad_checkpointing(options.grad_checkpointing)
+        if options.compile:
+            check_compiler(device)
+            model.backbone.compile_blocks()
+        data = load_data(options.of(DataSettings), inputs(options, model), device, options.seed, resumed=resumed)
+        return model, data
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("no run was begun or changed, give the same command again")
+        raise
+
+
+def build(options: Options, log: Callable[[str], None] = lambda _: None) -> DualEncoder:
+    """The model that training starts with; `log` gets lines about its weights."""
+    return accelerate(build_model(options.of, log))
+
+
+def load(file: Path, options: Options) -> DualEncoder:
+    """The model that a checkpoint holds."""
+    return accelerate(model_from_checkpoint(file, options.of))
+
+
+def inputs(options: Options, model: DualEncoder) -> Inputs:
+    """What the model takes."""
+    return Inputs(options.img_size, options.text_length, model.backbone.tokenizer or Tokenizer())
+
+
+def build_state(options: Options, model: DualEncoder, data: RunData, device: torch.device) -> TrainState:
+    """The training state before the first epoch."""
+    loss = build_loss(options, Sizes(model.widths, int(data.pairs.pids.max()) + 1)).to(device)
+    settings = options.of(OptimizerSettings)
+    parameters = dict(model.named_parameters()) | dict(loss.named_parameters())
+    new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings.head_lr)
+    optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    return TrainState(model, loss, optimizer, scaler, build_correspondence(options, loss))
+
+
+def build_correspondence(options: Options, loss: TrainingLoss) -> Correspondence:
+    """The correspondence that `--division` names.
+
+    Raises:
+        OptionError: it scores pairs, and no objective gives pairs a loss.
+    """
+    kind = CORRESPONDENCES[options.division]
+    if kind.scored and not loss.pairwise:
+        raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
+    facts = Facts(options.seed, options.noisy_rate, options.dataset_name)
+    return kind(options.of(kind.Settings) if kind.Settings else None, facts)
+
+
+def _make_run(options: Options) -> RunFolder:
+    output_dir, dataset = Path(options.output_dir), short_name(options.dataset_name)
+    return RunFolder.create(output_dir, dataset, options.name, options.loss_names)
+
+
+def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:
+    """What a run's configuration keeps beside its flags."""
+    about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts}
+    return about | {"processes": world_size(), "towers": model.towers()}
+
+
+def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Sequence[str]) -> None:
+    """Evaluate the starting weights and print what came out."""
+    metrics, _ = evaluate(model, data.test)
+    if is_main():
+        for remark in remarks:
+            print(f"{options.pretrain_choice}: {remark}")
+        print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
+
+
+def _log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int | None) -> None:
+    """Log what is trained on what; `epochs_done` is None for a new run."""
+    logger.info("%s %s", "Run folder" if epochs_done is None else f"Resuming after epoch {epochs_done}:", run)
+    began = run.facts().get("processes") if is_main() else world_size()
+    if began != world_size():
+        logger.info("  begun with %s processes, resumed with %d: the same up to rounding", began, world_size())
+    if world_size() > 1:
+        logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
+    logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
+    logger.info("  arithmetic: %s, %s", options.precision, ARITHMETIC[options.precision])
+    if idle := [f"--{name}" for name in options if FLAGS[name].idle]:
+        logger.info("  without effect on RDE: %s", ", ".join(idle))
+    logger.info("  noise: %s", data.noise.summary)
+    if options.exclude:
+        logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
+    for why, pairs in data.pairs.skipped().items():
+        logger.warning("  skipped: %s; pairs %s", why, ", ".join(map(str, pairs)))
+    if skipped := len(data.facts["skipped_pairs"]):
+        logger.warning("  %d of %d training pairs are skipped for it", skipped, len(data.pairs))
+    for gallery in dict.fromkeys((data.validation, data.test)):
+        logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
+    for name, captions in data.cut.items():
+        if captions:
+            logger.info("  %d captions of %s are cut to --text_length %d", captions, name, options.text_length)
+    if data.validation is data.test:
+        logger.info("  the best checkpoint is chosen on the test split")
+    for remark in data.remarks:
+        logger.warning("  %s", remark)
+    if data.remarks:
+        where = shlex.join(["--dataset_name", options.dataset_name, "--root_dir", options.root_dir])
+        logger.warning("  for all of it: python -m tools.check_data %s", where)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What test.py was asked for: the run, its own options, and which of its files to test."""
+
+    run: RunFolder
+    own: Options
+    files: Sequence[Path]
+    image_to_text: bool
+
+
+def test(options: Options, request: Request) -> None:
+    """Evaluate checkpoints on the test split, print a table each and write their metrics."""
+    device = choose_device(options.device)
+    options.precision = settle(options.precision, device)
+    models = {file: load(file, options) for file in request.files}
+    split = read_splits(options.dataset_name, Path(options.root_dir), ["test"])["test"]
+    taken = inputs(options, next(iter(models.values())))
+    gallery = open_gallery(options.of(DataSettings), taken, "test", split, device)
+    direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")
+    title = f"{options.dataset_name}, test{direction[0]}"
+    start_logging(request.run.path / "test_log.txt")
+    report = Report(title, _suffix(options, request.own) + direction[1], request.image_to_text)
+    evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
+
+
+def _suffix(options: Options, run: Options) -> str:
+    """Of the files to write: other data or arithmetic than the run's must not overwrite the run's own results."""
+    precision = f"_{options.precision}" if options.precision != run.precision else ""
+    return _data_suffix(options, run) + precision
+
+
+def _data_suffix(options: Options, run: Options) -> str:
+    file = Path(options.dataset_name)
+    if file.resolve() != Path(run.dataset_name).resolve():
+        names = (file.resolve().parent.name, file.stem) if file.is_file() else (options.dataset_name,)
+        return "".join(f"_{name}" for name in dict.fromkeys(names))
+    own = Path(run.root_dir)
+    if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():
+        return f"_{Path(options.root_dir).resolve().name}"
+    return ""

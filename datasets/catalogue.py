@@ -1,0 +1,97 @@
+"""What a data set is, and finding one on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets.formats import read_entries
+from datasets.settings import DATASETS
+from utils.errors import DataError, OptionError
+
+
+class DataSet:
+    """A data set: images with identities and captions, in a folder of its name.
+
+    To add one in a format of its own: subclass, override `entries`, and register it in `datasets.settings.DATASETS`.
+
+    Attributes:
+        files: names of its annotation file; the first that exists is read.
+        first_id: the lowest training id, from which they run without gaps; None where any numbers will do.
+        reference: where the data come from.
+        sizes: images, captions and persons of each split, as published.
+        outdated: captions and persons of each split in a release that was replaced.
+    """
+
+    files: ClassVar[tuple[str, ...]] = ()
+    first_id: ClassVar[int | None] = None
+    reference: ClassVar[str] = ""
+    sizes: ClassVar[dict[str, tuple[int, int, int]]] = {}
+    outdated: ClassVar[dict[str, tuple[int, int]]] = {}
+
+    def prepare(self, root_dir: Path) -> None:
+        """Make the data where they are made and not downloaded."""
+
+    def entries(self, file: Path) -> list[Any]:
+        """The annotation file's entries, one for each image, unchecked.
+
+        Each is a mapping with "id" (a whole number), "file_path" (from the folder `imgs`, or where that is missing from
+        the annotation file's), "captions" (texts) and "split" (train, val or test).
+
+        Raises:
+            DataError: the file can't be read.
+        """
+        return read_entries(file)
+
+
+class OwnDataSet(DataSet):
+    """An annotation file of anybody's own, given by its path."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set on disk: its annotation file and the folder that its image paths start from."""
+
+    dataset: DataSet
+    file: Path
+    imgs: Path
+
+
+def locate(dataset_name: str, root_dir: Path) -> Place:
+    """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
+
+    Raises:
+        OptionError: an unknown data set.
+        DataError: no annotation file where it should be.
+    """
+    if dataset_name in DATASETS:
+        dataset = DATASETS[dataset_name]()
+        dataset.prepare(root_dir)
+        file = _find_annotations(root_dir / dataset_name, dataset)
+        return Place(dataset, file, file.parent / "imgs")
+    file = Path(dataset_name)
+    if not file.is_file():
+        raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
+    return Place(OwnDataSet(), file, file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
+
+
+def sizes_of(dataset_name: str) -> dict[str, tuple[int, int, int]]:
+    """`DataSet.sizes`; none of an annotation file of anybody's own."""
+    return DATASETS[dataset_name].sizes if dataset_name in DATASETS else {}
+
+
+def _find_annotations(folder: Path, dataset: DataSet) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: --root_dir must be the folder that holds {folder.name}/")
+    found = next((folder / name for name in dataset.files if (folder / name).is_file()), None)
+    if found is None:
+        others = sorted(path.name for path in folder.glob("*.json"))
+        hint = f"; it holds {', '.join(others)}, which is another format" if others else ""
+        raise DataError(f"{folder} has no {' or '.join(dataset.files)}{hint}: its authors hand it out with the images")
+    return found
+
+
+def short_name(dataset_name: str) -> str:
+    """A data set's name for folders: its own, or its annotation file's without the ending."""
+    return Path(dataset_name).stem if Path(dataset_name).is_file() else dataset_name

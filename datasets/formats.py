@@ -1,0 +1,49 @@
+"""Files of annotations as lists of entries: JSON and JSON Lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from utils.errors import DataError
+
+
+def read_entries(file: Path) -> list:
+    """The entries of a JSON list, or of JSON Lines (`.jsonl`), unchecked.
+
+    Raises:
+        DataError: the file can't be read, or holds no list.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".jsonl":
+            return [_line_of_json(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        entries = json.loads(text)
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 but {_encoding(error.object)}: convert it to UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
+        raise DataError(f"{file} is not a {kind}: {error}") from None
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: expected a list of entries, found {type(entries).__name__}")
+    return entries
+
+
+def _line_of_json(line: str, number: int) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+
+
+def _encoding(content: bytes) -> str:
+    """The likely encoding of a text that is not UTF-8."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "seems to be UTF-16"
+    try:
+        content.decode("gbk")
+    except UnicodeDecodeError:
+        return "binary or in another encoding"
+    return "seems to be GBK (iconv -f GBK -t UTF-8)"

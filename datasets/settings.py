@@ -1,0 +1,66 @@
+"""What can be set about data and loading. Imports nothing heavy: `--help` is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.registry import Registry
+from utils.settings import option, settings
+
+DATASETS = Registry(
+    "data set",
+    {
+        "CUHK-PEDES": "datasets.published",
+        "ICFG-PEDES": "datasets.published",
+        "RSTPReid": "datasets.published",
+        "SynthPEDES": "datasets.published",
+    },
+)
+SAMPLERS = ("random", "identity")
+
+
+@settings("data")
+@dataclass(frozen=True)
+class DataSettings:
+    """Which data, how wrong they are, and how they become batches."""
+
+    dataset_name: str = option(
+        "CUHK-PEDES",
+        "CUHK-PEDES, ICFG-PEDES, RSTPReid, SynthPEDES, a plugin's, or your annotation file",
+        path="or name",
+        tested=True,
+    )
+    root_dir: str = option(
+        "data", "the folder that holds the data set's folder", path=True, tested=True, resumable=True
+    )
+    image_cache: str = option(
+        "",
+        "folder for decoded images; default: beside the data, else the user's cache folder",
+        path=True,
+        tested=True,
+        resumable=True,
+    )
+    on_bad_image: str = option(
+        "error",
+        "a training image that can't be read: stop before training, or skip its pairs",
+        choices=("error", "skip"),
+    )
+    val_dataset: str = option("val", "the split that chooses the best checkpoint", choices=("val", "test"))
+    noisy_rate: float = option(0.2, "share of captions that change places", low=0, high=1)
+    noisy_file: str = option(
+        "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn", path=True
+    )
+    exclude: str = option(
+        "", "CSV of training pairs to exclude, marked by hand; python -m tools.audit writes one", path=True
+    )
+    batch_size: int = option(128, "pairs in a training batch; several processes share them", low=2)
+    test_batch_size: int = option(
+        512, "images or captions encoded at a time in evaluation", low=1, tested=True, resumable=True
+    )
+    num_workers: int = option(
+        8, "processes that load data for each that trains; 0 loads in this one", low=0, tested=True, resumable=True
+    )
+    sampler: str = option("random", "order of the training pairs", choices=SAMPLERS)
+    num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1)
+    img_aug: bool = option(False, "crop and erase training images")
+    txt_aug: bool = option(False, "mask, replace and remove words of training captions")

@@ -1,0 +1,97 @@
+"""Faster arithmetic for a finished model, applied from outside: the numbers stay the same within rounding.
+
+Modules keep their identity, names and weights: only their class changes, to one with another `forward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.backbones.clip import Clip, VisionTransformer
+from model.backbones.transformer import QuickGELU
+
+M = TypeVar("M", bound=nn.Module)
+
+# Whether float32 products on the CPU are left to oneDNN; without AVX-512 MKL is faster in training.
+ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_SMALL = 20480  # numbers, up to which PyTorch convolves without oneDNN, and slowly
+
+
+def accelerate(model: M) -> M:
+    """Replace the layers of a model that have a faster form, in place; those of a subclass stay as they are."""
+    for module in model.modules():
+        if faster := _FASTER.get(type(module)):
+            module.__class__ = faster
+    return model
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, D) → (…, E) with (E, D) weights: `torch.nn.functional.linear` within rounding.
+
+    PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused (not of
+    Intel's), but convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of
+    one column; dilated, so that PyTorch takes oneDNN on a single thread too, and of a 1×1 kernel that changes nothing.
+    torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch. So is
+    autocast, whose convolutions in float16 are some hundred times slower than its linear layers.
+    """
+    large = ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL
+    if not large or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    column = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, rows, 1), channels last
+    result = F.conv2d(column, weight[:, :, None, None], bias, dilation=2)
+    return result.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+class FastLinear(nn.Linear):
+    """`torch.nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class _ScaledSiLU(torch.autograd.Function):
+    """SiLU (y·σ(y)) of y = 1.702x over 1.702, whose slope is SiLU's own at y: nothing else is kept or scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = 1.702 * x
+        ctx.save_for_backward(y)
+        return F.silu(y, inplace=not ctx.needs_input_grad[0]).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, y)
+
+
+class FastQuickGELU(QuickGELU):
+    """QuickGELU in fewer passes over memory, with less of it kept for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _ScaledSiLU.apply(x)
+
+
+class _VisionTransformer(VisionTransformer):
+    proj: nn.Parameter
+
+    def project(self, x: Tensor) -> Tensor:
+        return linear(x, self.proj.to(x.dtype).T)
+
+
+class _Clip(Clip):
+    text_projection: nn.Parameter
+
+    def project(self, x: Tensor) -> Tensor:
+        return linear(x, self.text_projection.to(x.dtype).T)
+
+
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: FastLinear,
+    QuickGELU: FastQuickGELU,
+    VisionTransformer: _VisionTransformer,
+    Clip: _Clip,
+}

@@ -1,0 +1,156 @@
+"""What a backbone gives to the heads, and what it has to implement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.settings import ModelSettings
+from utils.errors import OptionError
+
+Log = Callable[[str], None]
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The tokens of B images or captions.
+
+    Attributes:
+        summary: (B, 1) position of the token that stands for the whole row: [CLS], EOS.
+        hidden: (B, h) positions that are never selected: the summary, SOS.
+        selectable: (B,) how many tokens of a row may be selected: its patches, its words. May be 0.
+        attention: (B, L) from the summary to every token, 0 to 1, without gradient.
+        features: (B, L, D) in the space that images and captions share. Empty while a head is asked what it reads.
+    """
+
+    summary: Tensor
+    hidden: Tensor
+    selectable: Tensor
+    attention: Tensor = field(default_factory=lambda: torch.empty(0))
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+# Tokens without features → (B, k) positions of those whose features will be read, none twice; None for all.
+Needed = Callable[[Tokens], Tensor | None]
+
+
+class Backbone(nn.Module):
+    """A pretrained dual tower: images or token ids to tokens.
+
+    Another one takes a class in a file of its own, decorated with `@BACKBONES.register("NAME")`, with `build`,
+    `encode_image`, `encode_text` and the attributes; everything else has a default.
+
+    Attributes:
+        Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
+        width: D of the features.
+        grid: patches (rows, columns) of an image.
+        image_tokens, text_tokens: how many tokens of an image and of a caption of full length may be selected.
+        pretrained: names of its parameters that pretrained weights filled; all others learn at the rate of new layers.
+        mean, std: of the channels, by which its images are normalised.
+        tokenizer: as `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
+    """
+
+    Settings: ClassVar[type | None] = None
+    width: int
+    grid: tuple[int, int]
+    image_tokens: int
+    text_tokens: int
+    pretrained: frozenset[str] = frozenset()
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    tokenizer: Any = None
+
+    @classmethod
+    def build(cls, settings: ModelSettings, own: Any, log: Log) -> Backbone:
+        """The backbone with its pretrained weights.
+
+        Args:
+            own: its `Settings`, None if it has none.
+            log: gets a line for whatever was assumed, resized or skipped.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_checkpoint(cls, settings: ModelSettings, own: Any, content: Mapping[str, Any], source: str) -> Backbone:
+        """A backbone that the weights of a checkpoint will fill; by default a newly built one.
+
+        Args:
+            content: of the checkpoint `source`.
+        """
+        del content, source
+        return cls.build(settings, own, lambda _: None)
+
+    def renormalised(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images normalised for CLIP → for this backbone."""
+        if (self.mean, self.std) == (CLIP_MEAN, CLIP_STD):
+            return images
+        mean, std, own_mean, own_std = (
+            images.new_tensor(part)[:, None, None] for part in (CLIP_MEAN, CLIP_STD, self.mean, self.std)
+        )
+        return (images * std + mean - own_mean) / own_std
+
+    def encode_image(self, images: Tensor, needed: Needed | None = None) -> Tokens:
+        """(B, 3, H, W) normalised images → tokens.
+
+        With `needed` only the features of the positions it returns are read; a backbone may ignore it.
+        """
+        raise NotImplementedError
+
+    def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
+        """(B, L) token ids → tokens. L is at most `--text_length`: batches are cut to their longest caption."""
+        raise NotImplementedError
+
+    def pad_text(self, ids: Tensor, count: int) -> Tensor:
+        """(B, L) ids with padding until `count` tokens besides SOS and EOS fit in."""
+        return F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
+
+    def published_name(self, name: str) -> str:
+        """The name that one of its weights has in published files."""
+        return name
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The state dict under published names."""
+        return {self.published_name(name): value for name, value in self.state_dict().items()}
+
+    def towers(self) -> dict[str, dict[str, Any]]:
+        """Plain values for checkpoints: what `from_checkpoint` can't see in the tensors."""
+        return {}
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Keep less for the backward pass and compute it again.
+
+        Raises:
+            OptionError: not implemented.
+        """
+        if enable:
+            raise OptionError("--grad_checkpointing: this backbone does not implement it")
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the towers with `torch.compile`.
+
+        Raises:
+            OptionError: not implemented.
+        """
+        del backend
+        raise OptionError("--compile: this backbone does not implement it")
+
+
+def union(parts: Sequence[Tensor | None], length: int) -> Tensor | None:
+    """Several (B, k) positions of `length` tokens → all of them, each once, in order of first mention.
+
+    A row that mentions one twice gets the first token that it does not mention in its place. None means all tokens.
+    """
+    read = [part for part in parts if part is not None]
+    if len(read) < len(parts):
+        return None
+    positions = torch.cat(read, dim=1)  # (B, k)
+    B, k = positions.shape
+    mention = torch.arange(k, dtype=torch.float32, device=positions.device).expand(B, k)
+    first = mention.new_full((B, length), k).scatter_reduce(1, positions, mention, "amin")  # (B, length)
+    return first.argsort(dim=1, stable=True)[:, :k]

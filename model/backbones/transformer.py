@@ -1,0 +1,148 @@
+"""CLIP's transformer, which gives every token's feature and, in its last block, one row of attention (paper, 3.1).
+
+Module names follow OpenAI's state dicts; only attention's in-projection is a layer here and two bare tensors there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# (B, L) attention of the last block → (B, k) positions of the tokens whose features will be read, none twice.
+Select = Callable[[Tensor], Tensor | None]
+
+HEAD_WIDTH = 64  # channels of a head in every CLIP that OpenAI published
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A transformer's shape, and what its tensors do not say: the number of heads and one of `ACTIVATIONS`."""
+
+    width: int
+    layers: int
+    heads: int
+    activation: str
+
+
+class QuickGELU(nn.Module):
+    """x·σ(1.702x), the activation of OpenAI's CLIPs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation computed in float32 whatever the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normalised.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused kernels; probabilities are formed for one query only, on request."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        # Drawn below, once: a layer's own draw would change those of all layers after it.
+        self.in_proj = nn.Linear(width, 3 * width, device="meta").to_empty(device=torch.get_default_device())
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj.weight, std=width**-0.5)
+        nn.init.zeros_(self.in_proj.bias)
+
+    def forward(self, x: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Mix the tokens.
+
+        Args:
+            x: (B, L, D) tokens.
+            query: (B,) positions whose attention is wanted, or None.
+
+        Returns:
+            (B, L, D) mixed tokens, and (B, L) probabilities from `query` to every token averaged over the heads
+            (no gradient; 0 where the causal mask hides a token), or None.
+        """
+        B, L, D = x.shape
+        qkv = self.in_proj(x)  # (B, L, 3D)
+        q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
+        # The fused kernels of GPUs refuse the empty batch of a process without a share.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal) if B else v
+        mixed = mixed.transpose(1, 2).reshape(B, L, D)
+        return self.out_proj(mixed), None if query is None else self._attention_from(query, q, k)
+
+    @torch.no_grad()
+    def _attention_from(self, query: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        B, H, L, d = q.shape
+        row = q.gather(2, query.view(B, 1, 1, 1).expand(B, H, 1, d))  # (B, H, 1, d)
+        logits = (row @ k.transpose(2, 3)).squeeze(2).float() * d**-0.5  # (B, H, L)
+        if self.causal:
+            hidden = torch.arange(L, device=q.device) > query[:, None]  # (B, L)
+            logits = logits.masked_fill(hidden[:, None], float("-inf"))
+        return logits.softmax(dim=-1).mean(dim=1)  # (B, L)
+
+
+class Block(nn.Module):
+    """A residual block: attention, then a two-layer perceptron four times as wide, each after a LayerNorm."""
+
+    def __init__(self, tower: Tower, *, causal: bool) -> None:
+        super().__init__()
+        width = tower.width
+        self.attn = Attention(width, tower.heads, causal=causal)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.Sequential()
+        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
+        self.mlp.add_module("gelu", ACTIVATIONS[tower.activation]())
+        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.ln_2 = LayerNorm(width)
+
+    def forward(
+        self, x: Tensor, query: Tensor | None = None, select: Select | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`.
+
+        With `select` only those tokens go through the perceptron, two thirds of the block's work.
+        """
+        mixed, attention = self.attn(self.ln_1(x), query)
+        x = x + mixed
+        positions = select(attention) if select else None  # (B, k)
+        if positions is None:
+            return x + self.mlp(self.ln_2(x)), attention
+        positions = positions[:, :, None].expand(-1, -1, x.shape[2])  # (B, k, D)
+        some = x.gather(1, positions)
+        return x.scatter(1, positions, some + self.mlp(self.ln_2(some))), attention
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; only the last one is asked for attention.
+
+    Attributes:
+        grad_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+    """
+
+    def __init__(self, tower: Tower, *, causal: bool) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(Block(tower, causal=causal) for _ in range(tower.layers))
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor, query: Tensor, select: Select | None) -> tuple[Tensor, Tensor]:
+        """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block.
+
+        With `select` only those tokens are finished by the last block.
+        """
+        for block in self.resblocks[:-1]:
+            x, _ = self._run(block, x)
+        return self._run(self.resblocks[-1], x, query, select)
+
+    def _run(self, block: nn.Module, *args: Tensor | Select | None) -> tuple[Tensor, Tensor]:
+        if self.grad_checkpointing:
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+        return block(*args)

@@ -1,0 +1,114 @@
+"""The dual encoder: a backbone and named heads; RDE's are BGE and TSE (paper, 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from model.backbones.base import Backbone, Needed, Tokens, union
+from model.heads.base import Head
+from model.names import BACKBONE, PUBLISHED_BACKBONE, load_named, published_head_name, without_wrapper
+from model.precision import autocast, half_parameters, halve_weights
+from utils.errors import OptionError
+
+Embeddings = dict[str, Tensor]  # by the heads' names: (B, width) float32, not normalised
+
+
+class DualEncoder(nn.Module):
+    """A backbone, and for each embedding a head for images and one for captions.
+
+    Args:
+        heads: by name, then by "image" and "text".
+        precision: of the arithmetic, one of `model.precision.PRECISIONS`; embeddings are float32 whatever it is.
+    """
+
+    def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, Head]], precision: str = "fp32") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({name: nn.ModuleDict(dict(both)) for name, both in heads.items()})
+        self.precision = precision
+        if precision == "fp16_weights":
+            halve_weights(self)
+
+        for name in self.heads:
+            widths = [self.head(name, modality).width for modality in ("image", "text")]
+            if len(set(widths)) > 1:
+                raise OptionError(f"head {name}: images and captions must have one width, found {widths}")
+
+    def head(self, name: str, modality: str) -> Head:
+        """A head of "image" or "text"."""
+        both: Any = self.heads[name]
+        return both[modality]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Each embedding's width."""
+        return {name: self.head(name, "image").width for name in self.heads}
+
+    def encode_image(self, images: Tensor) -> Embeddings:
+        """(B, 3, H, W) normalised images → embeddings."""
+        images = self.backbone.renormalised(images)
+        with autocast(images.device, self.precision):
+            return self.embed("image", self.backbone.encode_image(images, self.needed("image")))
+
+    def encode_text(self, ids: Tensor) -> Embeddings:
+        """(B, L) token ids → embeddings. L is at most `--text_length`; cutting padding changes no result."""
+        ids = self.backbone.pad_text(ids, max(self.head(name, "text").selects for name in self.heads))
+        with autocast(ids.device, self.precision):
+            return self.embed("text", self.backbone.encode_text(ids, self.needed("text")))
+
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
+        """B images and B captions → the embeddings of both."""
+        return self.encode_image(images), self.encode_text(ids)
+
+    def embed(self, modality: str, tokens: Tokens) -> Embeddings:
+        """The embeddings of the backbone's tokens, of "image" or "text"."""
+        embeddings = {name: self.head(name, modality)(tokens) for name in self.heads}
+        for name, rows in embeddings.items():
+            expected = (len(tokens.summary), self.head(name, modality).width)
+            if rows.shape != expected:
+                raise OptionError(f"head {name}, {modality}: expected shape {expected}, found {tuple(rows.shape)}")
+        return embeddings
+
+    def needed(self, modality: str) -> Needed:
+        """The positions that any head reads, of "image" or "text"."""
+        heads = [self.head(name, modality) for name in self.heads]
+        return lambda tokens: union([head.reads(tokens) for head in heads], tokens.attention.shape[1])
+
+    def new_parameters(self) -> set[str]:
+        """Names of the parameters that no pretrained weights filled: heads, and layers added anywhere."""
+        pretrained = {BACKBONE + name for name in self.backbone.pretrained}
+        return {name for name, _ in self.named_parameters()} - pretrained
+
+    def rounded_parameters(self) -> set[str]:
+        """Names of the float32 parameters whose gradients and moments the optimizer rounds to float16."""
+        return set(half_parameters(self)) if self.precision == "fp16_adam" else set()
+
+    def towers(self) -> dict[str, dict[str, Any]]:
+        """What of the backbone no tensor says, for checkpoints."""
+        return self.backbone.towers()
+
+    def published_names(self) -> dict[str, str]:
+        """Our name of every weight → its name in checkpoints: the published one or, where there is none, its own."""
+        return {
+            name: PUBLISHED_BACKBONE + self.backbone.published_name(name.removeprefix(BACKBONE))
+            if name.startswith(BACKBONE)
+            else published_head_name(name)
+            for name in self.state_dict()
+        }
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The state dict as checkpoints hold it, which the published code can load."""
+        names = self.published_names()
+        return {names[name]: value for name, value in self.state_dict().items()}
+
+    def load_published(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Load the weights of a checkpoint, ours or the authors'; `source` is named in messages.
+
+        Raises:
+            WeightsError: they don't fit.
+        """
+        names = self.published_names()
+        load_named(self, without_wrapper(state, names.values()), names, source)

@@ -1,0 +1,45 @@
+"""What a head implements."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from model.backbones.base import Tokens
+
+
+class Head(nn.Module):
+    """Tokens to one embedding. Each modality has one, with parameters of its own.
+
+    Another one takes a class in a file of its own, decorated with `@HEADS.register("NAME")`, with `forward`; then
+    `--heads BGE+TSE+NAME` trains it and ranks by it.
+
+    Args:
+        width: D of the features.
+        tokens: how many tokens may be selected in an image, or in a caption of full length.
+        settings: its `Settings`, None if it has none.
+
+    Attributes:
+        Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
+        width: of the embedding; D, unless a subclass sets another.
+        selects: so many tokens `forward` reads besides the summary; shorter captions are padded until they have them.
+    """
+
+    Settings: ClassVar[type | None] = None
+    selects: int = 0
+
+    def __init__(self, width: int, tokens: int, settings: Any = None) -> None:  # noqa: ARG002
+        super().__init__()
+        self.width = width
+
+    def reads(self, tokens: Tokens) -> Tensor | None:  # noqa: ARG002
+        """Tokens without features → (B, k) positions of those that `forward` reads; None for all.
+
+        The last block's perceptron is computed for the tokens that some head reads.
+        """
+        return None
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens → (B, width) float32, not normalised."""
+        raise NotImplementedError

@@ -1,0 +1,100 @@
+"""The model's flags. Imports no torch, so that `--help` need not wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from model.backbones import BACKBONES
+from utils.settings import option, settings
+
+T = TypeVar("T")
+
+
+class SettingsOf(Protocol):
+    """Gives each settings class its typed object: `utils.settings.Options.of`."""
+
+    def __call__(self, owner: type[T], /) -> T: ...
+
+
+@settings("the run")
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """The model's arithmetic."""
+
+    precision: str = option(
+        "fp32",
+        "fp32; bf16 or fp16 autocast; fp16_weights as in the published code: weights and Adam in float16, unscaled; "
+        "fp16_adam: Adam rounds as there, the rest is fp32; or published: fp16_weights on CUDA, else fp32",
+        choices=("fp32", "bf16", "fp16", "fp16_weights", "fp16_adam", "published"),
+        tested=True,
+    )
+
+
+@settings("model")
+@dataclass(frozen=True)
+class ModelSettings:
+    """Of any backbone and any heads."""
+
+    backbone: str = option("clip", "the dual tower", choices=BACKBONES, tested=True)
+    heads: str = option("BGE+TSE", "the embeddings, joined by +", tested=True)
+    pretrain_choice: str = option(
+        "ViT-B/16",
+        "ViT-B/16, ViT-B/32, ViT-L/14 (downloaded once), tiny (built in), or a file",
+        path="or name",
+    )
+    img_size: tuple[int, int] = option((384, 128), "height and width of the images", low=1, length=2, tested=True)
+    text_length: int = option(
+        77, "tokens of a caption; text positions are cut or interpolated to it", low=3, tested=True
+    )
+    grad_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time", resumable=True
+    )
+    compile: bool = option(
+        False,
+        "torch.compile the towers: takes a minute at the start; for GPUs (needs a C++ compiler)",
+        resumable=True,
+    )
+
+
+@settings("model")
+@dataclass(frozen=True)
+class ClipSettings:
+    """Of the backbone "clip"."""
+
+    activation: str = option(
+        "auto",
+        "of both towers: quick_gelu, gelu or auto (from the configuration beside the weights, else QuickGELU)",
+        choices=("auto", "quick_gelu", "gelu"),
+        tested=True,
+    )
+    stride_size: int = option(16, "pixels between two patches", low=1, tested=True)
+    vocab_size: int = option(49408, "size of the vocabulary", low=1, tested=True)
+
+
+@settings("model")
+@dataclass(frozen=True)
+class TseSettings:
+    """Of the head "TSE" (paper, 3.1 and table 7).
+
+    Attributes:
+        tse_bn: "frozen": in training the BatchNorm is a learned affine map over its initial statistics, as in the runs
+            behind the paper's numbers; "batch": over the batch, as in the code's later revision (slightly better on
+            clean data, worse under noise, say its authors).
+    """
+
+    select_ratio: float = option(0.3, "share R of tokens that TSE selects", above=0, below=1, tested=True)
+    tse_bn: str = option(
+        "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", choices=("frozen", "batch")
+    )
+    tse_head: str = option(
+        "mlp", "FC + MLP on the selected tokens, or none (table 7's TSE′)", choices=("mlp", "none"), tested=True
+    )
+    tse_pool: str = option(
+        "max", "pooling of the selected tokens (table 7)", choices=("max", "avg", "topk10"), tested=True
+    )
+
+
+def own_settings(owner: Any, of: SettingsOf) -> Any:
+    """The settings of a backbone's or head's class, None if it has none."""
+    return None if owner.Settings is None else of(owner.Settings)

@@ -1,0 +1,136 @@
+"""Every flag there is: the rooms' settings, plugins, and which values go together.
+
+Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+# Importing settings declares their flags.
+import processor.settings  # isort: skip  # noqa: F401
+from datasets.settings import DATASETS
+from model.heads import head_names
+from model.settings import ModelSettings  # noqa: F401
+from solver.settings import split_loss_names
+from utils import options
+from utils.errors import OptionError
+from utils.plugins import load_plugins
+from utils.settings import Options
+
+_HEADINGS = ("the run", "data", "model", "loss and division", "optimizer and schedule")  # of --help, in order
+_NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
+
+
+def parse(description: str, argv: Sequence[str]) -> dict[str, Any]:
+    """train.py's flags as given, plugins' among them.
+
+    Raises:
+        OptionError: an unknown flag, a value of the wrong type, a plugin that does not import.
+    """
+    load_plugins(_plugins_named(argv))
+    return options.parse(build_parser(description), argv)
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """train.py's parser; only flags that were given appear in its result."""
+    parser = argparse.ArgumentParser(
+        description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of defaults; flags override it")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN_DIR",
+        help="resume a run; without a folder, the newest unfinished one in output_dir",
+    )
+    options.add_flags(parser, _HEADINGS)
+    return parser
+
+
+def _plugins_named(argv: Sequence[str]) -> str:
+    """The plugins that the command line names, or the configuration or run that it names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in ("plugin", "config", "resume"):
+        parser.add_argument(f"--{name}", nargs="?", default="")
+    with suppress(argparse.ArgumentError, OptionError):  # reported when everything is parsed and read
+        given, _ = parser.parse_known_args(list(argv))
+        if given.plugin:
+            return given.plugin
+        for config in (given.config, given.resume and Path(given.resume, "configs.yaml")):
+            if config:
+                return options.read_config(Path(config)).get("plugin", "")
+    return ""
+
+
+def resolve(given: Mapping[str, Any]) -> Options:
+    """Defaults, overridden by `--config`, overridden by the flags given; checked one by one and together.
+
+    Raises:
+        OptionError: an unknown key, a wrong type, a value out of range, or values that don't go together.
+    """
+    resolved = options.resolve(given)
+    _check_together(resolved)
+    return resolved
+
+
+def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
+    """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
+
+    Raises:
+        OptionError: the file is missing or no configuration.
+    """
+    check_root_dir(given.get("root_dir"))
+    return options.resolve_tested(config, given)
+
+
+def check_root_dir(root_dir: str | None) -> None:
+    """See that the folder given for a finished run's data exists: SynthPEDES would be rendered into a mistyped one.
+
+    Raises:
+        OptionError: it does not.
+    """
+    if root_dir is not None and not Path(root_dir).is_dir():
+        raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
+
+
+def _check_together(resolved: Options) -> None:
+    """See that values that are allowed one by one go together.
+
+    Raises:
+        OptionError: names the flag to change.
+    """
+    split_loss_names(resolved.loss_names)
+    if list(resolved.milestones) != sorted(set(resolved.milestones)):
+        raise OptionError(f"--milestones {' '.join(map(str, resolved.milestones))}: must increase")
+    if resolved.sampler == "identity" and resolved.batch_size % resolved.num_instance:
+        raise OptionError(
+            f"--num_instance {resolved.num_instance}: must divide --batch_size {resolved.batch_size} (sampler identity)"
+        )
+    if resolved.precision == "fp16_adam" and resolved.optimizer != "Adam":
+        raise OptionError(f"--precision fp16_adam: needs --optimizer Adam, not {resolved.optimizer}")
+    if resolved.grad_accum > 1 and resolved.tse_bn == "batch":
+        raise OptionError(
+            f"--grad_accum {resolved.grad_accum}: with --tse_bn batch the whole batch must be encoded at once "
+            "(torchrun spreads it over several GPUs)"
+        )
+    heads, trained = head_names(resolved.heads), resolved.trained.split("+")
+    if unknown := [name for name in trained if name not in heads]:
+        raise OptionError(f"--trained {resolved.trained}: '{unknown[0]}' is not one of --heads, {', '.join(heads)}")
+    if len(set(trained)) < len(trained):
+        raise OptionError(f"--trained {resolved.trained}: names an embedding twice")
+    if not _NAME.fullmatch(resolved.name):
+        raise OptionError(f"--name {resolved.name!r:.120}: must be 1 to 100 letters, digits, '_', '.', '+' or '-'")
+    for name in ("root_dir", "output_dir"):
+        if not resolved[name]:
+            raise OptionError(f"--{name}: must not be empty")
+    if resolved.dataset_name not in DATASETS and not Path(resolved.dataset_name).is_file():
+        raise OptionError(
+            f"--dataset_name {resolved.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
+        )

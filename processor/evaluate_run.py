@@ -1,0 +1,68 @@
+"""The test: every checkpoint of a run on the test split, one table each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from processor import figures
+from processor.evaluation import Encoded, evaluate, table
+from processor.types import Encoder, EvaluationData
+from utils.files import write_text
+from utils.log import logger
+from utils.ranks import is_main
+from utils.run_folder import RunFolder
+
+_DRAWN = 8  # captions whose best images are drawn, spread evenly over the split
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a test is called and where it is written.
+
+    Attributes:
+        title: of the data, for tables.
+        suffix: of the files: other data or arithmetic than the run's must not overwrite the run's own results.
+        image_to_text: rank captions for every image in place of images for every caption.
+    """
+
+    title: str
+    suffix: str = ""
+    image_to_text: bool = False
+
+
+def evaluate_run(
+    files: Sequence[Path], build: Callable[[Path], Encoder], data: EvaluationData, run: RunFolder, report: Report
+) -> None:
+    """Evaluate checkpoints, log a table each, write `test_metrics<suffix>.json`.
+
+    Text to image, the best matches of the first checkpoint are drawn into `figures/retrieval<suffix>.png`. What an
+    older file says of other checkpoints is kept.
+
+    Args:
+        build: gives a checkpoint's model, on its device.
+    """
+    results = {}
+    for number, file in enumerate(files):
+        results[file.name], encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
+        logger.info("%s", table(results[file.name], f"{file.name} on {report.title}"))
+        if number == 0 and not report.image_to_text and is_main():
+            draw_retrieval(encoded, data, run.path / "figures" / f"retrieval{report.suffix}.png")
+    if is_main():  # last: with it a run is finished
+        found = run.test_metrics(report.suffix) | results
+        write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
+
+
+def draw_retrieval(encoded: Encoded, data: EvaluationData, file: Path) -> None:
+    """Draw the best images of a few captions of a split."""
+    drawn = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
+    similarity = encoded.similarity(drawn.tolist())[encoded.fused].cpu().numpy()
+    captions = [
+        figures.Ranked(data.split.captions[caption], scores, data.image_pids == data.caption_pids[caption])
+        for caption, scores in zip(drawn, similarity, strict=True)
+    ]
+    figures.retrieval_sheet(captions, data.split.images, file)

@@ -1,0 +1,98 @@
+"""A run's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from PIL import Image
+
+from solver.correspondence.base import Vote
+from utils.figures import BLACK, CLEAN, NOISY, Cell, legend_below, over_epochs, picture_rows, save
+
+_STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BLACK, "-")}
+_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#999999")  # of other similarities
+
+
+def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a line for each similarity."""
+    others = [name for name in names if name not in _STYLES]
+    drawn = {name: (_COLOURS[n % len(_COLOURS)], "-.") for n, name in enumerate(others)}
+    return {name: (_STYLES | drawn)[name] for name in names}
+
+
+def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """R1 on the validation split over the epochs (paper, figure 5)."""
+    records = [record for record in records if "val" in record]
+    if not records:
+        return
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for name, (colour, line) in styles(records[0]["val"]).items():
+        r1 = [record["val"][name]["R1"] for record in records]
+        axes.plot([record["epoch"] for record in records], r1, line, color=colour, marker=".", label=name)
+    over_epochs(axes, "R1 on validation (%)")
+    axes.legend()
+    save(figure, file)
+
+
+def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:
+    """Per-pair losses by the truth, with the two components that were fitted to them."""
+    figure, rows = plt.subplots(1, len(votes), figsize=(4.5 * len(votes), 3.2), layout="constrained", squeeze=False)
+    for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
+        draw_losses(axes, vote.loss, vote.components, truly_clean)
+        axes.set(title=f"{name}, epoch {epoch}", xlabel="per-pair loss, scaled", ylabel="density")
+    legend_below(figure, rows[0])
+    save(figure, file)
+
+
+def draw_losses(axes: Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
+    """The density of (N,) scaled losses by the truth (N,), stacked, and both components (2, 3) over it.
+
+    Where no pair is known to be noisy nothing is claimed of them.
+    """
+    bins = np.linspace(0, 1, 61).tolist()
+    parts, colours, labels = (
+        [loss[truly_clean], loss[~truly_clean]],
+        [(CLEAN, 0.75), (NOISY, 0.4)],
+        ["truly clean", "truly noisy"],
+    )
+    if truly_clean.all():
+        parts, colours, labels = [loss], ["#999999"], ["pairs"]
+    share = [np.full(len(part), 1 / (len(loss) * (bins[1] - bins[0]))) for part in parts]
+    axes.hist(parts, bins, weights=share, stacked=True, color=colours, label=labels)
+    if components is None:
+        return
+    x = np.linspace(0, 1, 400)
+    for (weight, mean, variance), line, name in zip(components, ("-", "--"), ("clean", "noisy"), strict=True):
+        density = weight * np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+        axes.plot(x, density, line, color=BLACK, linewidth=1.2, label=f"fitted: {name}")
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.05)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A caption with its (images,) similarities, and which images are of its person."""
+
+    caption: str
+    scores: np.ndarray
+    right: np.ndarray
+
+
+def retrieval_sheet(captions: Sequence[Ranked], paths: Sequence[Path], file: Path, *, top: int = 5) -> None:
+    """The `top` images for a few captions, framed by right and wrong."""
+    rows = []
+    for ranked in captions:
+        cells = []
+        for image in np.argsort(-ranked.scores, kind="stable")[:top]:
+            right = ranked.right[image]
+            with Image.open(paths[image]) as picture:
+                shown = picture.convert("RGB").resize((64, 160))
+            title = f"{'✓' if right else '✗'} {ranked.scores[image]:.2f}"
+            cells.append(Cell(shown, title, CLEAN if right else NOISY))
+        rows.append((ranked.caption, cells))
+    picture_rows(rows, file)

@@ -1,0 +1,68 @@
+"""What can be set about the run itself. Imports nothing heavy: `--help` is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.settings import option, settings
+
+_RUN = "the run"
+
+
+@settings(_RUN)
+@dataclass(frozen=True)
+class FolderSettings:
+    """Where a run is kept."""
+
+    name: str = option("baseline", "a word for the run folder's name")
+    output_dir: str = option("logs", "where run folders are made", path=True, resumable=True)
+
+
+@settings(_RUN)
+@dataclass(frozen=True)
+class LoopSettings:
+    """What happens when."""
+
+    seed: int = option(1, "of weights, order, augmentation and division", low=0, high=2**63 - 1)
+    device: str = option(
+        "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps", tested=True, resumable=True
+    )
+    log_period: int = option(100, "training steps between two lines of the log", low=1, resumable=True)
+    eval_period: int = option(1, "epochs between two validations", low=1)
+    record_test: bool = option(
+        False, "evaluate the test split in every validation too; it is recorded and chooses nothing"
+    )
+    grad_accum: int = option(
+        1,
+        "parts in which a batch is encoded, to save memory; the loss still compares all its pairs (tse_bn frozen)",
+        low=1,
+        resumable=True,
+    )
+
+
+@settings(_RUN)
+@dataclass(frozen=True)
+class StartSettings:
+    """What is done in place of a new training."""
+
+    resume_ckpt_file: str = option(
+        "", "resume from this checkpoint, in its run folder (not in a configuration)", resumable=True
+    )
+    test: bool = option(False, "evaluate the starting weights and stop")
+    plugin: str = option("", "Python file with objectives, heads, … of your own; several joined by commas", tested=True)
+
+
+@settings("without effect")
+@dataclass(frozen=True)
+class IdleSettings:
+    """The published code accepts these, and so does ours."""
+
+    lr_factor: float = option(5.0, "factor of IRRA's learning rate for its new layers", idle=True, resumable=True)
+    cmt_depth: int = option(4, "layers of IRRA's cross-modal transformer", idle=True, resumable=True)
+    masked_token_rate: float = option(
+        0.8, "share of tokens masked for IRRA's language modelling", idle=True, resumable=True
+    )
+    masked_token_unchanged_rate: float = option(0.1, "share of those left as they are", idle=True, resumable=True)
+    local_rank: int = option(
+        0, "the process's number on its machine, which the launcher says", idle=True, resumable=True
+    )

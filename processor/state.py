@@ -1,0 +1,146 @@
+"""The training state, which saves and restores itself: last.pth, and best.pth, which is last.pth of the best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from processor.types import Encoder
+from solver.correspondence.base import Correspondence
+from solver.objectives.training import TrainingLoss
+from utils.checkpoints import OBJECTIVE, load_checkpoint, save_checkpoint
+from utils.errors import WeightsError, brief
+from utils.log import logger
+from utils.ranks import is_main
+from utils.settings import FLAGS
+
+CHECKPOINT_FORMAT = 2
+_TRAINING = ("optimizer", "scaler", "correspondence")  # of last.pth alone
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+        epoch: epochs done.
+        best: the best R1 (percent) on the validation split so far, after epoch `best_epoch` (0: none).
+    """
+
+    model: Encoder
+    loss: TrainingLoss
+    optimizer: Optimizer
+    scaler: GradScaler
+    correspondence: Correspondence
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's and the objectives' parameters and buffers, as checkpoints hold them."""
+        objectives = {OBJECTIVE + name: value for name, value in self.loss.others.state_dict().items()}
+        return {**self.model.published_state(), **objectives}
+
+    def save(self, run_dir: Path, options: Mapping[str, Any]) -> None:
+        """Write last.pth, then, after the best epoch so far, best.pth.
+
+        In this order: after a kill between the two, last.pth holds what best.pth lacks, and `restore` makes up for it.
+
+        Args:
+            options: the run's, from which the model can be built again.
+        """
+        content = {
+            "format": CHECKPOINT_FORMAT,
+            "model": self.weights(),
+            "towers": self.model.towers(),
+            "epoch": self.epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "options": dict(options),
+        }
+        parts = (self.optimizer, self.scaler, self.correspondence)
+        training = {name: part.state_dict() for name, part in zip(_TRAINING, parts, strict=True)}
+        save_checkpoint(content | training, run_dir / "last.pth")
+        if self.best_epoch == self.epoch:
+            save_checkpoint(content, run_dir / "best.pth")
+
+    def restore(self, file: Path, options: Mapping[str, Any]) -> None:
+        """Return to where a `last.pth` was written, and put best.pth beside it right.
+
+        Args:
+            options: of the run; the checkpoint must have the same, but for those a run may be resumed with.
+
+        Raises:
+            WeightsError: the checkpoint can't be resumed from.
+        """
+        content = load_checkpoint(file)
+        try:
+            self._check(content, options, file)
+            self.epoch, self.best, self.best_epoch = (content[name] for name in ("epoch", "best", "best_epoch"))
+            if not 0 <= self.best_epoch <= self.epoch <= options["num_epoch"]:
+                raise ValueError("its epoch can't be this run's")
+            self._restore_weights(content["model"], str(file))
+            _restore_moments(content["optimizer"], self.optimizer)
+            self.scaler.load_state_dict(content["scaler"])
+            self.correspondence.load_state_dict(content.get("correspondence", {}))
+        except WeightsError:
+            raise
+        except Exception as error:  # whatever torch and Python raise over states that are not their own
+            raise WeightsError(f"{file} can't be resumed from: {brief(error)}") from None
+        self._restore_best(content, file)
+
+    def _check(self, content: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> None:
+        if content.get("format") != CHECKPOINT_FORMAT or not {"optimizer", "options"} <= content.keys():
+            raise ValueError("only a last.pth of this version of train.py can")
+        kept = {**options, **content["options"]}
+        changed = [name for name in options if kept[name] != options[name]]
+        if other := [name for name in changed if name not in FLAGS or not FLAGS[name].resumable]:
+            raise ValueError(f"it is of another run, with another {other[0]}")
+        if (towers := content.get("towers", self.model.towers())) != self.model.towers():
+            raise WeightsError(
+                f"{file} can't be resumed from: its towers are {towers}, and --pretrain_choice now gives "
+                f"{self.model.towers()}; has the configuration beside that file changed?"
+            )
+
+    def _restore_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        own = {name: value for name, value in weights.items() if not name.startswith(OBJECTIVE)}
+        self.model.load_published(own, source)
+        objectives = {name.removeprefix(OBJECTIVE): weights[name] for name in weights.keys() - own.keys()}
+        self.loss.others.load_state_dict(objectives)
+
+    def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
+        best = file.parent / "best.pth"
+        if self.best_epoch == self.epoch > 0:  # then best.pth is the same, or a kill came before it was written
+            if is_main():
+                save_checkpoint({name: content[name] for name in content if name not in _TRAINING}, best)
+        elif self.best_epoch and not best.is_file():
+            raise WeightsError(f"{file} can't be resumed from: best.pth is missing beside it")
+        elif self.best_epoch and (found := load_checkpoint(best).get("epoch")) != self.best_epoch:
+            logger.warning("%s is of epoch %s, not %d: the best is chosen again", best, found, self.best_epoch)
+            self.best, self.best_epoch = -1.0, 0
+
+
+def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Take over a saved optimizer's moments; how to step is the run's to say, not the file's.
+
+    Each gets memory of its own, laid out like its parameter's: fused steps rely on that and do not check it.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:
+        raise ValueError("its optimizer has other groups of parameters")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {number: {} for number in saved["state"]}
+    for number, state in saved["state"].items():
+        for name, value in state.items():
+            own = torch.zeros(()) if name == "step" else torch.empty_like(parameters[number])
+            if value.shape != own.shape:
+                raise ValueError(f"its optimizer's {name} of parameter {number} is {tuple(value.shape)}")
+            moments[number][name] = own.copy_(value)
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})

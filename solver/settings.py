@@ -1,0 +1,141 @@
+"""What can be set about the learning rule. Imports nothing heavy: `--help` is made of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from utils.errors import OptionError
+from utils.registry import Registry
+from utils.settings import option, settings
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "TAL": "solver.objectives.triplet",
+        "TRL": "solver.objectives.triplet",
+        "TRL-S": "solver.objectives.triplet",
+        "InfoNCE": "solver.objectives.infonce",
+        "SDM": "solver.objectives.sdm",
+    },
+)
+CORRESPONDENCES = Registry(
+    "division",
+    {
+        "ccd": "solver.correspondence.ccd",
+        "all": "solver.correspondence.fixed",
+        "oracle": "solver.correspondence.fixed",
+    },
+)
+OPTIMIZERS = ("Adam", "SGD", "AdamW")
+SCHEDULES = ("cosine", "step", "exp", "poly", "linear")
+WARMUPS = ("linear", "constant")
+
+_LABEL = re.compile(r"sr[\d.]+_tau[\d.]+_margin[\d.]+_n[\d.]+")
+_LOSS = "loss and division"
+_OPTIMIZER = "optimizer and schedule"
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Which objectives are trained, on which embeddings."""
+
+    loss_names: str = option(
+        "TAL",
+        "TAL, TRL, TRL-S, InfoNCE, SDM or a plugin's, several joined by +; a label may follow: "
+        "TAL+sr0.3_tau0.015_margin0.1_n0.2",
+    )
+    trained: str = option(
+        "BGE+TSE", "the embeddings whose losses are trained, joined by +; the best checkpoint is chosen by them too"
+    )
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class TripletSettings:
+    """tau: TAL's temperature, > 0. margin: m, ≥ 0."""
+
+    tau: float = option(0.015, "TAL's temperature", above=0)
+    margin: float = option(0.1, "margin m of the triplet losses", low=0)
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class SoftmaxSettings:
+    """temperature: of the softmax over a batch, > 0."""
+
+    temperature: float = option(0.02, "softmax temperature of InfoNCE and SDM", above=0)
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class CorrespondenceSettings:
+    """Which correspondence decides how much each pair counts."""
+
+    division: str = option(
+        "ccd", "which pairs train: by CCD, all, or (an oracle) only the truly clean", choices=CORRESPONDENCES
+    )
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How CCD fits its mixtures."""
+
+    mixture: str = option(
+        "published",
+        "CCD's mixtures: coarse, fine, or published: fine for noisy_rate above 0.4 and on RSTPReid, else coarse",
+        choices=("published", "coarse", "fine"),
+    )
+
+
+@settings(_OPTIMIZER)
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Adam's betas are (alpha, beta); momentum is SGD's."""
+
+    optimizer: str = option("Adam", "optimizer", choices=OPTIMIZERS)
+    lr: float = option(1e-5, "learning rate of the CLIP towers", above=0)
+    head_lr: float = option(1e-3, "learning rate of everything that no pretrained weights fill", above=0)
+    bias_lr_factor: float = option(2.0, "times lr for biases", low=0)
+    momentum: float = option(0.9, "SGD's momentum", low=0, below=1)
+    weight_decay: float = option(4e-5, "of weights", low=0)
+    weight_decay_bias: float = option(0.0, "of biases", low=0)
+    alpha: float = option(0.9, "Adam's first beta", low=0, below=1)
+    beta: float = option(0.999, "Adam's second beta", low=0, below=1)
+
+
+@settings(_OPTIMIZER)
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Epochs are counted from 0. `milestones` and `gamma` belong to step, `power` to exp and poly, `target_lr` (the
+    rate at the end) to cosine and poly."""
+
+    num_epoch: int = option(60, "epochs", low=1)
+    lrscheduler: str = option("cosine", "decay of the rate", choices=SCHEDULES)
+    warmup_epochs: int = option(5, "epochs of warm-up", low=0)
+    warmup_factor: float = option(0.1, "share of the rate that the warm-up starts with", low=0, high=1)
+    warmup_method: str = option("linear", "warm-up", choices=WARMUPS)
+    milestones: tuple[int, ...] = option((20, 50), "epochs at which step decays", low=0)
+    gamma: float = option(0.1, "step's factor", above=0)
+    target_lr: float = option(0.0, "rate at the end of cosine and poly", low=0)
+    power: float = option(0.9, "base of exp and poly", above=0)
+
+
+def split_loss_names(loss_names: str) -> list[str]:
+    """The objectives in `--loss_names`, without a label of the published script's form.
+
+    Raises:
+        OptionError: a name is unknown or given twice.
+    """
+    names = loss_names.split("+")
+    if len(names) > 1 and _LABEL.fullmatch(names[-1]):
+        names.pop()
+    for name in names:
+        if name not in OBJECTIVES:
+            label = "" if len(names) == 1 else ", nor is it a label like sr0.3_tau0.015_margin0.1_n0.2"
+            raise OptionError(f"--loss_names {loss_names}: '{name}' is not one of {', '.join(OBJECTIVES)}{label}")
+    if len(set(names)) < len(names):
+        raise OptionError(f"--loss_names {loss_names}: an objective is named twice")
+    return names

@@ -1,0 +1,242 @@
+"""A run's folder: everything that train.py, test.py and the tools read of a run, and where it is.
+
+configs.yaml            every flag, and under `_run_` what else the run was
+best.pth, last.pth      checkpoints; an exported folder has model.safetensors instead
+metrics.jsonl           one JSON object an epoch
+start_metrics.json      of the starting weights
+test_metrics.json       of the checkpoints on the test split; with it a run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from utils.errors import DataError, OptionError
+from utils.files import write_text
+from utils.options import read_yaml
+
+CHECKPOINTS = ("best.pth", "last.pth")
+EXPORTED = "model.safetensors"  # what tools.export makes of one of them
+LOCK = ".lock"
+Metrics = dict[str, dict[str, float]]
+
+
+class RunFolder:
+    """A run's folder, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def create(cls, output_dir: Path, dataset: str, name: str, loss_names: str) -> RunFolder:
+        """Make `<output_dir>/<dataset>/<YYYYmmdd_HHMMSS>_<name>_<loss_names>`; never one that exists.
+
+        Raises:
+            OptionError: the folder can't be made.
+        """
+        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        for number in count(1):
+            path = output_dir / dataset / f"{stamp}_{name}_{loss_names}{f'_{number}' if number > 1 else ''}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if not path.is_dir():
+                    raise OptionError(
+                        f"--output_dir {output_dir}: {path} can't be made, a file is in the way"
+                    ) from None
+            except OSError as error:
+                raise OptionError(f"--output_dir {output_dir}: {path} can't be made: {error.strerror}") from None
+            else:
+                return cls(path)
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def all_in(cls, output_dir: Path) -> list[RunFolder]:
+        """The runs in an --output_dir, oldest first."""
+        folders = [config.parent for config in output_dir.glob("*/*/configs.yaml")]
+        return [cls(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
+
+    @classmethod
+    def newest(cls, output_dir: Path, holding: str) -> RunFolder:
+        """The newest run that has a file `holding`.
+
+        Raises:
+            OptionError: there is none.
+        """
+        runs = [run for run in cls.all_in(output_dir) if (run.path / holding).is_file()]
+        if not runs:
+            raise OptionError(f"no run in {output_dir}/ holds {holding}; train first, or name a run folder")
+        return runs[-1]
+
+    @classmethod
+    def newest_unfinished(cls, output_dir: Path) -> RunFolder:
+        """The newest run whose epochs and test are not all done.
+
+        Raises:
+            OptionError: there is none, or another process is training it.
+        """
+        runs = [run for run in cls.all_in(output_dir) if not run.is_finished()]
+        if not runs:
+            raise OptionError(f"no unfinished run in {output_dir}/")
+        if runs[-1].is_locked():
+            raise OptionError(f"{runs[-1]} is being trained by another process; name an older one: --resume RUN_DIR")
+        return runs[-1]
+
+    @property
+    def config(self) -> Path:
+        """The file of its flags."""
+        return self.path / "configs.yaml"
+
+    def flags(self) -> dict[str, Any]:
+        """What its configuration says of flags, unchecked.
+
+        Raises:
+            OptionError: the file is missing or no configuration.
+        """
+        return {name: value for name, value in read_yaml(self.config).items() if name != "_run_"}
+
+    def facts(self) -> dict[str, Any]:
+        """What its configuration says of the run beside its flags."""
+        facts = read_yaml(self.config).get("_run_")
+        return facts if isinstance(facts, dict) else {}
+
+    def write_config(self, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write every resolved flag, and what else the run is, in one step."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        write_text(self.config, yaml.safe_dump({**plain, "_run_": dict(facts)}, sort_keys=False, allow_unicode=True))
+
+    def records(self) -> list[dict[str, Any]]:
+        """metrics.jsonl: one record an epoch, none if it is missing; up to the first line that a kill cut off."""
+        return read_records(self.path / "metrics.jsonl")
+
+    def start_metrics(self) -> dict[str, Metrics]:
+        """The metrics of its starting weights by split; none where they are missing or damaged."""
+        try:
+            found = json.loads((self.path / "start_metrics.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def test_metrics(self, suffix: str = "") -> dict[str, Metrics]:
+        """By checkpoint what the test found, in percent; none before a test.
+
+        Args:
+            suffix: of the file, for a test on other data than the run's.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        file = self.path / f"test_metrics{suffix}.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return {
+                checkpoint: {
+                    row: {name: float(value) for name, value in metrics.items()} for row, metrics in rows.items()
+                }
+                for checkpoint, rows in found.items()
+            }
+        except OSError:
+            return {}
+        except (ValueError, TypeError, AttributeError):
+            raise DataError(f"{file} is damaged: delete it and evaluate again") from None
+
+    def weights(self) -> Path:
+        """Its best checkpoint, else the last; of an exported folder its weights.
+
+        Raises:
+            OptionError: there is none.
+        """
+        if not (files := self.all_weights()):
+            raise OptionError(f"{self} holds no {' or '.join((*CHECKPOINTS, EXPORTED))}: is it a run folder?")
+        return files[0]
+
+    def all_weights(self) -> list[Path]:
+        """The files of weights that it holds, the best checkpoint first."""
+        return [self.path / name for name in (*CHECKPOINTS, EXPORTED) if (self.path / name).is_file()]
+
+    def checkpoint_to_resume(self) -> Path:
+        """Its last.pth, which does not exist yet if the run was stopped within its first epoch.
+
+        Raises:
+            OptionError: no run, or one that has lost its checkpoint.
+        """
+        checkpoint = self.path / "last.pth"
+        started = self.config.is_file() and len(self.records()) < 2
+        if not checkpoint.is_file() and not started:
+            raise OptionError(f"no checkpoint {checkpoint} to resume from")
+        return checkpoint
+
+    def is_finished(self) -> bool:
+        """Whether it has done its last epoch and its test."""
+        records = self.records()
+        last = bool(records) and records[-1]["epoch"] == read_yaml(self.config).get("num_epoch")
+        return last and (self.path / "test_metrics.json").is_file()
+
+    def lock(self) -> AcquireReturnProxy:
+        """Lock it for this process, as `hold` does.
+
+        Raises:
+            OptionError: another process is training it.
+        """
+        return hold(self.path, f"{self} is being trained by another process")
+
+    def is_locked(self) -> bool:
+        """Whether a process is training it."""
+        if not (self.path / LOCK).is_file():
+            return False
+        try:
+            with self.lock():
+                return False
+        except OptionError:
+            return True
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """As `RunFolder.records`, of a metrics.jsonl anywhere."""
+    records: list[dict[str, Any]] = []
+    if not file.is_file():
+        return records
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+            break
+        records.append(record)
+    return records
+
+
+def hold(folder: Path, taken: str) -> AcquireReturnProxy:
+    """Lock a folder for this process, in a `with` block or until what is returned is dropped.
+
+    Raises:
+        OptionError: another process has it; `taken` is the message.
+    """
+    try:
+        return FileLock(folder / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise OptionError(taken) from None
+
+
+def git_revision() -> str:
+    """The code's commit, with "+" where it was changed since; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=here, capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.stdout.strip() + ("+" if changed else "")
