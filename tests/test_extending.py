@@ -1,0 +1,215 @@
+"""The examples of docs/extending.md, as they stand there: each is one file, and works in every command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import test as evaluation_root
+import train as training_root
+from datasets.noise import draw_permutation
+from model.heads import HEADS
+from solver.settings import CORRESPONDENCES, OBJECTIVES
+from tests import datasets_on_disk
+from tests.test_training import records, train_killed_and_continued
+from tools.search import __main__ as search
+from utils.errors import UserError
+from utils.run_folder import RunFolder
+
+PAGE = Path(__file__).parents[1] / "docs/extending.md"
+EXAMPLES = {
+    name: f"# {name}\n{code}" for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(), re.S)
+}
+SMALL = ["--pretrain_choice", "tiny", "--img_size", "48", "16", "--stride_size", "8", "--num_workers", "0"]
+SMALL += ["--batch_size", "8", "--num_epoch", "2", "--warmup_epochs", "1", "--lr", "1e-4", "--device", "cpu"]
+FLAGS = {
+    "soft_triplet.py": ["--loss_names", "SoftTriplet", "--sharpness", "30"],
+    "attended.py": ["--heads", "BGE+TSE+ATT", "--trained", "BGE+TSE+ATT"],
+    "identity_loss.py": ["--loss_names", "TAL+person"],
+    "csv_people.py": ["--dataset_name", "CSVPeople", "--noisy_rate", "0"],
+    "open_clip_backbone.py": ["--backbone", "open_clip"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The examples and the data: RSTPReid's format, and the same as a CSV file."""
+    folder = tmp_path_factory.mktemp("extending")
+    for name, code in EXAMPLES.items():
+        (folder / name).write_text(code, encoding="utf-8")
+    datasets_on_disk.write(folder, "RSTPReid")
+    entries = json.loads((folder / "RSTPReid/data_captions.json").read_text())
+    (folder / "CSVPeople").mkdir()
+    (folder / "CSVPeople/imgs").symlink_to(folder / "RSTPReid/imgs")
+    with (folder / "CSVPeople/captions.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["person", "picture", "sentence", "split"])
+        for entry in entries:
+            rows.writerows([entry["id"], entry["img_path"], c, entry["split"]] for c in entry["captions"])
+    return folder
+
+
+def test_the_page_has_five_examples():
+    assert EXAMPLES.keys() == FLAGS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
+@pytest.mark.parametrize("name", FLAGS)
+def test_an_example_is_trained_killed_resumed_tested_exported_indexed_and_queried(folder, tmp_path, monkeypatch, name):
+    given = ["--plugin", str(folder / name), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
+    given += ["--noisy_rate", "0.5", *FLAGS[name]]
+    if name != "csv_people.py":  # which has no noise
+        np.save(folder / "noise.npy", draw_permutation(24, 0.5))
+        given += ["--noisy_file", str(folder / "noise.npy")]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    training_root.main([*given, "--output_dir", str(whole)])
+    train_killed_and_continued([*given, "--output_dir", str(cut)], cut, monkeypatch)
+    (run_dir,), (resumed,) = (list(logs.glob("*/*")) for logs in (whole, cut))
+    assert records(run_dir) == records(resumed)
+    first, second = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, resumed))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    own = RunFolder(run_dir).test_metrics()
+    evaluation_root.main([str(run_dir)])
+    assert RunFolder(run_dir).test_metrics() == own
+
+    monkeypatch.chdir(tmp_path)
+    search.main(["index", "--run", str(run_dir), "--gallery", str(folder / "RSTPReid/imgs"), "--device", "cpu"])
+    search.main(["query", "a man in a red coat", "--device", "cpu", "--out", str(tmp_path / "found")])
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["results"]) == 10
+
+
+LOSS = """
+import torch
+from solver.objectives.base import PairwiseObjective
+from solver.settings import OBJECTIVES
+
+
+@OBJECTIVES.register("{name}")
+class Bad(PairwiseObjective):
+    def per_pair(self, similarity, pids):
+        return {value}
+"""
+OTHER = """
+import torch
+from solver.objectives.base import Objective
+from solver.settings import OBJECTIVES
+
+
+@OBJECTIVES.register("vector")
+class Bad(Objective):
+    def forward(self, batch):
+        return batch.weight
+"""
+HEAD = """
+import torch
+from model.heads import HEADS
+from model.heads.base import Head
+
+
+@HEADS.register("{name}")
+class Bad(Head):
+    def forward(self, tokens):
+        return tokens.features[:, 0{more}].float()
+"""
+WIDTHS = """
+from model.heads import HEADS
+from model.heads.base import Head
+
+
+@HEADS.register("twowidths")
+class Bad(Head):
+    def __init__(self, width, tokens, settings=None):
+        super().__init__(width, tokens)
+        self.width = tokens
+"""
+DIVISION = """
+import numpy as np
+from solver.correspondence.base import Correspondence, Verdict
+from solver.settings import CORRESPONDENCES
+
+
+@CORRESPONDENCES.register("{name}")
+class Bad(Correspondence):
+    def decide(self, losses, truly_clean, epoch):
+        return Verdict({value})
+"""
+
+
+@pytest.fixture
+def own_registries():
+    """What a test's plugin registers is forgotten after it."""
+    yield
+    for registry in (OBJECTIVES, HEADS, CORRESPONDENCES):
+        for name in registry._found.keys() - registry._modules.keys():
+            if "bad_" in registry._found[name].__module__:
+                del registry._found[name]
+
+
+SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "flags", "message"),
+    [
+        (
+            LOSS.format(name="scalar", value="similarity.mean()"),
+            "--loss_names scalar",
+            r"objective scalar: per_pair must give \(8,\) losses, found shape \(\)",
+        ),
+        (
+            LOSS.format(name="nothing", value="None"),
+            "--loss_names nothing",
+            r"objective nothing: per_pair must give \(8,\) losses, found NoneType",
+        ),
+        (
+            LOSS.format(name="detached", value="similarity.detach().sum(dim=1)"),
+            "--loss_names detached",
+            "objective detached: per_pair gives losses without a gradient, nothing would be trained",
+        ),
+        (OTHER, "--loss_names TAL+vector", r"objective vector: expected a scalar, found shape \(8,\)"),
+        (OTHER, "--loss_names vector", "--division ccd: needs a pairwise objective, as TAL, in --loss_names"),
+        (
+            HEAD.format(name="narrow", more=", :9"),
+            "--heads BGE+narrow --trained BGE",
+            r"head narrow, image: expected shape \(\d+, 256\), found \(\d+, 9\)",
+        ),
+        (
+            WIDTHS,
+            "--heads BGE+twowidths --trained BGE",
+            r"head twowidths: images and captions must have one width, found",
+        ),
+        (
+            DIVISION.format(name="nan", value="np.full(len(truly_clean), np.nan)"),
+            "--division nan",
+            r"epoch 1, Bad: expected 24 finite weights",
+        ),
+        (
+            DIVISION.format(name="few", value="np.ones(3, np.float32)"),
+            "--division few",
+            r"epoch 1, Bad: expected 24 finite weights",
+        ),
+        (
+            HEAD.format(name="third", more=""),
+            "--trained BGE+third",
+            r"--trained BGE\+third: 'third' is not one of --heads",
+        ),
+        (HEAD.format(name="fourth", more=""), "--heads BGE+fifth", r"--heads BGE\+fifth: choose from BGE, TSE"),
+    ],
+)
+@pytest.mark.usefixtures("own_registries")
+def test_what_a_plugin_gets_wrong_is_one_line_that_names_it(folder, tmp_path, code, flags, message):
+    file = tmp_path / f"bad_{abs(hash((code, flags)))}.py"
+    file.write_text(code)
+    given = ["--plugin", str(file), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL, *SHORT]
+    with pytest.raises(UserError, match=message) as caught:
+        training_root.main([*given, "--noisy_rate", "0", "--output_dir", str(tmp_path), *flags.split()])
+    assert "\n" not in str(caught.value)
