@@ -2,7 +2,7 @@
 # make test          install into .venv, run the tests
 # make test-fast     only those that need no training, no process of their own and no browser
 # make test-numeric  only those that compare floating-point numbers, as a processor without AVX-512 computes them
-# make lint          check style and formatting
+# make lint          check style, formatting and types
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -31,6 +31,7 @@ test-numeric: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(VENV)/.installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV); PyTorch alone is some gigabytes ..."
