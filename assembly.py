@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datasets.annotations import read_splits
 from datasets.catalogue import short_name
@@ -37,6 +38,7 @@ from utils.devices import check_compiler, choose_device, seed_everything
 from utils.distributed import decided_once, wait_for_all
 from utils.errors import OptionError
 from utils.log import logger, start_logging
+from utils.plugins import plugin_files
 from utils.ranks import is_main, world_size
 from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
 from utils.settings import FLAGS, Options
@@ -63,6 +65,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         data.check(run)
     elif is_main():
         data.keep_noise(run.path)
+        run.keep(plugin_files(options.plugin))
         run.write_config(options, _facts(data, model))
     start_logging(run.path / "train_log.txt")
     if checkpoint and checkpoint.is_file():
@@ -125,6 +128,8 @@ def inputs(options: Options, model: DualEncoder) -> Inputs:
 
 def build_state(options: Options, model: DualEncoder, data: RunData, device: torch.device) -> TrainState:
     """The training state before the first epoch."""
+    if options.grad_accum > 1:
+        _check_parts(model)
     loss = build_loss(options, Sizes(model.widths, int(data.pairs.pids.max()) + 1)).to(device)
     settings = options.of(OptimizerSettings)
     parameters = dict(model.named_parameters()) | dict(loss.named_parameters())
@@ -132,6 +137,19 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     return TrainState(model, loss, optimizer, scaler, build_correspondence(options, loss))
+
+
+def _check_parts(model: DualEncoder) -> None:
+    """See that a batch encoded in parts, and each part twice, has one batch's gradients.
+
+    Raises:
+        OptionError: names a layer of a plugin's that sees the whole batch or draws.
+    """
+    for name, module in model.train().named_modules():
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            raise OptionError(
+                f"--grad_accum: {name} ({type(module).__name__}) needs a batch to be encoded at once, once"
+            )
 
 
 def build_correspondence(options: Options, loss: TrainingLoss) -> Correspondence:
@@ -143,7 +161,7 @@ def build_correspondence(options: Options, loss: TrainingLoss) -> Correspondence
     kind = CORRESPONDENCES[options.division]
     if kind.scored and not loss.pairwise:
         raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
-    facts = Facts(options.seed, options.noisy_rate, options.dataset_name)
+    facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name)
     return kind(options.of(kind.Settings) if kind.Settings else None, facts)
 
 

@@ -33,7 +33,7 @@ def parse(description: str, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         OptionError: an unknown flag, a value of the wrong type, a plugin that does not import.
     """
-    load_plugins(_plugins_named(argv))
+    _load_named(argv)
     return options.parse(build_parser(description), argv)
 
 
@@ -54,19 +54,17 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _plugins_named(argv: Sequence[str]) -> str:
-    """The plugins that the command line names, or the configuration or run that it names."""
+def _load_named(argv: Sequence[str]) -> None:
+    """Load the plugins that the command line names, or the configuration or run that it names."""
+    load_plugins(options.named_plugins(argv))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("plugin", "config", "resume"):
+    for name in ("config", "resume", "resume_ckpt_file"):
         parser.add_argument(f"--{name}", nargs="?", default="")
     with suppress(argparse.ArgumentError, OptionError):  # reported when everything is parsed and read
         given, _ = parser.parse_known_args(list(argv))
-        if given.plugin:
-            return given.plugin
-        for config in (given.config, given.resume and Path(given.resume, "configs.yaml")):
-            if config:
-                return options.read_config(Path(config)).get("plugin", "")
-    return ""
+        run = given.resume or (given.resume_ckpt_file and Path(given.resume_ckpt_file).parent)
+        if config := given.config or (run and Path(run, "configs.yaml")):
+            options.read_config(Path(config))
 
 
 def resolve(given: Mapping[str, Any]) -> Options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from model.backbones.base import Backbone, Needed, Tokens, union
@@ -70,6 +71,8 @@ class DualEncoder(nn.Module):
             expected = (len(tokens.summary), self.head(name, modality).width)
             if rows.shape != expected:
                 raise OptionError(f"head {name}, {modality}: expected shape {expected}, found {tuple(rows.shape)}")
+            if rows.dtype in (torch.float16, torch.bfloat16):
+                raise OptionError(f"head {name}, {modality}: its embedding must be float32, end forward with .float()")
         return embeddings
 
     def needed(self, modality: str) -> Needed:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
+from utils.checkpoints import misfit
 from utils.errors import WeightsError
 
 # The weights of OpenAI's vision transformers.
@@ -59,11 +60,6 @@ def without_wrapper(state: Mapping[str, Tensor], own: Collection[str] = ()) -> d
     return {name: value for name, value in state.items() if name in own or not name.startswith(_UNUSED)}
 
 
-def _some(names: list[str], limit: int = 8) -> str:
-    """The first few of a list of names, for a message."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
     """Copy weights only after the names and every shape agree.
 
@@ -75,18 +71,6 @@ def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[st
         WeightsError: lists what is missing, unknown or of another shape, by its name in `state`.
     """
     own = {names[name]: value for name, value in module.state_dict().items() if name in names}
-    complaints = []
-    if missing := sorted(own.keys() - state.keys()):
-        complaints.append(f"missing {_some(missing)}")
-    if unknown := sorted(state.keys() - own.keys()):
-        complaints.append(f"unknown {_some(unknown)}")
-    wrong = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if state[name].shape != own[name].shape
-    ]
-    if wrong:
-        complaints.append(f"of another shape {_some(sorted(wrong))}")
-    if complaints:
-        raise WeightsError(f"{source} does not fit this model: {'; '.join(complaints)}")
+    if complaint := misfit(own, state):
+        raise WeightsError(f"{source} does not fit this model: {complaint}")
     module.load_state_dict({name: state[theirs] for name, theirs in names.items()}, strict=False)

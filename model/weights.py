@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from model.backbones import BACKBONES
 from model.backbones.base import Backbone, Log
 from model.encoder import DualEncoder
@@ -11,6 +13,7 @@ from model.heads import HEADS, head_names
 from model.heads.base import Head
 from model.settings import ModelSettings, PrecisionSettings, SettingsOf, own_settings
 from utils.checkpoints import OBJECTIVE, load_checkpoint
+from utils.errors import OptionError
 
 
 def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
@@ -57,6 +60,8 @@ def with_heads(backbone: Backbone, of: SettingsOf) -> DualEncoder:
     """
     heads: dict[str, dict[str, Head]] = {}
     for name in head_names(of(ModelSettings).heads):
+        if hasattr(nn.ModuleDict, name):
+            raise OptionError(f"--heads: {name} is taken, give the head another name")
         head = HEADS[name]
         own = own_settings(head, of)
         tokens = {"image": backbone.image_tokens, "text": backbone.text_tokens}

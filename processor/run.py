@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.nn.utils import get_total_norm
 
 from processor import figures
@@ -22,15 +23,17 @@ from processor.settings import LoopSettings
 from processor.start import evaluate_start
 from processor.state import TrainState
 from processor.types import EvaluationData, TrainingData
+from solver.correspondence.base import Verdict
 from solver.schedule import set_learning_rates
 from solver.settings import ScheduleSettings
 from utils.distributed import decided_once
-from utils.errors import NotFiniteError
+from utils.errors import NotFiniteError, OptionError
 from utils.log import logger
-from utils.ranks import is_main
+from utils.ranks import is_main, rank
 from utils.recorder import Recorder
 
 Arrays = dict[str, np.ndarray]
+_PURPOSE = 4  # keys these draws among those of an epoch; the others' keys are in datasets/loaders.py
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights that failed
             weight, report, history = _decide(state, splits.training, settings.loop.grad_accum, run_dir)
         with _naming(epoch, run_dir / "last.pth"):
+            torch.manual_seed(_seed(settings.loop.seed, epoch))  # for whatever a plugin draws in training
             result = _train(state, splits.training, weight, settings.loop)
             record = {"epoch": epoch + 1, "lr": lr, **result.record(), "ccd": report}
             state.epoch += 1
@@ -91,6 +95,11 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
             state.save(run_dir, settings.options)
     if recorder:
         recorder.close()
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """Of what this process draws from torch's global generator in an epoch: the same after a resume."""
+    return int(np.random.default_rng((seed, epoch, _PURPOSE, rank())).integers(2**63))
 
 
 @contextmanager
@@ -139,9 +148,7 @@ def _decide_in_main(
     _check_losses(losses, usable, state.epoch)
     of_usable = {name: loss[usable] for name, loss in losses.items()}
     verdict = state.correspondence.decide(of_usable, truly_clean, state.epoch)
-    if verdict.weight.shape != truly_clean.shape or not np.isfinite(verdict.weight).all():
-        kind = type(state.correspondence).__name__
-        raise NotFiniteError(f"{kind}: expected {len(truly_clean):,} finite weights, found {verdict.weight!r:.60}")
+    _check_verdict(verdict, len(truly_clean), state.correspondence.name)
     weight = np.zeros(len(training), np.float32)
     weight[usable] = verdict.weight
     if not verdict.votes:
@@ -149,13 +156,24 @@ def _decide_in_main(
     report = verdict.report(truly_clean) | {"seconds": time.perf_counter() - start}
     logger.info(
         "  %s: %d clean, %d noisy, %d uncertain; clean set: precision %.1f%%, recall %.1f%%; %.1f s",
-        type(state.correspondence).__name__,
+        state.correspondence.name.upper(),
         *(report[name] for name in ("clean", "noisy", "uncertain")),
         *(100 * (report[name] or 0) for name in ("precision", "recall")),
         report["seconds"],
     )
     figures.loss_histogram(verdict.votes, truly_clean, state.epoch + 1, run_dir / "figures" / "losses.png")
     return weight, report, vote_arrays(verdict.votes, of_usable, truly_clean, np.flatnonzero(~usable))
+
+
+def _check_verdict(verdict: Any, pairs: int, name: str) -> None:
+    """See that a correspondence, perhaps a plugin's, has given every pair a weight."""
+    weight = verdict.weight if isinstance(verdict, Verdict) else verdict
+    right = isinstance(weight, np.ndarray) and weight.shape == (pairs,)
+    if not right or not (np.isfinite(weight) & (weight >= 0)).all():
+        expected = f"expected a Verdict with {pairs:,} finite weights ≥ 0"
+        raise OptionError(f"--division {name}: {expected}, found {weight!r:.60}")
+    if not weight.any():
+        logger.warning("  --division %s: no pair counts in this epoch", name)
 
 
 def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: int) -> None:

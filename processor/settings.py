@@ -49,7 +49,9 @@ class StartSettings:
         "", "resume from this checkpoint, in its run folder (not in a configuration)", resumable=True
     )
     test: bool = option(False, "evaluate the starting weights and stop")
-    plugin: str = option("", "Python file with objectives, heads, … of your own; several joined by commas", tested=True)
+    plugin: str = option(
+        "", "Python file with objectives, heads, … of your own; several joined by commas", tested=True, resumable=True
+    )
 
 
 @settings("without effect")

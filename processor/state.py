@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from processor.types import Encoder
 from solver.correspondence.base import Correspondence
 from solver.objectives.training import TrainingLoss
-from utils.checkpoints import OBJECTIVE, load_checkpoint, save_checkpoint
+from utils.checkpoints import OBJECTIVE, load_checkpoint, misfit, save_checkpoint
 from utils.errors import WeightsError, brief
 from utils.log import logger
 from utils.ranks import is_main
@@ -66,6 +67,7 @@ class TrainState:
             "options": dict(options),
         }
         parts = (self.optimizer, self.scaler, self.correspondence)
+        _check_readable(self.correspondence.state_dict(), self.correspondence.name)
         training = {name: part.state_dict() for name, part in zip(_TRAINING, parts, strict=True)}
         save_checkpoint(content | training, run_dir / "last.pth")
         if self.best_epoch == self.epoch:
@@ -113,6 +115,8 @@ class TrainState:
         own = {name: value for name, value in weights.items() if not name.startswith(OBJECTIVE)}
         self.model.load_published(own, source)
         objectives = {name.removeprefix(OBJECTIVE): weights[name] for name in weights.keys() - own.keys()}
+        if complaint := misfit(self.loss.others.state_dict(), objectives):
+            raise WeightsError(f"{source} can't be resumed from: of the objectives it is {complaint}")
         self.loss.others.load_state_dict(objectives)
 
     def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
@@ -125,6 +129,18 @@ class TrainState:
         elif self.best_epoch and (found := load_checkpoint(best).get("epoch")) != self.best_epoch:
             logger.warning("%s is of epoch %s, not %d: the best is chosen again", best, found, self.best_epoch)
             self.best, self.best_epoch = -1.0, 0
+
+
+def _check_readable(state: dict[str, Any], name: str) -> None:
+    """See that a correspondence's state can be read back: a checkpoint is read without building other objects."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    try:
+        torch.load(stream, weights_only=True)
+    except Exception as error:  # torch's own types
+        allowed = "its state_dict may have tensors and plain values only (of an array, torch.from_numpy)"
+        raise WeightsError(f"--division {name}: {allowed}: {brief(error)}") from None
 
 
 def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from processor.types import Embeddings, Encoder, PairBatch
-from solver.objectives.base import EncodedBatch
+from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.objectives.training import TrainingLoss, sum_of
 from utils.distributed import gather
 
@@ -53,7 +53,9 @@ def backward(
     for part, gradient in zip(_parts(batch, grad_accum), gradients, strict=True):
         image, text = model(*part)
         again = (*image.values(), *text.values())
-        torch.autograd.backward([again[n] for n in used], gradient)
+        trained = [(again[n], own) for n, own in zip(used, gradient, strict=True) if again[n].requires_grad]
+        if trained:  # a tower may be frozen
+            torch.autograd.backward([rows for rows, _ in trained], [own for _, own in trained])
     return {name: value.detach() for name, value in losses.items()}
 
 
@@ -67,4 +69,4 @@ def _losses(
 ) -> dict[str, Tensor]:
     """This process's embeddings → the losses of the whole batch."""
     image, text = ({name: gather(rows, len(batch.pairs)) for name, rows in part.items()} for part in (image, text))
-    return loss(EncodedBatch(image, text, batch.pids, weight))
+    return loss(EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight))

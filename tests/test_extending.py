@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,10 @@ def own_registries():
                 del registry._found[name]
 
 
+STATE = """
+    def state_dict(self):
+        return {"seen": np.ones(3)}
+"""
 SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
 
 
@@ -190,12 +196,46 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
         (
             DIVISION.format(name="nan", value="np.full(len(truly_clean), np.nan)"),
             "--division nan",
-            r"epoch 1, Bad: expected 24 finite weights",
+            r"--division (nan|few): expected a Verdict with 24 finite weights ≥ 0",
+        ),
+        (
+            DIVISION.format(name="negative", value="-np.ones(len(truly_clean), np.float32)"),
+            "--division negative",
+            r"--division negative: expected a Verdict with 24 finite weights ≥ 0",
+        ),
+        (
+            DIVISION.format(name="array", value="np.ones(len(truly_clean), np.float32)") + STATE,
+            "--division array",
+            r"--division array: its state_dict may have tensors and plain values only",
+        ),
+        (
+            HEAD.format(name="f16", more="").replace("float", "half"),
+            "--heads BGE+f16 --trained BGE",
+            "must be float32",
+        ),
+        (HEAD.format(name="half", more=""), "--heads BGE+half --trained BGE", "--heads: half is taken"),
+        (
+            LOSS.format(name="unused", value="0") + OTHER.replace('"vector"', '"BGE"'),
+            "--loss_names TAL+BGE",
+            r"--loss_names TAL\+BGE: BGE is taken",
+        ),
+        (OTHER.replace('"vector"', '"keys"'), "--loss_names TAL+keys", "keys is taken"),
+        (
+            OTHER.replace('"vector"', '"typo"').replace("batch.weight", 'batch.image["BEG"].sum()'),
+            "--loss_names TAL+typo",
+            r"needs the embedding BEG, and the model's --heads are BGE\+TSE",
+        ),
+        (
+            HEAD.format(name="dropout", more="")
+            + "\n    def __init__(self, *given):\n        super().__init__(*given)\n"
+            + "        self.dropout = torch.nn.Dropout(0.5)\n",
+            "--heads BGE+dropout --trained BGE --grad_accum 2",
+            r"--grad_accum: heads.dropout.image.dropout \(Dropout\) needs a batch to be encoded at once",
         ),
         (
             DIVISION.format(name="few", value="np.ones(3, np.float32)"),
             "--division few",
-            r"epoch 1, Bad: expected 24 finite weights",
+            r"--division (nan|few): expected a Verdict with 24 finite weights ≥ 0",
         ),
         (
             HEAD.format(name="third", more=""),
@@ -213,3 +253,90 @@ def test_what_a_plugin_gets_wrong_is_one_line_that_names_it(folder, tmp_path, co
     with pytest.raises(UserError, match=message) as caught:
         training_root.main([*given, "--noisy_rate", "0", "--output_dir", str(tmp_path), *flags.split()])
     assert "\n" not in str(caught.value)
+
+
+DROPOUT = """
+import torch
+from torch import nn
+from model.backbones import BACKBONES
+from model.backbones.clip import Clip
+from model.heads import HEADS
+from model.heads.base import Head
+from solver.correspondence.base import Correspondence, Verdict
+from solver.settings import CORRESPONDENCES
+
+
+@HEADS.register("NOISY")
+class Noisy(Head):
+    def __init__(self, width, tokens, settings=None):
+        super().__init__(width, tokens)
+        self.drop = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.5))
+
+    def forward(self, tokens):
+        return self.drop(tokens.features[:, 0]).float()
+
+
+@BACKBONES.register("frozen")
+class Frozen(Clip):
+    def __init__(self, config):
+        super().__init__(config)
+        self.visual.requires_grad_(False)
+        self.adapter = nn.Linear(self.width, self.width)
+
+
+@CORRESPONDENCES.register("moving")
+class Moving(Correspondence):
+    state = None
+
+    def decide(self, losses, truly_clean, epoch):
+        loss = torch.from_numpy(sum(losses.values()))
+        self.state = loss if self.state is None else 0.5 * (self.state + loss)
+        return Verdict((self.state <= self.state.median()).float().numpy())
+
+    def state_dict(self):
+        return {"state": self.state}
+
+    def load_state_dict(self, state):
+        self.state = state["state"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
+def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_file_is(folder, tmp_path, monkeypatch):
+    plugin = tmp_path / "draws.py"
+    plugin.write_text(DROPOUT)
+    given = ["--plugin", str(plugin), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
+    given += ["--noisy_rate", "0", "--heads", "BGE+NOISY", "--trained", "BGE+NOISY", "--backbone", "frozen"]
+    given += ["--division", "moving", "--num_epoch", "3"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    training_root.main([*given, "--output_dir", str(whole)])
+    train_killed_and_continued([*given, "--output_dir", str(cut)], cut, monkeypatch)
+    (run_dir,), (resumed,) = (list(logs.glob("*/*")) for logs in (whole, cut))
+    first, second = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, resumed))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    start = torch.load(run_dir / "best.pth", weights_only=True)["model"]
+    assert torch.equal(start["base_model.visual.proj"], first["base_model.visual.proj"]), "it is frozen"
+
+    moved = plugin.rename(tmp_path / "elsewhere.py")
+    script = [sys.executable, str(PAGE.parents[1] / "test.py"), str(run_dir), "--device", "cpu"]
+    for _ in range(2):  # by the copy in the run's folder, then by a file of that name that is given
+        done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (run_dir / "draws.py").unlink(missing_ok=True)
+        (tmp_path / "new").mkdir(exist_ok=True)
+        moved.rename(tmp_path / "new/draws.py") if moved.exists() else None
+        script += ["--plugin", str(tmp_path / "new/draws.py")]
+    done = subprocess.run(script[:5], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "draws.py: no such file; if it has moved, name it with --plugin" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
+def test_a_frozen_tower_trains_in_parts(folder, tmp_path):
+    plugin = tmp_path / "freezes.py"
+    plugin.write_text(re.sub('"(NOISY|moving|frozen)"', r'"\1_2"', DROPOUT))
+    given = ["--plugin", str(plugin), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL, *SHORT]
+    given += ["--noisy_rate", "0", "--backbone", "frozen_2", "--grad_accum", "2"]
+    training_root.main([*given, "--output_dir", str(tmp_path / "logs")])

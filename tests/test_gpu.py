@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.made_up import VIT_B_16, random_model
 from model.encoder import DualEncoder
-from solver.objectives.base import EncodedBatch
+from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import published
@@ -29,7 +29,7 @@ def steps(model: DualEncoder, batch: tuple[torch.Tensor, ...], lr: float, count:
     losses, objective = [], loss_of("TAL")
     for _ in range(count):
         optimizer.zero_grad()
-        parts = [*objective(EncodedBatch(*model(images, ids), pids, label)).values()]
+        parts = [*objective(EncodedBatch(*map(NamedEmbeddings, model(images, ids)), pids, label)).values()]
         sum(parts).backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         optimizer.step()

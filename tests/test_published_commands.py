@@ -163,10 +163,10 @@ def test_rstpreid_given_as_a_file_has_its_fine_mixtures(tmp_path):
     own = datasets_on_disk.write(tmp_path, "RSTPReid")
     renamed = own.rename(own.with_name("my_captions.json"))
     for name in ("RSTPReid", str(own), str(renamed), "elsewhere/data_captions.json"):
-        assert ccd.choose_fit("published", Facts(1, 0.2, name)) == ccd.FINE
-        assert ccd.choose_fit("coarse", Facts(1, 0.2, name)) == ccd.COARSE
+        assert ccd.choose_fit("published", Facts("ccd", 1, 0.2, name)) == ccd.FINE
+        assert ccd.choose_fit("coarse", Facts("ccd", 1, 0.2, name)) == ccd.COARSE
     for name in ("CUHK-PEDES", "/data/CUHK-PEDES/reid_raw.json", "/data/mine.json"):
-        assert ccd.choose_fit("published", Facts(1, 0.2, name)) == ccd.COARSE
+        assert ccd.choose_fit("published", Facts("ccd", 1, 0.2, name)) == ccd.COARSE
 
 
 @pytest.mark.parametrize("seed", [1, 2**40])

@@ -83,6 +83,21 @@ def test_a_field_without_help_is_no_flag():
         settings.settings("the run")(Bare)
 
 
+def test_a_default_that_is_not_allowed_is_refused():
+    @dataclass(frozen=True)
+    class Low:
+        low_default: float = option(-1.0, "too low", above=0)
+
+    @dataclass(frozen=True)
+    class Text:
+        text_default: float = option("abc", "no number")
+
+    with pytest.raises(OptionError, match=r"Low.low_default, its default -1.0: must be above 0"):
+        settings.settings("the run")(Low)
+    with pytest.raises(OptionError, match=r"Text.text_default: it is a float, and its default a str"):
+        settings.settings("the run")(Text)
+
+
 def test_a_registry_imports_what_is_asked_for_and_names_the_choices():
     registry: Registry = Registry("thing", {"a": "json", "b": "no.such.module"})
     assert list(registry) == ["a", "b"]
@@ -123,6 +138,7 @@ class Mine(PairwiseObjective):
             r"bad.py registers objective TAL, which exists: triplet.py",
         ),
         (LOSS.format(name="a+b", body="pass"), r"objective 'a\+b': names consist of letters"),
+        ("import sys\nsys.exit(3)", r"line 2: SystemExit: 3"),
         (None, r"no such file"),
     ],
 )
@@ -152,6 +168,11 @@ def test_a_plugins_flags_are_parsed_checked_and_listed(tmp_path):
         given = parse("", ["--config", str(tmp_path / "c.yaml")])
         assert resolve(given).strength_of_mine == 0.75
         assert resolve(given).plugin == str(file)
+        (tmp_path / "another_plugin.py").write_text("x = 1\n")
+        given = parse("", ["--config", str(tmp_path / "c.yaml"), "--plugin", str(tmp_path / "another_plugin.py")])
+        assert resolve(given).plugin == f"{file},{tmp_path / 'another_plugin.py'}", "all of them are kept"
+        (tmp_path / "c.yaml").write_text("plugin: a_plugin_with_flags.py\nstrength_of_mine: 0.5\n")
+        assert resolve(parse("", ["--config", str(tmp_path / "c.yaml")])).plugin == str(file), "relative to the file"
         assert "how strong (default: 0.5)" in build_parser("").format_help()
     finally:
         FLAGS.pop("strength_of_mine", None)

@@ -153,7 +153,7 @@ def test_a_pair_without_a_loss_is_named(bad):
     [(0.2, "CUHK-PEDES", ccd.COARSE), (0.5, "CUHK-PEDES", ccd.FINE), (0.0, "RSTPReid", ccd.FINE)],
 )
 def test_the_published_rule_chooses_the_mixture(noisy_rate, dataset_name, expected):
-    facts = Facts(1, noisy_rate, dataset_name)
+    facts = Facts("ccd", 1, noisy_rate, dataset_name)
     assert ccd.choose_fit("published", facts) == expected
     assert ccd.choose_fit("coarse", facts) == ccd.COARSE
     assert ccd.choose_fit("fine", facts) == ccd.FINE

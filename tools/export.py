@@ -21,6 +21,7 @@ from utils.checkpoints import load_checkpoint
 from utils.errors import OptionError
 from utils.files import in_one_step, write_text
 from utils.options import command_parser, parse
+from utils.plugins import plugin_files
 from utils.program import run_program
 from utils.run_folder import EXPORTED, Metrics, RunFolder
 from utils.settings import FLAGS
@@ -54,7 +55,9 @@ def main(argv: Sequence[str]) -> None:
     card = model_card(flags, about, metrics, file.name, load_checkpoint(file).get("epoch"))
     out.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
-    RunFolder(out).write_config(flags, facts)
+    plugins = plugin_files(options.plugin)
+    RunFolder(out).keep(plugins)
+    RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     with in_one_step(out / EXPORTED) as partial:

@@ -11,6 +11,7 @@ import pickle
 import re
 import shlex
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,23 @@ def is_plain(value: object) -> bool:
     if value.layout != torch.strided or value.is_complex():
         return False
     return value.nbytes <= value.untyped_storage().nbytes()  # one that repeats itself would unfold when it is copied
+
+
+def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """In what weights that were found differ from a module's own, by name and shape; "" if they fit."""
+    wrong = [
+        f"{name} {tuple(found[name].shape)} for {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & found.keys())
+        if found[name].shape != own[name].shape
+    ]
+    differing = {
+        "missing": sorted(own.keys() - found.keys()),
+        "unknown": sorted(found.keys() - own.keys()),
+        "of another shape": wrong,
+    }
+    return "; ".join(f"{what} {_some(names)}" for what, names in differing.items() if names)
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    """The first few of a list of names, for a message."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

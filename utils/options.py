@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import reprlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
         name: of its module.
         doc: of its module, the help's text as it is.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -61,6 +62,13 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
         exit_on_error=False,
         **more,
     )
+    add_plugin(parser)
+    return parser
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin` to the parser of a command that reads runs."""
+    parser.add_argument("--plugin", metavar="FILE", help="a plugin of the run, if it has moved")
 
 
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
@@ -80,18 +88,28 @@ def _shown(value: Any) -> str:
     return "none" if value == "" else str(value)
 
 
+def named_plugins(argv: Sequence[str]) -> str:
+    """What `--plugin` says among some arguments, "" if it is not there."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--plugin", default="")
+    with suppress(argparse.ArgumentError):  # reported when everything is parsed
+        return first.parse_known_args(list(argv))[0].plugin
+    return ""
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     """The flags given on the command line, and no others.
 
     Raises:
         OptionError: an unknown flag or a value of the wrong type.
     """
+    load_plugins(named_plugins(argv))
     try:
         given, unknown = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise OptionError(str(error).removeprefix("argument ")) from None
     if unknown:
-        raise OptionError(f"unknown argument {unknown[0]}; --help lists what there is")
+        raise OptionError(f"unknown argument {unknown[0]}; --help lists what there is (a plugin's flag needs --plugin)")
     return vars(given)
 
 
@@ -102,13 +120,13 @@ def resolve(given: Mapping[str, Any]) -> Options:
         OptionError: an unknown key, a wrong type or a value out of range.
     """
     plugins = load_plugins(given.get("plugin", ""))
-    of_config = read_config(Path(given["config"])) if "config" in given else {}
     options = defaults()
-    options.update(of_config)
+    options.update(read_config(Path(given["config"])) if "config" in given else {})
+    plugins = load_plugins(f"{options['plugin']},{plugins}")
     for name, value in given.items():
         if name in FLAGS:
             options[name] = FLAGS[name].checked(value, f"--{name}")
-    options["plugin"] = plugins or load_plugins(options["plugin"])
+    options["plugin"] = plugins
     for flag in FLAGS.values():  # a run may be looked at from another folder
         if flag.path and options.get(flag.name) and (flag.path is True or Path(options[flag.name]).is_file()):
             options[flag.name] = str(Path(options[flag.name]).absolute())
@@ -123,8 +141,10 @@ def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: the file is missing or no configuration.
     """
-    content = {**read_yaml(config), **given}
-    plugins = load_plugins(FLAGS["plugin"].checked(content.get("plugin", ""), f"configuration {config}: plugin"))
+    given_plugins, content = load_plugins(given.get("plugin", "")), read_yaml(config)
+    own = FLAGS["plugin"].checked(content.get("plugin", ""), f"configuration {config}: plugin")
+    plugins = load_plugins(f"{load_plugins(own, config.parent)},{given_plugins}")
+    content = {**content, **given}
     options = defaults()
     for name, value in content.items():
         if name in FLAGS and FLAGS[name].tested:
@@ -175,13 +195,13 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
         options = _read_config(file.parent / base, (*above, file.resolve()))
     if isinstance(content.get("plugin"), str):  # its flags may stand in the same file
-        content["plugin"] = load_plugins(content["plugin"])
+        content["plugin"] = load_plugins(content["plugin"], file.parent)
     for key, value in content.items():
         if key in _NAMESPACE:
             continue
         if key not in FLAGS:
             raise OptionError(
-                f"configuration {file}: {reprlib.repr(key)} is no flag; python train.py --help lists them"
+                f"configuration {file}: {reprlib.repr(key)} is no flag (--help lists them; a plugin's needs --plugin)"
             )
         options[key] = FLAGS[key].checked(value, f"configuration {file}: {key}")
     return options

@@ -10,13 +10,17 @@ from pathlib import Path
 from utils.errors import OptionError, UserError, brief
 
 FOLDER = Path(__file__).parents[1] / "plugins"  # whose files are always imported
+_loaded: dict[str, Path] = {}  # by their names without the ending
 
 
-def load_plugins(files: str) -> str:
+def load_plugins(files: str, beside: Path | None = None) -> str:
     """Import plugins that have not been imported yet: those of `plugins/`, then those given.
+
+    A file that has moved since a run began is found again if one of its name has been loaded, or lies in `beside`.
 
     Args:
         files: joined by commas.
+        beside: the folder of the configuration that names them, from which relative paths start.
 
     Returns:
         The files given, as absolute paths.
@@ -26,32 +30,50 @@ def load_plugins(files: str) -> str:
     """
     for path in sorted(FOLDER.glob("*.py")):
         _load(path)
-    given = [Path(file).absolute() for file in files.split(",") if file]
+    given = [_find(Path(file.strip()), beside) for file in files.split(",") if file.strip()]
     for path in given:
-        if not path.is_file():
-            raise OptionError(f"--plugin {path}: no such file")
         _load(path)
-    return ",".join(map(str, given))
+    return ",".join(dict.fromkeys(map(str, given)))
+
+
+def plugin_files(files: str) -> list[Path]:
+    """The files that `load_plugins` returned."""
+    return [Path(file) for file in files.split(",") if file]
+
+
+def _find(file: Path, beside: Path | None) -> Path:
+    for place in (*([beside / file] if beside else []), file):
+        if place.is_file():
+            return place.absolute()
+    if file.stem in _loaded:
+        return _loaded[file.stem]
+    if beside and (kept := beside / file.name).is_file():
+        return kept.absolute()
+    raise OptionError(f"--plugin {file}: no such file; if it has moved, name it with --plugin")
 
 
 def _load(path: Path) -> None:
     name = f"plugin_{path.stem}"
-    if (known := sys.modules.get(name)) is not None:
-        if Path(str(known.__file__)) != path:
-            raise OptionError(f"--plugin {path}: another plugin has the same name: {known.__file__}")
+    if known := _loaded.get(path.stem):
+        if known != path and known.read_bytes() != path.read_bytes():
+            raise OptionError(f"--plugin {path}: another plugin has the same name: {known}")
         return
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise OptionError(f"--plugin {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what it imports from files beside it
     try:
         spec.loader.exec_module(module)
     except UserError as error:
         del sys.modules[name]
         raise OptionError(f"--plugin {path}: {error}") from None
-    except Exception as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # whatever the file raises
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = lines[-1] if lines else getattr(error, "lineno", "?")
-        raise OptionError(f"--plugin {path}, line {where}: {type(error).__name__}: {brief(error)}") from None
+        what = error.msg if isinstance(error, SyntaxError) else brief(error)
+        raise OptionError(f"--plugin {path}, line {where}: {type(error).__name__}: {what}") from None
+    _loaded[path.stem] = path

@@ -10,8 +10,9 @@ test_metrics.json       of the checkpoints on the test split; with it a run is f
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -116,6 +117,12 @@ class RunFolder:
         """Write every resolved flag, and what else the run is, in one step."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         write_text(self.config, yaml.safe_dump({**plain, "_run_": dict(facts)}, sort_keys=False, allow_unicode=True))
+
+    def keep(self, files: Iterable[Path]) -> None:
+        """Copy plugins into the folder, where they are found if the originals go."""
+        for file in files:
+            if file.parent.resolve() != self.path.resolve():
+                shutil.copy(file, self.path / file.name)
 
     def records(self) -> list[dict[str, Any]]:
         """metrics.jsonl: one record an epoch, none if it is missing; up to the first line that a kill cut off."""

@@ -96,6 +96,7 @@ class Flag:
         return value
 
 
+_PLAIN = ("bool", "int", "float", "str")
 FLAGS: dict[str, Flag] = {}  # of all settings that have been declared
 
 
@@ -126,7 +127,11 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
 def _flag(own: Field, group: str, owner: str) -> Flag:
     if "help" not in own.metadata or not isinstance(own.default, int | float | str | tuple):
         raise OptionError(f"{owner}.{own.name}: declare it as option(default, help), with a plain default")
-    return Flag(own.name, own.default, group=group, owner=owner, **own.metadata)
+    flag = Flag(own.name, own.default, group=group, owner=owner, **own.metadata)
+    flag.checked(flag.default, f"{owner}.{own.name}, its default")
+    if own.type in _PLAIN and type(flag.default).__name__ != own.type:
+        raise OptionError(f"{owner}.{own.name}: it is a {own.type}, and its default a {type(flag.default).__name__}")
+    return flag
 
 
 class Options(dict[str, Any]):

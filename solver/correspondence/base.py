@@ -60,8 +60,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a correspondence may know of the run: its seed, its noise rate and its data set's name or file."""
+    """What a correspondence may know: its own name, the run's seed, its noise rate and its data set's name or file."""
 
+    name: str
     seed: int
     noisy_rate: float
     dataset_name: str
@@ -82,6 +83,7 @@ class Correspondence:
 
     def __init__(self, settings: Any, facts: Facts) -> None:
         self.settings, self.facts = settings, facts
+        self.name = facts.name
 
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:
         """How much each of N pairs counts.
@@ -94,7 +96,7 @@ class Correspondence:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that a checkpoint keeps of it."""
+        """Tensors and plain values that a checkpoint keeps of it; of an array, `torch.from_numpy`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

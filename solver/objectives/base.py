@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.errors import OptionError
+
 
 class PairwiseObjective:
     """A loss for every pair of a batch, from the similarities of one embedding.
@@ -58,6 +60,13 @@ class TwoDirections(PairwiseObjective):
         raise NotImplementedError
 
 
+class NamedEmbeddings(dict[str, Tensor]):
+    """Embeddings by name; asking for one that the model lacks is a mistake of the user's."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise OptionError(f"an objective needs the embedding {name}, and the model's --heads are {'+'.join(self)}")
+
+
 @dataclass(frozen=True)
 class EncodedBatch:
     """A global batch of B pairs.
@@ -68,8 +77,8 @@ class EncodedBatch:
         weight: (B,) how much each pair counts.
     """
 
-    image: Mapping[str, Tensor]
-    text: Mapping[str, Tensor]
+    image: NamedEmbeddings
+    text: NamedEmbeddings
     pids: Tensor
     weight: Tensor
 

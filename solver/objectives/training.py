@@ -104,6 +104,8 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
         settings = options.of(kind.Settings) if kind.Settings else None
         if issubclass(kind, PairwiseObjective):
             pairwise[name] = kind(settings)
+        elif name in sizes.widths or name in dir(nn.ModuleDict):
+            raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
         else:
             others[name] = kind(settings, sizes)
     return TrainingLoss(pairwise, others, trained)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import OptionError
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
 INDEX = "logs/search"
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     }.items():
         add[name] = commands.add_parser(name, help=what, description=what, allow_abbrev=False, exit_on_error=False)
         add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+        add_plugin(add[name])
         if name != "captions":
             add[name].add_argument("--index", default=INDEX, help="folder of the index (default: %(default)s)")
             store = (
