@@ -30,10 +30,10 @@ from processor.run import train as train_epochs
 from processor.settings import LoopSettings
 from processor.state import TrainState
 from solver.correspondence.base import Correspondence, Facts
-from solver.objectives.base import Sizes
-from solver.objectives.training import TrainingLoss, build_loss
+from solver.objectives.base import PairwiseObjective, Sizes
+from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
-from solver.settings import CORRESPONDENCES, OptimizerSettings, ScheduleSettings
+from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, split_loss_names
 from utils.devices import check_compiler, choose_device, seed_everything
 from utils.distributed import decided_once, wait_for_all
 from utils.errors import OptionError
@@ -52,6 +52,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     """
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
+    _check_scores(options)
     seed_everything(options.seed)
     remarks: list[str] = []  # on the weights, logged once there is a log file
     model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
@@ -136,7 +137,7 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings.head_lr)
     optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    return TrainState(model, loss, optimizer, scaler, build_correspondence(options, loss))
+    return TrainState(model, loss, optimizer, scaler, build_correspondence(options))
 
 
 def _check_parts(model: DualEncoder) -> None:
@@ -152,15 +153,20 @@ def _check_parts(model: DualEncoder) -> None:
             )
 
 
-def build_correspondence(options: Options, loss: TrainingLoss) -> Correspondence:
-    """The correspondence that `--division` names.
+def _check_scores(options: Options) -> None:
+    """See that a correspondence that needs every pair's loss gets one.
 
     Raises:
-        OptionError: it scores pairs, and no objective gives pairs a loss.
+        OptionError: no objective gives pairs a loss.
     """
-    kind = CORRESPONDENCES[options.division]
-    if kind.scored and not loss.pairwise:
+    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
+    if CORRESPONDENCES[options.division].scored and not any(issubclass(o, PairwiseObjective) for o in objectives):
         raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
+
+
+def build_correspondence(options: Options) -> Correspondence:
+    """The correspondence that `--division` names."""
+    kind = CORRESPONDENCES[options.division]
     facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name)
     return kind(options.of(kind.Settings) if kind.Settings else None, facts)
 

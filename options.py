@@ -15,8 +15,10 @@ from typing import Any
 # Importing settings declares their flags.
 import processor.settings  # isort: skip  # noqa: F401
 from datasets.settings import DATASETS
-from model.heads import head_names
-from model.settings import ModelSettings  # noqa: F401
+from model.settings import (
+    ModelSettings,  # noqa: F401
+    head_names,
+)
 from solver.settings import split_loss_names
 from utils import options
 from utils.errors import OptionError

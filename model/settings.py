@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from model.backbones import BACKBONES
+from utils.errors import OptionError
+from utils.registry import Registry
 from utils.settings import option, settings
 
+BACKBONES = Registry("backbone", {"clip": "model.backbones.clip"})
+HEADS = Registry("head", {"BGE": "model.heads.bge", "TSE": "model.heads.tse"})
 T = TypeVar("T")
 
 
@@ -98,3 +101,18 @@ class TseSettings:
 def own_settings(owner: Any, of: SettingsOf) -> Any:
     """The settings of a backbone's or head's class, None if it has none."""
     return None if owner.Settings is None else of(owner.Settings)
+
+
+def head_names(heads: str) -> list[str]:
+    """The names in a value of `--heads`.
+
+    Raises:
+        OptionError: one that is unknown, or twice.
+    """
+    names = heads.split("+")
+    for name in names:
+        if name not in HEADS:
+            raise OptionError(f"--heads {heads}: choose from {', '.join(HEADS)}, joined by +")
+    if len(set(names)) < len(names):
+        raise OptionError(f"--heads {heads}: names a head twice")
+    return names

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from model.backbones import BACKBONES
 from model.backbones.base import Backbone, Log
 from model.encoder import DualEncoder
-from model.heads import HEADS, head_names
 from model.heads.base import Head
-from model.settings import ModelSettings, PrecisionSettings, SettingsOf, own_settings
+from model.settings import BACKBONES, HEADS, ModelSettings, PrecisionSettings, SettingsOf, head_names, own_settings
 from utils.checkpoints import OBJECTIVE, load_checkpoint
 from utils.errors import OptionError
 

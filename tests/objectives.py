@@ -42,4 +42,4 @@ def state_of(options: Options, identities: int = 12, **parts: Any) -> TrainState
     optimizer = build_optimizer(*named(model), options.of(OptimizerSettings), model.rounded_parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=options.precision == "fp16")
     made = {"model": model, "loss": loss, "optimizer": optimizer, "scaler": scaler}
-    return TrainState(**{**made, "correspondence": build_correspondence(options, loss), **parts})
+    return TrainState(**{**made, "correspondence": build_correspondence(options), **parts})

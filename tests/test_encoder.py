@@ -17,13 +17,12 @@ from torch import Tensor, nn
 import assembly
 from model import accelerate as accelerations
 from model.accelerate import FastLinear, FastQuickGELU, accelerate
-from model.backbones import BACKBONES
 from model.backbones.base import Backbone, Needed, Tokens, union
 from model.backbones.clip import Clip, ClipConfig
 from model.encoder import DualEncoder
-from model.heads import HEADS
 from model.heads.base import Head
 from model.pretrained import read_clip
+from model.settings import BACKBONES, HEADS
 from model.weights import build_model, model_from_checkpoint
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings

@@ -16,7 +16,7 @@ import torch
 import test as evaluation_root
 import train as training_root
 from datasets.noise import draw_permutation
-from model.heads import HEADS
+from model.settings import HEADS
 from solver.settings import CORRESPONDENCES, OBJECTIVES
 from tests import datasets_on_disk
 from tests.test_training import records, train_killed_and_continued
@@ -34,6 +34,7 @@ FLAGS = {
     "soft_triplet.py": ["--loss_names", "SoftTriplet", "--sharpness", "30"],
     "attended.py": ["--heads", "BGE+TSE+ATT", "--trained", "BGE+TSE+ATT"],
     "identity_loss.py": ["--loss_names", "TAL+person"],
+    "lowest.py": ["--division", "lowest", "--kept", "0.6"],
     "csv_people.py": ["--dataset_name", "CSVPeople", "--noisy_rate", "0"],
     "open_clip_backbone.py": ["--backbone", "open_clip"],
 }
@@ -57,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_page_has_five_examples():
+def test_the_page_has_these_examples():
     assert EXAMPLES.keys() == FLAGS.keys()
 
 
@@ -112,7 +113,7 @@ class Bad(Objective):
 """
 HEAD = """
 import torch
-from model.heads import HEADS
+from model.settings import HEADS
 from model.heads.base import Head
 
 
@@ -122,7 +123,7 @@ class Bad(Head):
         return tokens.features[:, 0{more}].float()
 """
 WIDTHS = """
-from model.heads import HEADS
+from model.settings import HEADS
 from model.heads.base import Head
 
 
@@ -258,9 +259,9 @@ def test_what_a_plugin_gets_wrong_is_one_line_that_names_it(folder, tmp_path, co
 DROPOUT = """
 import torch
 from torch import nn
-from model.backbones import BACKBONES
+from model.settings import BACKBONES
 from model.backbones.clip import Clip
-from model.heads import HEADS
+from model.settings import HEADS
 from model.heads.base import Head
 from solver.correspondence.base import Correspondence, Verdict
 from solver.settings import CORRESPONDENCES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from model.backbones.base import Tokens
-from model.heads import HEADS
 from model.heads.base import Head
+from model.settings import HEADS
 
 
 @HEADS.register("BGE")

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.base import Tokens
-from model.heads import HEADS
 from model.heads.base import Head
-from model.settings import TseSettings
+from model.settings import HEADS, TseSettings
 from utils.distributed import GlobalBatchNorm1d
 
 EMBEDDING_WIDTH = 1024
