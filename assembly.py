@@ -35,7 +35,7 @@ from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
 from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, split_loss_names
 from utils.devices import check_compiler, choose_device, seed_everything
-from utils.distributed import decided_once, wait_for_all
+from utils.distributed import broadcast_from_main, wait_for_all
 from utils.errors import OptionError
 from utils.log import logger, start_logging
 from utils.plugins import plugin_files
@@ -60,7 +60,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         _test_start(model, data, options, remarks)
         return
     state = build_state(options, model, data, device)
-    run = resumed or decided_once(lambda: _make_run(options))
+    run = resumed or broadcast_from_main(lambda: _make_run(options))
     locked = run.lock() if is_main() else None
     if resumed:
         data.check(run)

@@ -15,10 +15,7 @@ from typing import Any
 # Importing settings declares their flags.
 import processor.settings  # isort: skip  # noqa: F401
 from datasets.settings import DATASETS
-from model.settings import (
-    ModelSettings,  # noqa: F401
-    head_names,
-)
+from model.settings import head_names
 from solver.settings import split_loss_names
 from utils import options
 from utils.errors import OptionError

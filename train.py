@@ -18,12 +18,12 @@ def main(argv: Sequence[str]) -> None:
     given = parse(str(__doc__), argv)
     options = None if _resumes(given) else resolve(given)
 
-    from assembly import decided_once, train  # torch and the rest, once the flags are known to be right
+    from assembly import broadcast_from_main, train  # torch and the rest, once the flags are known to be right
 
     if options is not None:
         train(options, None)
         return
-    checkpoint = decided_once(lambda: _checkpoint_to_resume(given))
+    checkpoint = broadcast_from_main(lambda: _checkpoint_to_resume(given))
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
     changed = [name for name in options if not FLAGS[name].resumable and options[name] != was[name]]

@@ -49,7 +49,7 @@ def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3, 1, 1), made once a device: making it anew would wait for the device every time."""
+    """(3, 1, 1), made once a device: making it again would wait for the device every time."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 

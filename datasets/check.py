@@ -76,7 +76,7 @@ def check_dataset(
     findings += outdated
     if place.dataset.first_id is not None and entries["train"]:
         ids = partial(check_ids, entries["train"], place.dataset.first_id, place.file)
-        findings += _caught("ids with gaps", ids, "get the annotations anew")
+        findings += _caught("ids with gaps", ids, "download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
     findings += _images(splits, place)
@@ -86,7 +86,7 @@ def check_dataset(
 
 
 def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
-    """What can be told without opening an image: sizes other than the published ones, odd captions."""
+    """What can be seen without opening an image: sizes other than the published ones, odd captions."""
     return [*_sizes(splits, sizes), *_captions(splits)]
 
 
@@ -178,7 +178,7 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
     for _, caption, person in every:
         persons[caption.strip().lower()].add(person)
     shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
-    told = {
+    found = {
         "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
         "captions doubled at one image": (
             [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
@@ -198,7 +198,7 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
             "harmless but strange to CLIP: translate or remove them",
         ),
     }
-    return [finding for what, (where, remedy) in told.items() for finding in _some(what, where, remedy, grave=False)]
+    return [finding for what, (where, remedy) in found.items() for finding in _some(what, where, remedy, grave=False)]
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
@@ -214,7 +214,7 @@ def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
         *_some("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
         *_some("folders of images missing", absent, "unpack them there"),
         *_some("images missing", map(str, missing), f"image paths start from {place.imgs}"),
-        *_some("images that can't be read", _unreadable(np.array(paths)[there].tolist()), "fetch or unpack them anew"),
+        *_some("images that can't be read", _unreadable(np.array(paths)[there].tolist()), "fetch or unpack them again"),
     ]
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from datasets.images import in_threads, read_image
 from datasets.settings import DataSettings
-from utils.distributed import one_first
+from utils.distributed import main_process_first
 from utils.errors import DataError, brief
 from utils.files import in_one_step, write_text
 from utils.log import progress
@@ -47,7 +47,7 @@ class BrokenImagesError(DataError):
 
 
 class CachedImages:
-    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file anew.
+    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file itself.
 
     Attributes:
         broken: why, by position, images could not be read; they are black.
@@ -91,7 +91,7 @@ def open_images(
         DataError: the cache can't be written, or is damaged.
     """
     file = cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
-    with one_first():
+    with main_process_first():
         if not file.is_file():
             _build(paths, size, file, skip_broken)
         elif retry_broken:
@@ -153,7 +153,7 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
 def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
     """Put images into the cache that could not be read when it was built, a network's disk being away, say.
 
-    A run that goes on without them does not look at their place.
+    A run that continues without them does not look at their place.
     """
     if not (broken := _read_broken(file)):
         return

@@ -156,7 +156,7 @@ class TrainingPairs:
         return Batches(_PairBatches(self, usable[order], epoch, TRAINING))
 
     def skipped(self) -> dict[str, list[int]]:
-        """The pairs of every image that can't be read, by what is told of it."""
+        """The pairs of every image that can't be read, by the reason."""
         return {why: _pairs_of(self.split, number) for number, why in self.images.broken.items()}
 
     def _order_rng(self, epoch: int, purpose: int) -> np.random.Generator:

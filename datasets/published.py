@@ -8,7 +8,7 @@ from typing import ClassVar
 from datasets.catalogue import DataSet
 from datasets.settings import DATASETS
 from datasets.synthpedes import ensure_synthpedes
-from utils.distributed import one_first
+from utils.distributed import main_process_first
 from utils.errors import DataError
 
 
@@ -55,7 +55,7 @@ class SynthPEDES(DataSet):
     def prepare(self, root_dir: Path) -> None:
         """See `DataSet.prepare`."""
         try:
-            with one_first():
+            with main_process_first():
                 ensure_synthpedes(root_dir)
         except OSError as error:
             raise DataError(f"SynthPEDES can't be written: {error}") from None

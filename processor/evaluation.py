@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from processor.metrics import RetrievalMetrics, queries_at_a_time
 from processor.types import Embeddings, Encoder, EvaluationData
 from solver.objectives.training import sum_of
-from utils.distributed import decided_once, gather
+from utils.distributed import broadcast_from_main, gather
 from utils.errors import NotFiniteError
 from utils.log import progress
 
@@ -93,7 +93,7 @@ def evaluate(model: Encoder, data: EvaluationData, *, image_to_text: bool = Fals
     """
     encoded = encode(model, data)
     pids = data.caption_pids, data.image_pids
-    return decided_once(lambda: rank(encoded, *pids, image_to_text=image_to_text)), encoded
+    return broadcast_from_main(lambda: rank(encoded, *pids, image_to_text=image_to_text)), encoded
 
 
 def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, image_to_text: bool = False) -> Metrics:

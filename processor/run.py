@@ -26,7 +26,7 @@ from processor.types import EvaluationData, TrainingData
 from solver.correspondence.base import Verdict
 from solver.schedule import set_learning_rates
 from solver.settings import ScheduleSettings
-from utils.distributed import decided_once
+from utils.distributed import broadcast_from_main
 from utils.errors import NotFiniteError, OptionError
 from utils.log import logger
 from utils.ranks import is_main, rank
@@ -137,7 +137,7 @@ def _decide(
     if state.correspondence.scored:
         batches = training.scoring_batches(state.epoch)
         losses = score_pairs(state.model, state.loss, batches, len(training), grad_accum=grad_accum)
-    return decided_once(lambda: _decide_in_main(state, training, losses, run_dir, start))
+    return broadcast_from_main(lambda: _decide_in_main(state, training, losses, run_dir, start))
 
 
 def _decide_in_main(

@@ -14,9 +14,10 @@ from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from model.heads.batch_norm import GlobalBatchNorm1d
 from processor.state import TrainState
 from tests.float64 import in_float64
-from utils.distributed import GlobalBatchNorm1d, decided_once, gather, one_first, sum_gradients
+from utils.distributed import broadcast_from_main, gather, main_process_first, sum_gradients
 from utils.errors import UserError
 from utils.program import run_program
 from utils.ranks import rank, share, world_size
@@ -51,8 +52,8 @@ def primitives(folder: Path) -> None:
         found.append(
             (loss.detach(), gather(own.grad.unflatten(0, (-1, 4)), count), *(p.grad for p in layer.parameters()))
         )
-    decision = decided_once(lambda: f"by {rank()}")
-    with one_first():
+    decision = broadcast_from_main(lambda: f"by {rank()}")
+    with main_process_first():
         if not (folder / "built").exists():
             (folder / "built").write_text(str(rank()))
     torch.save([found, layer.state_dict(), decision], folder / f"rank{rank()}.pth")

@@ -44,7 +44,7 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise WeightsError(f"checkpoint {file} can't be written, is the disk full? ({brief(error)})") from None
 
 

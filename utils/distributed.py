@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other: rows with their gradients, sums, decisions, whose turn it is.
+"""What the processes of one training exchange: rows with their gradients, sums, decisions, whose turn it is.
 
 Every process computes the loss of the global batch, of which it encoded a share. Without a launcher nothing here does
 anything.
@@ -19,7 +19,7 @@ from utils.ranks import is_main, local_rank, master, share, world_size
 
 _STALLED = timedelta(minutes=10)  # for what all processes do at once; one that ended is noticed long before
 # For what one process does while the others wait: decoding a large data set from a slow disk takes hours, and would
-# begin anew if it were broken off.
+# start again if it were broken off.
 _PATIENT = timedelta(days=1)
 _waiting_room = []  # the group for the latter
 
@@ -51,7 +51,7 @@ def wait_for_all() -> None:
         distributed.all_reduce(torch.zeros(1), group=_waiting_room[0])
 
 
-def decided_once(decide: Callable[[], Any]) -> Any:
+def broadcast_from_main(decide: Callable[[], Any]) -> Any:
     """What `decide` returns in the main process, in every process; the others wait for it and don't call it."""
     if not distributed.is_initialized():
         return decide()
@@ -61,7 +61,7 @@ def decided_once(decide: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def one_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """One process of every machine goes through the block before the others, who then find what it has left there."""
     if local_rank():
         wait_for_all()
@@ -126,26 +126,3 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     distributed.all_reduce(total)
     for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation of (rows, C) by the statistics of all processes' rows; of torch's names and values."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, C) → (rows, C)."""
-        if not self.training or not distributed.is_initialized():
-            return super().forward(x)
-        rows = x.float()
-        total = summed(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))  # (C + 1,)
-        count = total[-1].detach()
-        mean = total[:-1] / count
-        centred = rows - mean
-        variance = summed(centred.square().sum(dim=0)) / count
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum or 0)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum or 0)
-        return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)

@@ -1,4 +1,4 @@
-"""One tree of loggers, told once where to write; progress bars stay below its lines."""
+"""One tree of loggers, configured once; progress bars stay below its lines."""
 
 from __future__ import annotations
 

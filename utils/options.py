@@ -165,8 +165,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f"configuration {file} can't be read: {error.strerror}") from None
     except Exception as error:  # PyYAML's constructors raise whatever a wrong tag leads to
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OptionError(f"configuration {file} is not YAML: {told}") from None
+        found = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OptionError(f"configuration {file} is not YAML: {found}") from None
     if not isinstance(content, dict):
         raise OptionError(f"configuration {file}: expected 'flag: value' lines")
     return content

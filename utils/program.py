@@ -16,7 +16,7 @@ from types import FrameType
 from utils.errors import UserError, printable
 from utils.ranks import is_main, launched
 
-# Seconds that an error is held back where another process may be the one to tell it: the launcher ends all others as
+# Seconds that an error is held back where another process may be the one to report it: the launcher ends all others as
 # soon as one has ended.
 _OTHERS_FIRST = 5
 _LEFT = 128 + 13  # whoever read along has left: SIGPIPE, which Windows lacks
@@ -26,7 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run_program(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143, with its notes.
 
-    Of several processes that a launcher started, the first to fail tells why.
+    Of several processes that a launcher started, the first to fail reports why.
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
@@ -50,7 +50,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         if not line and not launched():
             raise
         if launched():
-            _let_others_tell(0 if line else 1)
+            _let_others_report(0 if line else 1)
         print(f"error: {printable(line)}" if line else traceback.format_exc().rstrip(), file=sys.stderr)
         _exit(2 if line else 1)
 
@@ -66,7 +66,7 @@ def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _line(error: Exception) -> str:
-    """What to tell of a mistake of the user's; "" for one of ours, which is told in full."""
+    """The line for a mistake of the user's; "" for one of ours, which is reported in full."""
     if isinstance(error, UserError):
         return error.line
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
@@ -99,9 +99,9 @@ def interrupts_wait() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
-def _let_others_tell(later: int) -> None:
-    """Wait until the launcher would have ended this process for the failure of another that has the same to tell, or of
-    which our error is but a consequence: main processes go before others, mistakes before failures (`later` 1)."""
+def _let_others_report(later: int) -> None:
+    """Wait until the launcher would have ended this process for the failure of another that reports the same, or whose
+    consequence our error is: main processes go before others, mistakes before failures (`later` 1)."""
     _end_at_signals()
     time.sleep(_OTHERS_FIRST * (later + (not is_main())))
 

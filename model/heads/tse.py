@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from model.backbones.base import Tokens
 from model.heads.base import Head
+from model.heads.batch_norm import GlobalBatchNorm1d
 from model.settings import HEADS, TseSettings
-from utils.distributed import GlobalBatchNorm1d
 
 EMBEDDING_WIDTH = 1024
 HIDDEN_WIDTH = 512
