@@ -102,7 +102,7 @@ def training_state(
     loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
     optimizer = optimizer or build_optimizer(*learning(model, lr))
-    return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts(1, 0.0, "made up")))
+    return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up")))
 
 
 def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -86,6 +86,8 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
     replace(epoch, "backward", recorded_backward)
     replace(run, "train_epoch", recorded_train_epoch)
     for number, command in enumerate((folder / "commands").read_text().splitlines()):
+        if not command:
+            continue
         program, *argv = command.split()
         output_dir = folder / f"world{world_size()}" / str(number)
         argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]

@@ -31,6 +31,7 @@ COMMANDS = (
     "--loss_names SDM --tse_bn frozen --sampler identity --num_instance 2 --batch_size 8",
     "--loss_names SDM --tse_bn batch",
 )
+BY_FOUR = (1, 2, 4)  # TAL over the batch's statistics, SDM by identities, pairs that are excluded
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -60,7 +61,7 @@ def run_here(folder: Path, printed: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The same trainings in float64 by 1, 2 and 4 processes; batches of 7 pairs, the last of an epoch of 3 or 6."""
+    """The same trainings in float64 by 1, 2 and, of some, 4 processes, in batches of 7, an epoch's last of 3 or 6."""
     folder = tmp_path_factory.mktemp("ranks")
     shared = prepare(folder, "RSTPReid") + " --optimizer SGD"  # Adam would hide a factor on the gradients
     marked = prepare(folder, "CUHK-PEDES") + f" --optimizer SGD --exclude {folder}/marks.csv --on_bad_image skip"
@@ -70,6 +71,8 @@ def runs(tmp_path_factory) -> Path:
         lines = [f"{shared} {line}" for line in COMMANDS]
         lines[2] += " --grad_accum 2" if processes > 1 else ""
         lines += [marked, f"{shared} --test", f"test.py --output_dir {folder}/world{processes}/0 --device cpu"]
+        if processes == 4:  # where rows of all processes meet, and some have none
+            lines = [line if number in BY_FOUR else "" for number, line in enumerate(lines)]
         (folder / "commands").write_text("\n".join(lines))
         own = folder / f"world{processes}"
         own.mkdir()
@@ -116,8 +119,9 @@ def the_run(folder: Path, number: int, world: int) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS) + 1))
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    ("processes", "number"), [(2, number) for number in range(len(COMMANDS) + 1)] + [(4, number) for number in BY_FOUR]
+)
 def test_many_processes_equal_one(runs, number, processes):
     """With pairs that are excluded and pairs without an image, too."""
     (expected,), every = kept(runs, number, 1), kept(runs, number, processes)
@@ -137,13 +141,12 @@ def test_many_processes_equal_one(runs, number, processes):
     assert (many / "train_log.txt").read_text().count("CCD:") == 2, "one process writes the log"
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_many_processes_test_as_one_does_and_tell_it_once(runs, processes):
-    printed = [(runs / f"world{world}/printed").read_text() for world in (1, processes)]
+def test_many_processes_test_as_one_does_and_tell_it_once(runs):
+    printed = [(runs / f"world{world}/printed").read_text() for world in (1, 2)]
     tables = [text[text.index("tiny on RSTPReid, test") :] for text in printed]
     assert tables[1].rstrip() == tables[0].rstrip()
     assert tables[0].count(" on RSTPReid, test") == 3
-    for world in (1, processes):
+    for world in (1, 2):
         log = (the_run(runs, 0, world) / "test_log.txt").read_text()
         assert log.count("last.pth on RSTPReid") == 2, "its own test and test.py's"
 
