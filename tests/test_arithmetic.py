@@ -123,6 +123,7 @@ def ours(request) -> tuple[str, Steps]:
     return request.param, golden_steps(request.param, "fp16_weights")
 
 
+@pytest.mark.slow
 def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums(ours):
     """The bound: to first order a loss changes by Σ |∂L/∂s|·|δs|, δs what a similarity changes by when the same sums of
     all steps so far are formed in another order; the largest of three orders, and of the steps so far.
@@ -142,6 +143,7 @@ def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums
     assert (np.abs(fused - expected)[1:] > bound[1:]).mean() > 0.5, "most losses of another optimizer are beyond it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["towers", "heads"])
 @pytest.mark.parametrize("number", [1, 8])
 def test_weights_move_as_far_as_the_published_ones_and_as_many_of_them(ours, part, number):
@@ -156,6 +158,7 @@ def test_weights_move_as_far_as_the_published_ones_and_as_many_of_them(ours, par
     assert np.sum(changed[0]) / sizes.sum() == pytest.approx(np.sum(changed[1]) / sizes.sum(), abs=0.01)
 
 
+@pytest.mark.slow
 def test_all_tensors_have_the_published_types(ours):
     loss_name, own = ours
     expected = HALF_JSON["runs"][loss_name]["dtypes"]
@@ -187,6 +190,7 @@ def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused()
             assert {group["foreach"] for group in optimizer.param_groups} == {None}, "together on a GPU"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
 def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, precision):
     """A run that was killed in its second epoch and continued, beside one that was not."""
@@ -225,6 +229,7 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
     assert found["heads"] > found["towers"] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
 def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     golden = published.numbers("model")
@@ -245,6 +250,7 @@ def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     assert (of_parts - whole).norm() < 4 * tolerance * whole.norm()
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_does(tmp_path):
     shared = prepare(tmp_path, "RSTPReid") + " --num_epoch 1 --warmup_epochs 0 --precision"
     (tmp_path / "commands").write_text(f"{shared} fp16_weights\n{shared} fp16_adam")
@@ -271,6 +277,7 @@ def test_the_papers_arithmetic_is_a_gpus():
     assert resolve({}).precision == "fp32"
 
 
+@pytest.mark.slow
 def test_a_runs_configuration_holds_what_published_was_on_its_device(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     training_root.main(arguments(tmp_path, tmp_path / "logs", "--precision", "published", *HALF, "1"))
@@ -305,6 +312,7 @@ def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
             assert layer(x).dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypatch):
     """A thousand entries of 6e4: their norm is no float16 number, and each of them is."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
@@ -329,6 +337,7 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
         training_root.main(arguments(tmp_path, tmp_path / "logs", *more))
 
 
+@pytest.mark.slow
 def test_the_study_is_rehearsed(tmp_path, monkeypatch):
     """Every arithmetic on a tiny draw, one epoch, in this process."""
 

@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "datasets", "model", "processor", "solver", "tools", "utils")
 FILES = [file.relative_to(ROOT) for of in ("*.py", *(f"{of}/**/*.py" for of in FOLDERS)) for file in ROOT.glob(of)]
@@ -24,6 +26,7 @@ for program in programs:
 """
 
 
+@pytest.mark.slow
 def test_everything_is_imported_and_helps_without_what_windows_lacks():
     modules = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in FILES]
     programs = [str(file) for file in FILES if "run_program(main)" in (ROOT / file).read_text(encoding="utf-8")]

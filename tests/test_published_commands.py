@@ -103,6 +103,7 @@ def test_a_run_may_end_within_its_warm_up(schedule):
     assert rates == pytest.approx([0.1, 0.28, 0.46])
 
 
+@pytest.mark.slow
 def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_path):
     annotations = datasets_on_disk.write(tmp_path, "RSTPReid")
     (tmp_path / "configs.yaml").write_text(AUTHORS_CONFIG)
@@ -182,6 +183,7 @@ def test_the_division_has_a_random_stream_of_its_own(seed):
     assert len({drawn(*key) for key in keys}) == len(keys)
 
 
+@pytest.mark.slow
 def test_the_division_is_drawn_from_that_stream(tmp_path, monkeypatch):
     keys, divide = [], ccd.divide
     monkeypatch.setattr(ccd, "divide", lambda *arguments: keys.append(arguments[-1]) or divide(*arguments))

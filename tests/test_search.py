@@ -527,6 +527,7 @@ def test_many_batches_are_merged_and_the_latest_counts(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.npy"))) <= len(store) // 10 + 2
 
 
+@pytest.mark.slow
 def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
     """Through its client, to Milvus Lite; with names that are not UTF-8, a broken file and a second time."""
     pytest.importorskip("milvus_lite")
@@ -571,6 +572,7 @@ def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
     assert long == short
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
     paths, expected = oracle(run_dir, gallery)
@@ -621,6 +623,7 @@ def test_exact_search_forms_every_inner_product():
         assert found.tolist() == sorted(range(300), key=lambda n: -float(vectors[n] @ query))[:7]
 
 
+@pytest.mark.slow
 def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
     pytest.importorskip("faiss")
     folder = tmp_path / "index"

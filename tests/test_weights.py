@@ -403,6 +403,7 @@ SMALL = ["--img_size", "96", "32", "--stride_size", "8", "--num_workers", "0", "
 SMALL += ["--num_epoch", "1", "--warmup_epochs", "0", "--dataset_name", "RSTPReid"]
 
 
+@pytest.mark.slow
 def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp_path):
     """Training, testing, resuming, exporting and loading for a search, all rebuild the same network."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
