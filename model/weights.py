@@ -10,7 +10,7 @@ from model.backbones.base import Backbone, Log
 from model.encoder import DualEncoder
 from model.heads.base import Head
 from model.settings import BACKBONES, HEADS, ModelSettings, PrecisionSettings, SettingsOf, head_names, own_settings
-from utils.checkpoints import OBJECTIVE, load_checkpoint
+from utils.checkpoints import load_checkpoint, without_objectives
 from utils.errors import OptionError
 
 
@@ -44,9 +44,7 @@ def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:
     settings, content = of(ModelSettings), load_checkpoint(file)
     backbone = BACKBONES[settings.backbone]
     model = with_heads(backbone.from_checkpoint(settings, own_settings(backbone, of), content, str(file)), of)
-    objectives = [name for name in content["model"] if name.startswith(OBJECTIVE)]
-    weights = {name: value for name, value in content["model"].items() if name not in objectives}
-    model.load_published(weights, str(file))
+    model.load_published(without_objectives(content["model"]), str(file))
     return model
 
 

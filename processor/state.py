@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from processor.types import Encoder
 from solver.correspondence.base import Correspondence
 from solver.objectives.training import TrainingLoss
-from utils.checkpoints import OBJECTIVE, load_checkpoint, misfit, save_checkpoint
+from utils.checkpoints import OBJECTIVE, load_checkpoint, misfit, save_checkpoint, without_objectives
 from utils.errors import WeightsError, brief
 from utils.log import logger
 from utils.ranks import is_main
@@ -112,7 +112,7 @@ class TrainState:
             )
 
     def _restore_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        own = {name: value for name, value in weights.items() if not name.startswith(OBJECTIVE)}
+        own = without_objectives(weights)
         self.model.load_published(own, source)
         objectives = {name.removeprefix(OBJECTIVE): weights[name] for name in weights.keys() - own.keys()}
         if complaint := misfit(self.loss.others.state_dict(), objectives):

@@ -131,6 +131,11 @@ def is_plain(value: object) -> bool:
     return value.nbytes <= value.untyped_storage().nbytes()  # one that repeats itself would unfold when it is copied
 
 
+def without_objectives(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint that are the model's."""
+    return {name: value for name, value in weights.items() if not name.startswith(OBJECTIVE)}
+
+
 def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """In what weights that were found differ from a module's own, by name and shape; "" if they fit."""
     wrong = [

@@ -67,8 +67,8 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
-    """Add `--plugin` to the parser of a command that reads runs."""
-    parser.add_argument("--plugin", metavar="FILE", help="a plugin of the run, if it has moved")
+    """Add `--plugin` to the parser of a command."""
+    parser.add_argument("--plugin", metavar="FILE", help="Python file of your own, as train.py's (default: a run's)")
 
 
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:

@@ -92,12 +92,9 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
     """The objectives that a run's options name.
 
     Raises:
-        OptionError: an unknown objective or embedding.
+        OptionError: an unknown objective, or one whose name is taken.
     """
     chosen = options.of(ObjectiveSettings)
-    trained = chosen.trained.split("+")
-    if unknown := [name for name in trained if name not in sizes.widths]:
-        raise OptionError(f"--trained {chosen.trained}: the model has no {unknown[0]}, but {', '.join(sizes.widths)}")
     pairwise, others = {}, {}
     for name in split_loss_names(chosen.loss_names):
         kind = OBJECTIVES[name]
@@ -108,4 +105,4 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
             raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
         else:
             others[name] = kind(settings, sizes)
-    return TrainingLoss(pairwise, others, trained)
+    return TrainingLoss(pairwise, others, chosen.trained.split("+"))

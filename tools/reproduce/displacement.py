@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assembly import build
 from options import resolve
-from utils.checkpoints import OBJECTIVE, load_checkpoint
+from utils.checkpoints import load_checkpoint, without_objectives
 from utils.devices import seed_everything
 from utils.run_folder import RunFolder
 
@@ -21,8 +21,7 @@ def displacement(run_dir: Path) -> dict[str, float]:
     seed_everything(options.seed)  # from which the heads were drawn
     model, last = build(options), run_dir / "last.pth"
     new, starts = model.new_parameters(), {name: end.detach().double() for name, end in model.named_parameters()}
-    weights = load_checkpoint(last)["model"]
-    model.load_published({n: value for n, value in weights.items() if not n.startswith(OBJECTIVE)}, str(last))
+    model.load_published(without_objectives(load_checkpoint(last)["model"]), str(last))
     squares = {"towers": 0.0, "heads": 0.0}
     for name, end in model.named_parameters():
         moved = end.detach().double() - starts[name]
