@@ -70,7 +70,8 @@ def program(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess:
     return done
 
 
-def oracle(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.ndarray]]:
+@pytest.fixture(scope="module")
+def oracle(run_dir, gallery) -> tuple[list[str], dict[str, np.ndarray]]:
     """Paths, and (captions, images) similarities by the model alone, one image and one caption at a time."""
     model = load_run(run_dir, torch.device("cpu")).model
     paths = sorted(gallery.captions)
@@ -89,12 +90,12 @@ def oracle(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.nda
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir, gallery, tmp_path):
+def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir, gallery, oracle, tmp_path):
     folder, captions = tmp_path / "index", tmp_path / "captions.txt"
     done = program("index", "--run", run_dir, "--gallery", gallery.folder, "--index", folder)
     assert "24 images of" in done.stdout
     assert "24 of them new" in done.stdout
-    paths, expected = oracle(run_dir, gallery)
+    paths, expected = oracle
     captions.write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
     done = program("query", "--from", captions, "--index", folder, "--top", 5, "--similarity", "BGE")
     results = json.loads((folder / "query.json").read_text())
@@ -116,22 +117,10 @@ def test_somebodys_pictures_are_found_by_sentences_through_the_commands(run_dir,
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("similarity", ["BGE", "TSE", "BGE+TSE"])
-def test_one_inner_product_gives_each_similarity(run_dir, gallery, indexed, similarity, tmp_path):
-    paths, expected = oracle(run_dir, gallery)
-    text = gallery.captions[paths[3]]
-    command = [
-        "query",
-        text,
-        "--index",
-        str(indexed),
-        "--top",
-        "24",
-        "--similarity",
-        similarity,
-        "--out",
-        str(tmp_path / "q"),
-    ]
-    search.main(command)
+def test_one_inner_product_gives_each_similarity(gallery, indexed, oracle, similarity, tmp_path):
+    paths, expected = oracle
+    query = ["query", gallery.captions[paths[3]], "--top", "24", "--similarity", similarity]
+    search.main([*query, "--index", str(indexed), "--out", str(tmp_path / "q")])
     (result,) = json.loads((tmp_path / "q.json").read_text())
     assert len(result["results"]) == 24
     for hit in result["results"]:
@@ -574,8 +563,8 @@ def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.numeric
-def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
-    paths, expected = oracle(run_dir, gallery)
+def test_captions_are_ranked_for_a_picture(run_dir, gallery, oracle, tmp_path):
+    paths, expected = oracle
     (tmp_path / "captions.txt").write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
     pictures = [str(gallery.folder / paths[n]) for n in (0, 7)]
     command = ["captions", *pictures, "--run", str(run_dir), "--from", str(tmp_path / "captions.txt"), "--top", "3"]
@@ -591,7 +580,7 @@ def test_captions_are_ranked_for_a_picture(run_dir, gallery, tmp_path):
 
 
 @pytest.mark.numeric
-def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, tmp_path):
+def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, oracle, tmp_path):
     search.main(["export", "--index", str(indexed), "--out", str(tmp_path / "out")])
     vectors = np.load(tmp_path / "out/vectors.npy")
     stored = load_file(tmp_path / "out/vectors.safetensors")
@@ -600,7 +589,7 @@ def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, tmp_p
     assert [line["row"] for line in lines] == list(range(24))
     assert [line["id"] for line in lines] == stored["ids"].tolist()
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(24), abs=1e-5)
-    paths, expected = oracle(run_dir, gallery)
+    paths, expected = oracle
     model = load_run(run_dir, torch.device("cpu")).model
     with torch.no_grad():
         text = model.encode_text(torch.from_numpy(Tokenizer()([gallery.captions[paths[5]]])).long())
