@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import html
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,19 @@ def _open_clip() -> Path:
     return Path(next(iter(spec.submodule_search_locations or ())))
 
 
+@cache
+def _tables() -> tuple[dict[int, str], dict[str, int], dict[tuple[str, str], int]]:
+    """A character for every byte, an id for every symbol, and a rank for every pair of symbols that is merged."""
+    with gzip.open(_open_clip() / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
+        lines = stream.read().split("\n")
+    # 49152 − 256 − 2 merges belong to CLIP; RDE gives up the last one, whose id becomes the mask's.
+    merges = [(first, second) for first, second in map(str.split, lines[1 : 49152 - 256 - 2])]
+    alphabet = _byte_alphabet()
+    symbols = [*alphabet.values(), *(symbol + "</w>" for symbol in alphabet.values()), *map("".join, merges)]
+    ids = {symbol: number for number, symbol in enumerate(symbols)}
+    return alphabet, ids, {pair: rank for rank, pair in enumerate(merges)}
+
+
 class CaptionTokenizer(Protocol):
     """What training and evaluation need of a backbone's tokenizer."""
 
@@ -53,15 +66,7 @@ class Tokenizer:
     """Captions to ids. Text that spells a special token, like "<|endoftext|>", is ordinary text."""
 
     def __init__(self) -> None:
-        with gzip.open(_open_clip() / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
-            lines = stream.read().split("\n")
-        # 49152 − 256 − 2 merges belong to CLIP; RDE gives up the last one, whose id becomes the mask's.
-        merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2]]
-        alphabet = _byte_alphabet()
-        symbols = [*alphabet.values(), *(symbol + "</w>" for symbol in alphabet.values()), *map("".join, merges)]
-        self._alphabet = alphabet
-        self._ids = {symbol: number for number, symbol in enumerate(symbols)}
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._alphabet, self._ids, self._ranks = _tables()
         self._encode_word = lru_cache(maxsize=1 << 16)(self._merge)
 
     def _merge(self, word: str) -> tuple[int, ...]:

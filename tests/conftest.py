@@ -1,4 +1,4 @@
-"""Fixtures of several test files."""
+"""Fixtures of several test files. They import torch and matplotlib, so that what only distributes tests need not."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import figures
-from tests.float64 import in_float64
-
 
 @pytest.fixture
 def float64() -> Iterator[None]:
     """The test's arithmetic is float64."""
+    from tests.float64 import in_float64
+
     with in_float64():
         yield
 
@@ -20,5 +19,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def small_figures() -> Iterator[None]:
     """A run's own figures are not drawn."""
-    with figures.of_one_pixel():
+    from tests.figures import of_one_pixel
+
+    with of_one_pixel():
         yield

@@ -15,19 +15,20 @@ from PIL import Image
 from assembly import build
 from datasets.synthpedes import Recipe, write_synthpedes
 from options import resolve
+from tests import small_clip
 from utils.checkpoints import save_checkpoint
 from utils.run_folder import RunFolder
 
 SIZE = (96, 32)
 
 
-def write_run(run_dir: Path, seed: int = 1) -> Path:
-    """A run's folder with the built-in CLIP and fresh TSE heads."""
+def write_run(run_dir: Path, seed: int = 1, clip: str = str(small_clip.FILE)) -> Path:
+    """A run's folder with a pretrained CLIP and fresh TSE heads."""
     torch.manual_seed(seed)
     flags = {
         "img_size": SIZE,
         "stride_size": 8,
-        "pretrain_choice": "tiny",
+        "pretrain_choice": clip,
         "num_workers": 0,
         "dataset_name": "SynthPEDES",
     }

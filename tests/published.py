@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def weights(which: str) -> dict[str, torch.Tensor]:
-    """The golden weights of "clip" or "rde", under the published names.
+    """The golden weights of "clip" or "rde", under the published names. All callers share the tensors."""
+    return dict(_weights(which))
 
-    One normal draw a tensor in sorted name order, scaled by what the tensor is; the seed is listed beside the shapes.
-    """
+
+@cache
+def _weights(which: str) -> dict[str, torch.Tensor]:
+    """One normal draw a tensor in sorted name order, scaled by what it is; the seed is listed beside the shapes."""
     listed = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
     rng = np.random.RandomState(listed["seeds"][which])
     state = {}

@@ -25,6 +25,7 @@ from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model import accelerate
 from model.backbones.clip import Clip
+from model.backbones.transformer import Tower
 from model.encoder import DualEncoder
 from options import resolve
 from processor.epoch import train_epoch
@@ -33,7 +34,7 @@ from processor.metrics import retrieval_metrics
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from solver.correspondence.ccd import COARSE, divide
-from tests import datasets_on_disk, published
+from tests import datasets_on_disk, published, small_clip
 from tests.float64 import TOLERANCE
 from tests.test_model import golden_model
 from utils.errors import UserError
@@ -119,14 +120,14 @@ def test_ranking_equals_the_plain_way():
     assert retrieval_metrics(similarity, query, gallery) == pytest.approx(plain.rank(similarity, query, gallery))
 
 
-def tiny_model() -> DualEncoder:
+def small_model() -> DualEncoder:
     torch.manual_seed(0)
-    return build(resolve({"pretrain_choice": "tiny", "img_size": SIZE, "stride_size": 8}))
+    return build(resolve({"pretrain_choice": str(small_clip.FILE), "img_size": SIZE, "stride_size": 8}))
 
 
 def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
     """Two epochs of CCD and training with everything on or off: the weights, and each epoch's division and loss."""
-    model, found = tiny_model(), []
+    model, found = small_model(), []
     state, plainly = training_state(model, lr=1e-4), PlainModel(model)
     optimizer = plain.build_optimizer(*learning(model, lr=1e-4))
     for epoch in range(2):
@@ -152,7 +153,7 @@ def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs)
         for value, wanted in zip(epoch, expected_epoch, strict=True):
             np.testing.assert_allclose(value, wanted, **TOLERANCE)
     assert len({weight.tobytes() for _, _, weight, _ in found}) > 1, "CCD divides again each epoch"
-    start = torch.nn.utils.parameters_to_vector(tiny_model().parameters())
+    start = torch.nn.utils.parameters_to_vector(small_model().parameters())
     assert (end - expected_end).norm() < TOLERANCE["rtol"] * (expected_end - start).norm()
 
 
@@ -167,9 +168,8 @@ def test_the_flop_counted_are_those_of_arithmetic():
 
 
 def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part():
-    sizes = replace(
-        VIT_B_16, image=replace(VIT_B_16.image, layers=2), text=replace(VIT_B_16.text, layers=2), vocab_size=100
-    )
+    image, text = Tower(128, 2, 2, "quick_gelu"), replace(VIT_B_16.text, layers=2)
+    sizes = replace(VIT_B_16, image=image, text=text, vocab_size=100)
     model = random_model(sizes, CPU).eval()
     images, ids = torch.zeros(1, 3, *image_size(sizes)), torch.tensor([[98, *[5] * 28, 99]])
 
@@ -181,16 +181,16 @@ def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part()
     def tower(length: int, width: int) -> float:
         return 2 * (24 * length * width**2 + 4 * length**2 * width) + 2 * length * width * 512
 
-    patches = 2 * 192 * 768 * 768
-    np.testing.assert_allclose(flop(*PARTS, tse=False), (tower(193, 768) + patches, tower(77, 512)), rtol=1e-3)
+    patches = 2 * 192 * 768 * 128
+    np.testing.assert_allclose(flop(*PARTS, tse=False), (tower(193, 128) + patches, tower(77, 512)), rtol=1e-3)
     ours = flop()
     encoded = (lambda: model.encode_image(images)), (lambda: model.encode_text(ids))
     np.testing.assert_array_equal(ours, [count_flop(way) for way in encoded])
     for part in ("gelu", "loops", "mkl"):
         np.testing.assert_array_equal(flop(part), ours)
-    row_of_attention = 2 * np.array([193 * 768, 30 * 512])
+    row_of_attention = 2 * np.array([193 * 128, 30 * 512])
     np.testing.assert_array_equal(ours - flop("maps"), row_of_attention)
-    np.testing.assert_array_equal(flop("whole") - ours, (16 * 768**2 * (193 - 58), 16 * 512**2 * (30 - 23)))
+    np.testing.assert_array_equal(flop("whole") - ours, (16 * 128**2 * (193 - 58), 16 * 512**2 * (30 - 23)))
     np.testing.assert_array_equal(flop("padded") > 2 * ours, (False, True))
 
 

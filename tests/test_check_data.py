@@ -15,7 +15,7 @@ from datasets.noise import draw_permutation
 from datasets.run_data import load_data
 from datasets.settings import DATASETS, DataSettings
 from options import resolve
-from tests import datasets_on_disk
+from tests import datasets_on_disk, small_clip
 from tools import check_data
 from utils.errors import UserError
 
@@ -157,7 +157,7 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     listed[7]["split"] = "trian"
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     given = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
-    given |= {"pretrain_choice": "tiny", "stride_size": 8}
+    given |= {"pretrain_choice": str(small_clip.FILE), "stride_size": 8}
     options = resolve(given)
     lines = load_data(
         options.of(DataSettings), inputs(options, build(options)), torch.device("cpu"), 1, resumed=False

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.kill_resume import differences
 from datasets.noise import draw_permutation
-from tests import datasets_on_disk, ranks_worker
+from tests import datasets_on_disk, ranks_worker, small_clip
 from tests.float64 import TOLERANCE, in_float64
 from tests.test_training import ROOT, SMALL, records
 from utils.run_folder import RunFolder
@@ -143,7 +143,7 @@ def test_many_processes_equal_one(runs, number, processes):
 
 def test_many_processes_test_as_one_does_and_tell_it_once(runs):
     printed = [(runs / f"world{world}/printed").read_text() for world in (1, 2)]
-    tables = [text[text.index("tiny on RSTPReid, test") :] for text in printed]
+    tables = [text[text.index(f"{small_clip.FILE} on RSTPReid, test") :] for text in printed]
     assert tables[1].rstrip() == tables[0].rstrip()
     assert tables[0].count(" on RSTPReid, test") == 3
     for world in (1, 2):

@@ -26,7 +26,7 @@ from model.settings import BACKBONES, HEADS
 from model.weights import build_model, model_from_checkpoint
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
-from tests import published
+from tests import published, small_clip
 from tests.float64 import TOLERANCE
 from tests.objectives import named
 from tests.test_model import golden_model
@@ -36,7 +36,7 @@ from utils.options import defaults
 from utils.settings import Options
 
 SIZE = (48, 16)
-TINY = Options(pretrain_choice="tiny", img_size=SIZE, stride_size=8)
+SMALL = Options(pretrain_choice=str(small_clip.FILE), img_size=SIZE, stride_size=8)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def own_registries(monkeypatch):
 
 def built(**options: object) -> DualEncoder:
     torch.manual_seed(0)
-    return build_model(Options(TINY | options).of)
+    return build_model(Options(SMALL | options).of)
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -77,8 +77,8 @@ def test_embeddings_have_names_and_widths_in_the_order_of_the_heads():
         for name, width in model.widths.items():
             assert image[name].shape == text[name].shape == (4, width)
             assert image[name].dtype == text[name].dtype == torch.float32
-    assert built().widths == {"BGE": 256, "TSE": 1024}
-    assert built(tse_head="none").widths == {"BGE": 256, "TSE": 256}
+    assert built().widths == {"BGE": 32, "TSE": 1024}
+    assert built(tse_head="none").widths == {"BGE": 32, "TSE": 32}
 
 
 @pytest.mark.parametrize(("heads", "message"), [("BGE+PGE", "choose from BGE, TSE"), ("BGE+BGE", "a head twice")])
@@ -102,7 +102,7 @@ class Mean(Head):
 def test_a_third_head_is_trained_saved_and_loaded(tmp_path):
     HEADS.register("MEAN")(Mean)
     model, two = built(heads="BGE+TSE+MEAN"), built()
-    assert model.widths == {"BGE": 256, "TSE": 1024, "MEAN": 32}
+    assert model.widths == {"BGE": 32, "TSE": 1024, "MEAN": 32}
     for found, expected in zip(model(*inputs()), two(*inputs()), strict=True):
         for name in expected:
             torch.testing.assert_close(found[name], expected[name])
@@ -111,10 +111,10 @@ def test_a_third_head_is_trained_saved_and_loaded(tmp_path):
         f"heads.MEAN.{modality}.layer.{kind}" for modality in ("image", "text") for kind in ("weight", "bias")
     }
     save_checkpoint({"model": model.published_state(), "towers": model.towers()}, tmp_path / "last.pth")
-    again = model_from_checkpoint(tmp_path / "last.pth", Options(TINY | {"heads": "BGE+TSE+MEAN"}).of)
+    again = model_from_checkpoint(tmp_path / "last.pth", Options(SMALL | {"heads": "BGE+TSE+MEAN"}).of)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     with pytest.raises(WeightsError, match=r"last.pth does not fit this model: unknown heads.MEAN.image.layer.bias, "):
-        model_from_checkpoint(tmp_path / "last.pth", TINY.of)
+        model_from_checkpoint(tmp_path / "last.pth", SMALL.of)
 
 
 class Around(Head):
@@ -200,7 +200,7 @@ def test_a_plugins_backbone_is_trained_saved_and_loaded(tmp_path):
         np.testing.assert_allclose(model.encode_image(images)["BGE"], expected, rtol=1e-4, atol=1e-5)
     assert model.new_parameters() == {name for name, _ in model.named_parameters()}, "no pretrained weights"
     save_checkpoint({"model": model.published_state(), "towers": model.towers()}, tmp_path / "last.pth")
-    again = model_from_checkpoint(tmp_path / "last.pth", Options(TINY | {"backbone": "open-clip"}).of)
+    again = model_from_checkpoint(tmp_path / "last.pth", Options(SMALL | {"backbone": "open-clip"}).of)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     model.backbone.set_grad_checkpointing(False)
     with pytest.raises(OptionError, match="--grad_checkpointing: this backbone does not implement it"):
@@ -223,11 +223,14 @@ ADAPTER = "visual.transformer.resblocks.0.adapter"
 def test_a_layer_added_to_clip_is_new_and_what_every_clip_has_is_still_required():
     BACKBONES.register("forked")(Forked)
     logged = []
-    model = build_model(Options(TINY | {"backbone": "forked"}).of, logged.append)
+    model = build_model(Options(SMALL | {"backbone": "forked"}).of, logged.append)
     assert any(ADAPTER in line for line in logged)
     in_backbone = {name for name in model.new_parameters() if name.startswith("backbone.")}
     assert in_backbone == {f"backbone.{ADAPTER}.weight", f"backbone.{ADAPTER}.bias"}
-    state = {**read_clip("tiny").state, "visual.positional_embedding": model.backbone.visual.positional_embedding}
+    state = {
+        **read_clip(SMALL.pretrain_choice).state,
+        "visual.positional_embedding": model.backbone.visual.positional_embedding,
+    }
     del state["visual.ln_post.bias"]
     with pytest.raises(WeightsError, match=r"weights does not fit this model: missing visual.ln_post.bias$"):
         model.backbone.load_openai(state, "weights")
@@ -272,7 +275,7 @@ def test_a_frozen_tower_is_kept_saved_and_loaded(tmp_path):
             assert torch.equal(value, before[name]), name
     assert not torch.equal(model.backbone.text_projection, before["backbone.text_projection"])
     save_checkpoint({"model": model.published_state(), "towers": model.towers()}, tmp_path / "last.pth")
-    again = model_from_checkpoint(tmp_path / "last.pth", TINY.of)
+    again = model_from_checkpoint(tmp_path / "last.pth", SMALL.of)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     other = built()
     other.backbone.visual.requires_grad_(False)
@@ -307,7 +310,7 @@ def test_accelerating_changes_rounding_alone_and_nothing_the_second_time(monkeyp
 
 
 def test_the_plain_model_is_plain_pytorch_and_training_accelerates_it():
-    options = Options(defaults() | TINY)
+    options = Options(defaults() | SMALL)
     plain, model = built(), assembly.build(options)
     own = {type(module) for module in plain.modules() if isinstance(module, nn.Linear)}
     assert own == {nn.Linear}

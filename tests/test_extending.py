@@ -19,7 +19,7 @@ from datasets.noise import draw_permutation
 from model.settings import HEADS
 from solver.settings import CORRESPONDENCES, OBJECTIVES
 from tests import datasets_on_disk
-from tests.test_training import records, train_killed_and_continued
+from tests.test_training import SMALL, records, train_killed_and_continued
 from tools.search import __main__ as search
 from utils.errors import UserError
 from utils.run_folder import RunFolder
@@ -28,8 +28,7 @@ PAGE = Path(__file__).parents[1] / "docs/extending.md"
 EXAMPLES = {
     name: f"# {name}\n{code}" for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(), re.S)
 }
-SMALL = ["--pretrain_choice", "tiny", "--img_size", "48", "16", "--stride_size", "8", "--num_workers", "0"]
-SMALL += ["--batch_size", "8", "--num_epoch", "2", "--warmup_epochs", "1", "--lr", "1e-4", "--device", "cpu"]
+SMALL = [*SMALL, "--img_size", "48", "16", "--num_epoch", "2"]
 FLAGS = {
     "soft_triplet.py": ["--loss_names", "SoftTriplet", "--sharpness", "30"],
     "attended.py": ["--heads", "BGE+TSE+ATT", "--trained", "BGE+TSE+ATT"],
@@ -187,7 +186,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
         (
             HEAD.format(name="narrow", more=", :9"),
             "--heads BGE+narrow --trained BGE",
-            r"head narrow, image: expected shape \(\d+, 256\), found \(\d+, 9\)",
+            r"head narrow, image: expected shape \(\d+, 32\), found \(\d+, 9\)",
         ),
         (
             WIDTHS,

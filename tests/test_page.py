@@ -38,7 +38,7 @@ def indexed(tmp_path_factory) -> tuple[Gallery, Path]:
     gallery = write_gallery(folder / "mine", persons=6)
     (gallery.folder / "camera 0/00.jpg").rename(gallery.folder / HOSTILE)
     (gallery.folder / "secret.txt").write_text("not indexed")
-    run_dir = write_run(folder / "run")
+    run_dir = write_run(folder / "run", clip="tiny")
     search.main(["index", "--run", str(run_dir), "--gallery", str(gallery.folder), "--index", str(folder / "index")])
     return gallery, folder / "index"
 

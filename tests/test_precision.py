@@ -57,9 +57,14 @@ def test_similarities_stay_near_float32s(precision):
         assert not torch.equal(found, s), "half precision is in use"
 
 
+@pytest.fixture(scope="module")
+def exact_gradients() -> tuple[float, dict[str, torch.Tensor]]:
+    return gradients("fp32")
+
+
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_gradients_point_where_float32s_do(precision):
-    (loss, exact), (half_loss, half) = gradients("fp32"), gradients(precision)
+def test_gradients_point_where_float32s_do(exact_gradients, precision):
+    (loss, exact), (half_loss, half) = exact_gradients, gradients(precision)
     assert half_loss == pytest.approx(loss, rel=BOUNDS[precision])
     exact, half = (torch.cat([g[name].double().flatten() for name in sorted(g)]) for g in (exact, half))
     assert torch.cosine_similarity(exact, half, dim=0) > 1 - BOUNDS[precision]

@@ -18,6 +18,10 @@ from tools import pretrain_tiny
 def small(monkeypatch):
     monkeypatch.setattr(pretrain_tiny, "RECIPE", replace(pretrain_tiny.RECIPE, identities={"train": 6}))
     monkeypatch.setattr(pretrain_tiny, "BATCH", 8)
+    image, text = (
+        replace(tower, width=32, heads=1) for tower in (pretrain_tiny.CONFIG.image, pretrain_tiny.CONFIG.text)
+    )
+    monkeypatch.setattr(pretrain_tiny, "CONFIG", replace(pretrain_tiny.CONFIG, image=image, text=text))
 
 
 def test_twice_the_same_bytes_which_load_as_a_clip(tmp_path, capsys):

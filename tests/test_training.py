@@ -39,7 +39,7 @@ from processor.metrics import retrieval_metrics
 from processor.settings import LoopSettings
 from processor.state import TrainState
 from solver.objectives.base import cosine_similarity
-from tests import datasets_on_disk, published
+from tests import datasets_on_disk, published, small_clip
 from tests.objectives import state_of
 from tests.test_model import golden_model
 from tools import export
@@ -54,8 +54,8 @@ from utils.settings import FLAGS, Options
 pytestmark = pytest.mark.usefixtures("small_figures")
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--pretrain_choice", "tiny", "--img_size", "96", "32", "--stride_size", "8", "--num_workers", "0"]
-SMALL += ["--batch_size", "8", "--num_epoch", "3", "--warmup_epochs", "1", "--lr", "1e-4", "--device", "cpu"]
+SMALL = ["--pretrain_choice", str(small_clip.FILE), "--img_size", "96", "32", "--stride_size", "8", "--device", "cpu"]
+SMALL += ["--num_workers", "0", "--batch_size", "8", "--num_epoch", "3", "--warmup_epochs", "1", "--lr", "1e-4"]
 
 
 def printed_by(program: ModuleType, *arguments: object) -> str:
@@ -410,7 +410,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--nonsense", "1"], "unknown argument --nonsense"),
         (["--noisy_file", "/nowhere.npy"], "noise index /nowhere.npy can't be read"),
         (["--pretrain_choice", "/nowhere.pt"], "--pretrain_choice /nowhere.pt: no such file"),
-        (["--vocab_size", "50"], "--vocab_size 50: tiny was made for 49408"),
+        (["--vocab_size", "50"], f"--vocab_size 50: {small_clip.FILE} was made for 49408"),
         (["--img_size", "4", "4"], "--img_size 4 4: smaller than a patch of 8 pixels"),
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
         (["--device", "tpu"], "--device tpu: not available here"),
@@ -696,7 +696,7 @@ def stepped(options: Options, folder: Path) -> TrainState:
 
 
 def options_with(**more: object) -> Options:
-    given = dict(zip(("img_size", "stride_size", "pretrain_choice"), ([48, 16], 8, "tiny")))
+    given = dict(zip(("img_size", "stride_size", "pretrain_choice"), ([48, 16], 8, str(small_clip.FILE))))
     return training_options.resolve({"dataset_name": "RSTPReid", **given, **more})
 
 
