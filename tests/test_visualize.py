@@ -43,7 +43,7 @@ from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error::sklearn.exceptions.UndefinedMetricWarning")]
 
 HTML = 'A person in <b>red</b> & "blue" <script>alert(1)</script>, $\\frac{ =1+1'
 
