@@ -38,6 +38,8 @@ from tools.reproduce import __main__ as reproduce
 from tools.reproduce import displacement, runs
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 HALF_JSON = json.loads((published.GOLDEN / "half.json").read_text())
 LOSSES = tuple(HALF_JSON["runs"])
 

@@ -24,6 +24,8 @@ from utils.errors import UserError
 from utils.options import parse
 from utils.settings import FLAGS
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 ROOT = Path(__file__).parents[1]
 WITHOUT_EFFECT = {name for name, flag in FLAGS.items() if flag.idle}
 # As the published script starts it, with its defaults.
@@ -107,7 +109,7 @@ def test_a_run_may_end_within_its_warm_up(schedule):
 def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_path):
     annotations = datasets_on_disk.write(tmp_path, "RSTPReid")
     (tmp_path / "configs.yaml").write_text(AUTHORS_CONFIG)
-    shared = ["--dataset_name", str(annotations), *SMALL, "--num_epoch", "1", "--output_dir"]
+    shared = ["--dataset_name", str(annotations), *SMALL, "--img_size", "48", "16", "--num_epoch", "1", "--output_dir"]
     runs = {}
     for name, more in {"plain": [], "flags": IDLE, "file": ["--config", str(tmp_path / "configs.yaml")]}.items():
         training_root.main([*shared, str(tmp_path / name), *more])
@@ -188,16 +190,7 @@ def test_the_division_is_drawn_from_that_stream(tmp_path, monkeypatch):
     keys, divide = [], ccd.divide
     monkeypatch.setattr(ccd, "divide", lambda *arguments: keys.append(arguments[-1]) or divide(*arguments))
     datasets_on_disk.write(tmp_path, "ICFG-PEDES")
-    more = [
-        "--dataset_name",
-        "ICFG-PEDES",
-        "--root_dir",
-        str(tmp_path),
-        *SMALL,
-        "--num_epoch",
-        "2",
-        "--noisy_rate",
-        "0",
-    ]
-    training_root.main([*more, "--output_dir", str(tmp_path / "logs"), "--seed", "7"])
+    given = ["--dataset_name", "ICFG-PEDES", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "logs")]
+    more = ["--img_size", "48", "16", "--num_epoch", "2", "--noisy_rate", "0", "--seed", "7"]
+    training_root.main([*given, *SMALL, *more])
     assert keys == [(7, 0, ccd._PURPOSE), (7, 1, ccd._PURPOSE)]
