@@ -5,7 +5,6 @@ Only here are all rooms seen at once. It is imported when the flags are known to
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from announce import log_start
 from datasets.annotations import read_splits
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, open_gallery
@@ -21,7 +21,7 @@ from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
 from model.accelerate import accelerate
 from model.encoder import DualEncoder
-from model.precision import ARITHMETIC, settle
+from model.precision import settle
 from model.weights import build_model, model_from_checkpoint
 from processor.evaluate_run import Report, evaluate_run
 from processor.evaluation import evaluate, table
@@ -41,7 +41,7 @@ from utils.log import logger, start_logging
 from utils.plugins import plugin_files
 from utils.ranks import is_main, world_size
 from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
-from utils.settings import FLAGS, Options
+from utils.settings import Options
 
 
 def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> None:
@@ -73,7 +73,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         state.restore(checkpoint, options)
     if resumed and is_main() and state.epoch < options.num_epoch:
         (run.path / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
-    _log_start(options, data, run, state.epoch if resumed else None)
+    log_start(options, data, run, state.epoch if resumed else None)
     for remark in remarks:
         logger.info("%s: %s", options.pretrain_choice, remark)
     splits = RunSplits(data.pairs, data.validation, data.test if options.record_test else None)
@@ -189,39 +189,6 @@ def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Se
         for remark in remarks:
             print(f"{options.pretrain_choice}: {remark}")
         print(table(metrics, f"{options.pretrain_choice} on {options.dataset_name}, test"))
-
-
-def _log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int | None) -> None:
-    """Log what is trained on what; `epochs_done` is None for a new run."""
-    logger.info("%s %s", "Run folder" if epochs_done is None else f"Resuming after epoch {epochs_done}:", run)
-    began = run.facts().get("processes") if is_main() else world_size()
-    if began != world_size():
-        logger.info("  begun with %s processes, resumed with %d: the same up to rounding", began, world_size())
-    if world_size() > 1:
-        logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
-    logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
-    logger.info("  arithmetic: %s, %s", options.precision, ARITHMETIC[options.precision])
-    if idle := [f"--{name}" for name in options if FLAGS[name].idle]:
-        logger.info("  without effect on RDE: %s", ", ".join(idle))
-    logger.info("  noise: %s", data.noise.summary)
-    if options.exclude:
-        logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
-    for why, pairs in data.pairs.skipped().items():
-        logger.warning("  skipped: %s; pairs %s", why, ", ".join(map(str, pairs)))
-    if skipped := len(data.facts["skipped_pairs"]):
-        logger.warning("  %d of %d training pairs are skipped for it", skipped, len(data.pairs))
-    for gallery in dict.fromkeys((data.validation, data.test)):
-        logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
-    for name, captions in data.cut.items():
-        if captions:
-            logger.info("  %d captions of %s are cut to --text_length %d", captions, name, options.text_length)
-    if data.validation is data.test:
-        logger.info("  the best checkpoint is chosen on the test split")
-    for remark in data.remarks:
-        logger.warning("  %s", remark)
-    if data.remarks:
-        where = shlex.join(["--dataset_name", options.dataset_name, "--root_dir", options.root_dir])
-        logger.warning("  for all of it: python -m tools.check_data %s", where)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from solver.settings import split_loss_names
 from utils import options
 from utils.errors import OptionError
 from utils.plugins import load_plugins
-from utils.settings import Options
+from utils.settings import FLAGS, Options
 
 _HEADINGS = ("the run", "data", "model", "loss and division", "optimizer and schedule")  # of --help, in order
 _NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
@@ -72,9 +72,15 @@ def resolve(given: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: an unknown key, a wrong type, a value out of range, or values that don't go together.
     """
-    resolved = options.resolve(given)
+    resolved = options.resolve(given, special=_defaults_of_own_data)
     _check_together(resolved)
     return resolved
+
+
+def _defaults_of_own_data(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The published noise rate moves captions: on an annotation file of the user's it must be asked for."""
+    published = said.get("dataset_name", FLAGS["dataset_name"].default) in DATASETS
+    return {} if published or said.get("noisy_file") else {"noisy_rate": 0.0}
 
 
 def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:

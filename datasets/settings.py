@@ -46,7 +46,9 @@ class DataSettings:
         choices=("error", "skip"),
     )
     val_dataset: str = option("val", "the split that chooses the best checkpoint", choices=("val", "test"))
-    noisy_rate: float = option(0.2, "share of captions that change places", low=0, high=1)
+    noisy_rate: float = option(
+        0.2, "share of captions that change places; 0 by default for your annotation file", low=0, high=1
+    )
     noisy_file: str = option(
         "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn", path=True
     )

@@ -15,7 +15,8 @@ ALLOWED = {
     "solver": {"utils"},
     "processor": {"solver", "utils"},
     "options.py": {"datasets", "model", "solver", "processor", "utils"},
-    "assembly.py": {"datasets", "model", "solver", "processor", "utils"},
+    "announce.py": {"datasets", "model", "solver", "processor", "utils"},
+    "assembly.py": {"announce", "datasets", "model", "solver", "processor", "utils"},
     "train.py": {"options", "assembly", "utils"},
     "test.py": {"options", "assembly", "utils"},
 }
@@ -23,6 +24,7 @@ PROJECT = {
     "train",
     "test",
     "options",
+    "announce",
     "assembly",
     "datasets",
     "model",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,20 +113,24 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     return vars(given)
 
 
-def resolve(given: Mapping[str, Any]) -> Options:
+def resolve(
+    given: Mapping[str, Any], special: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
+) -> Options:
     """Defaults, overridden by `--config`, overridden by the flags given; each value is checked. Loads plugins.
+
+    Args:
+        special: defaults other than the flags' own, given what the configuration and the flags say.
 
     Raises:
         OptionError: an unknown key, a wrong type or a value out of range.
     """
     plugins = load_plugins(given.get("plugin", ""))
-    options = defaults()
-    options.update(read_config(Path(given["config"])) if "config" in given else {})
-    plugins = load_plugins(f"{options['plugin']},{plugins}")
+    said = read_config(Path(given["config"])) if "config" in given else {}
+    plugins = load_plugins(f"{said.get('plugin', '')},{plugins}")
     for name, value in given.items():
         if name in FLAGS:
-            options[name] = FLAGS[name].checked(value, f"--{name}")
-    options["plugin"] = plugins
+            said[name] = FLAGS[name].checked(value, f"--{name}")
+    options = Options({**defaults(), **special(said), **said, "plugin": plugins})
     for flag in FLAGS.values():  # a run may be looked at from another folder
         if flag.path and options.get(flag.name) and (flag.path is True or Path(options[flag.name]).is_file()):
             options[flag.name] = str(Path(options[flag.name]).absolute())
