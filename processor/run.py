@@ -153,12 +153,13 @@ def _decide_in_main(
     weight[usable] = verdict.weight
     if not verdict.votes:
         return weight, None, {}
-    report = verdict.report(truly_clean) | {"seconds": time.perf_counter() - start}
+    known = None if truly_clean.all() else truly_clean  # captions that came wrong are not known
+    report = verdict.report(known) | {"seconds": time.perf_counter() - start}
     logger.info(
-        "  %s: %d clean, %d noisy, %d uncertain; clean set: precision %.1f%%, recall %.1f%%; %.1f s",
+        "  %s: %d clean, %d noisy, %d uncertain; %s%.1f s",
         state.correspondence.name.upper(),
         *(report[name] for name in ("clean", "noisy", "uncertain")),
-        *(100 * (report[name] or 0) for name in ("precision", "recall")),
+        "" if known is None else "clean set: precision {precision:.1%}, recall {recall:.1%}; ".format_map(report),
         report["seconds"],
     )
     figures.loss_histogram(verdict.votes, truly_clean, state.epoch + 1, run_dir / "figures" / "losses.png")
