@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from tests.galleries import Gallery, write_gallery, write_run
 from tools.search import __main__ as search
+from tools.search import examples
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -39,6 +41,11 @@ def indexed(tmp_path_factory) -> tuple[Gallery, Path]:
     (gallery.folder / "camera 0/00.jpg").rename(gallery.folder / HOSTILE)
     (gallery.folder / "secret.txt").write_text("not indexed")
     run_dir = write_run(folder / "run", clip="tiny")
+    entries = [
+        {"id": n, "file_path": path, "captions": [caption], "split": "test"}
+        for n, (path, caption) in enumerate(gallery.captions.items())
+    ]
+    (gallery.folder / "reid_raw.json").write_text(json.dumps(entries))
     search.main(["index", "--run", str(run_dir), "--gallery", str(gallery.folder), "--index", str(folder / "index")])
     return gallery, folder / "index"
 
@@ -165,12 +172,65 @@ def test_mistakes_are_told_on_the_page(address, browser):
     page.goto(address)
     page.locator("#search").click()
     page.get_by_text("the query is empty").wait_for()
+    assert page.get_by_text("Error", exact=True).count() == 0
     page.locator("#sentence textarea").fill("a woman in a red coat " * 834)
     page.locator("#top input[type=number]").fill("7")
     page.locator("#search").click()
     page.get_by_text("the model reads only the first 75").wait_for()
     page.wait_for_function("document.querySelectorAll('#results button img').length == 7")
     page.close()
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1366, 6), (390, 2)])
+def test_examples_and_the_choice_of_embedding_search_and_all_is_seen(
+    indexed, address, browser, tmp_path, width, columns
+):
+    """Results run from left to right, nothing is beside the screen, and what a click shows is on it."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    about = page.locator("#about").inner_text()
+    assert f"of {indexed[0].folder.parent.name}/{indexed[0].folder.name}" in about
+    assert "model: run, best.pth" in about
+    page.locator("button.gallery-item").first.click()
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
+    sentence = page.locator("#sentence textarea").input_value()
+    assert sentence in indexed[0].captions.values(), "an example is a caption of this gallery"
+    labels = "#results .caption-label"
+    shown = [label.strip().split(None, 1)[1] for label in page.locator(labels).all_inner_texts()]
+    assert shown == first_files(indexed, sentence, 12, tmp_path / "q", "BGE+TSE")
+    cells = page.locator("#results button:has(img)")
+    boxes = [cells.nth(n).bounding_box() for n in range(12)]
+    assert sum(box["y"] == boxes[0]["y"] for box in boxes) == columns
+    assert boxes == sorted(boxes, key=lambda box: (box["y"], box["x"]))
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+
+    cells.nth(1).click()
+    page.wait_for_selector("#patches img")
+    page.wait_for_function(
+        "(() => { const r = document.querySelector('#patches').getBoundingClientRect();"
+        " return r.top >= 0 && r.bottom <= innerHeight })()"
+    )
+    page.get_by_label("TSE", exact=True).check()
+    page.wait_for_selector("#patches", state="hidden")
+    shown = [label.strip().split(None, 1)[1] for label in page.locator(labels).all_inner_texts()]
+    assert shown == first_files(indexed, sentence, 12, tmp_path / "q", "TSE")
+    page.close()
+
+
+def test_a_gallery_without_captions_has_examples_that_pictures_stand_out_for(indexed, monkeypatch):
+    """Of two pictures one answers "black trousers"; to every other sentence both are alike."""
+    similar = {"a man in black trousers": 0.1, "a woman in black trousers": 0.2, "a man in a red shirt": 0.05}
+
+    class Of:
+        gallery = indexed[0].folder / "camera 0"
+        encoder = SimpleNamespace(similarities=["BGE"], run=SimpleNamespace(options=SimpleNamespace(dataset_name="X")))
+
+        def search(self, texts, *_):
+            return [[SimpleNamespace(score=0.5 + similar.get(text, 0)), SimpleNamespace(score=0.5)] for text in texts]
+
+    monkeypatch.setattr(examples, "captions_of", lambda *_: [])
+    assert set(examples.examples(Of())) == similar.keys()
 
 
 def status(address: str, path: str, **headers: str) -> int:

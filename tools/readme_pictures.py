@@ -29,7 +29,6 @@ from utils.program import run_program
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS, WIDTH = 256, 800  # a palette and a width that keep each picture small
 PORT = 7869
-QUERY = "a slim man in a white hoodie, grey jeans and a red cap"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,7 +65,7 @@ def shrink(source: Path, out: Path) -> None:
 
 
 def picture_of_the_page(index: Path, out: Path) -> None:
-    """Serve an index, search in a browser, click the first result."""
+    """Serve an index, search for the first example in a browser, click the first result."""
     from playwright.sync_api import sync_playwright
 
     command = [sys.executable, "-m", search.__name__, "serve", "--index", str(index), "--port", str(PORT)]
@@ -76,10 +75,9 @@ def picture_of_the_page(index: Path, out: Path) -> None:
                 raise OptionError(f"the page could not be served on port {PORT}")
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-                page = browser.new_page(viewport={"width": 1180, "height": 1480})
+                page = browser.new_page(viewport={"width": 1366, "height": 980})
                 page.goto(f"http://127.0.0.1:{PORT}")
-                page.locator("#sentence textarea").fill(QUERY)
-                page.locator("#search").click()
+                page.locator("button.gallery-item").first.click()
                 page.locator("#results button:has(img)").first.click()
                 page.wait_for_selector("#words mark")
                 page.wait_for_selector("#patches img")

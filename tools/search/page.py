@@ -9,7 +9,7 @@ import html
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -18,6 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
+from tools.search.examples import examples
 from tools.search.results import thumbnail
 from tools.search.search import Hit, Searcher
 from tools.search.texts import check_sentence, too_long
@@ -26,11 +27,6 @@ from utils.errors import OptionError, UserError, printable
 
 HOST = "127.0.0.1"
 _NAMES = [HOST, "localhost"]  # requests under any other are not answered
-EXAMPLES = [
-    "a woman in a red coat with a backpack",
-    "a man in a blue jacket and black trousers, with short hair",
-    "somebody in a striped shirt and a skirt, carrying a handbag",
-]
 _THUMBNAIL = (288, 180)  # height, width
 _MOST = 60
 _KEPT = (600, 3600)  # thumbnails are looked through so often, and deleted at such an age, in seconds
@@ -44,7 +40,13 @@ mark { border-radius: 3px; padding: 1px 3px; margin: 1px; color: inherit }
 footer { display: none !important }
 #results .thumbnail-lg { aspect-ratio: 5 / 8 }
 #results .grid-wrap { max-height: none !important }
+#results .grid-container { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) !important }
+#details { position: sticky; top: .5rem; align-self: flex-start; min-height: 37rem }
+#about { overflow-wrap: anywhere }
 """
+# Wide, the details stand beside the results; narrow, below them.
+_SHOW_DETAILS = "() => document.getElementById('details').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+_HINT = "Click a picture to see which patches and words token selection chose."
 
 
 def serve_page(searcher: Searcher, port: int) -> None:
@@ -101,53 +103,75 @@ def build_page(searcher: Searcher) -> gr.Blocks:
     """The page, not served yet."""
     names = searcher.encoder.similarities
     with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
-        gr.Markdown(f"## Search {len(searcher.store):,} pictures by a sentence")
+        gr.HTML(_about(searcher), elem_id="about")
         with gr.Row():
-            text = gr.Textbox(label="Who is it?", placeholder=EXAMPLES[0], scale=4, elem_id="sentence")
+            text = gr.Textbox(label="Who is it?", placeholder="Describe a person", scale=4, elem_id="sentence")
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
         with gr.Row():
             top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")
             similarity = gr.Radio(names, value=names[-1], label="By which embedding")
-        gr.Examples([[example] for example in EXAMPLES], inputs=text, label="For example")
-        gr.Markdown("Pictures, best first. Click one to see what token selection chose.")
+        offered = gr.Examples([[example] for example in examples(searcher)], inputs=text, label="For example")
         shown = {"show_label": False, "buttons": []}
-        gallery = gr.Gallery(
-            columns=6, object_fit="contain", height="auto", allow_preview=False, elem_id="results", **shown
-        )
         with gr.Row():
-            with gr.Column():
-                gr.Markdown("Patches that were chosen, of the picture as the model sees it")
-                picture = gr.Image(interactive=False, elem_id="patches", height=420, **shown)
-            with gr.Column():
-                gr.Markdown("Words that were chosen, the darker the more attended to")
-                words = gr.HTML(elem_id="words")
+            with gr.Column(scale=2, min_width=300):
+                gallery = gr.Gallery(
+                    columns=6, object_fit="contain", height="auto", allow_preview=False, elem_id="results", **shown
+                )
+            with gr.Column(scale=1, min_width=300, elem_id="details"):
+                words = gr.HTML(_HINT, elem_id="words")
+                picture = gr.Image(interactive=False, elem_id="patches", visible=False, height=420, **shown)
         state = gr.State(("", []))
 
-        def search(text: str, top: float, similarity: str) -> tuple:
-            hits = _on_the_page(lambda: searcher.search([check_sentence(text)], int(top), similarity)[0])
+        def search(text: str, top: float, similarity: str) -> Any:
+            return _on_the_page(lambda: found(check_sentence(text), int(top), similarity), outputs)
+
+        def search_again(text: str, top: float, similarity: str) -> Any:
+            return search(text, top, similarity) if text.strip() else _unchanged(outputs)
+
+        def found(text: str, top: int, similarity: str) -> tuple:
+            hits = searcher.search([text], top, similarity)[0]
             if warning := too_long(text, searcher.encoder):
                 gr.Warning(warning)
             cells = [(thumbnail(hit.file, _THUMBNAIL), f"{hit.score:.3f}  {printable(hit.file.name)}") for hit in hits]
-            return gr.Gallery(cells, selected_index=None), (text, hits), None, ""
+            return gr.Gallery(cells, selected_index=None), (text, hits), gr.Image(None, visible=False), _HINT
 
-        def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> tuple:
-            text, hits = found
-            return _on_the_page(lambda: selection(searcher, text, hits[event.index]))
+        def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> Any:
+            return _on_the_page(lambda: shown_selection(found[0], found[1][event.index]), [picture, words])
+
+        def shown_selection(text: str, hit: Hit) -> tuple:
+            both, marked = selection(searcher, text, hit)
+            return gr.Image(both, visible=True), marked
 
         inputs, outputs = [text, top, similarity], [gallery, state, picture, words]
         # One call at a time: token selection is seen by watching the model at work.
         at_once = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         gr.on([button.click, text.submit], search, inputs, outputs, **at_once)
-        gallery.select(select, state, [picture, words], **at_once)
+        gr.on([similarity.input, top.release], search_again, inputs, outputs, **at_once)
+        offered.load_input_event.then(search, inputs, outputs, **at_once)
+        gallery.select(select, state, [picture, words], **at_once).then(None, js=_SHOW_DETAILS)
     return page
 
 
-def _on_the_page(work: Callable[[], Any]) -> Any:
-    """What `work` gives; a mistake of the user is shown on the page."""
+def _about(searcher: Searcher) -> str:
+    """The page's head: what is searched with which model."""
+    run = searcher.encoder.run
+    model = f"{run.folder.resolve().name}, {run.file.name}, trained on {run.options.dataset_name}"
+    gallery = "/".join(searcher.gallery.parts[-2:])
+    gallery, model = (html.escape(printable(text)) for text in (gallery, model))
+    return f"<h2>Search {len(searcher.store):,} pictures by a sentence</h2><p>of {gallery}<br>model: {model}</p>"
+
+
+def _on_the_page(work: Callable[[], Any], outputs: Sequence[Any]) -> Any:
+    """What `work` gives; a mistake of the user is shown on the page, which stays as it is."""
     try:
         return work()
     except UserError as error:
-        raise gr.Error(html.escape(error.line), print_exception=False) from None
+        gr.Warning(html.escape(error.line))
+        return _unchanged(outputs)
+
+
+def _unchanged(outputs: Sequence[Any]) -> tuple:
+    return tuple(gr.skip() for _ in outputs)
 
 
 def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str]:
