@@ -51,18 +51,19 @@ def evaluate_run(
         results[file.name], encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {report.title}"))
         if number == 0 and not report.image_to_text and is_main():
-            draw_retrieval(encoded, data, run.path / "figures" / f"retrieval{report.suffix}.png")
+            sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
+            draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {report.title}", sheet)
     if is_main():  # last: with it a run is finished
         found = run.test_metrics(report.suffix) | results
         write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
 
 
-def draw_retrieval(encoded: Encoded, data: EvaluationData, file: Path) -> None:
-    """Draw the best images of a few captions of a split."""
+def draw_retrieval(encoded: Encoded, data: EvaluationData, title: str, file: Path) -> None:
+    """Draw the best images of a few captions of a split; `title` names checkpoint and data."""
     drawn = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
     similarity = encoded.similarity(drawn.tolist())[encoded.fused].cpu().numpy()
     captions = [
         figures.Ranked(data.split.captions[caption], scores, data.image_pids == data.caption_pids[caption])
         for caption, scores in zip(drawn, similarity, strict=True)
     ]
-    figures.retrieval_sheet(captions, data.split.images, file)
+    figures.retrieval_sheet(captions, data.split.images, f"{title}, by {encoded.fused}", file)

@@ -18,6 +18,9 @@ from utils.figures import BLACK, CLEAN, NOISY, Cell, legend_below, over_epochs, 
 _STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BLACK, "-")}
 _COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#999999")  # of other similarities
 
+_TOP = 5  # images for a caption
+_FRAMES = "✓ blue: an image of the caption's person; ✗ orange: of another; with their similarities"
+
 
 def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """A colour and a line for each similarity."""
@@ -83,16 +86,16 @@ class Ranked:
     right: np.ndarray
 
 
-def retrieval_sheet(captions: Sequence[Ranked], paths: Sequence[Path], file: Path, *, top: int = 5) -> None:
-    """The `top` images for a few captions, framed by right and wrong."""
+def retrieval_sheet(captions: Sequence[Ranked], paths: Sequence[Path], title: str, file: Path) -> None:
+    """The best images for a few captions, framed by right and wrong; `title` says by what."""
     rows = []
     for ranked in captions:
         cells = []
-        for image in np.argsort(-ranked.scores, kind="stable")[:top]:
+        for image in np.argsort(-ranked.scores, kind="stable")[:_TOP]:
             right = ranked.right[image]
             with Image.open(paths[image]) as picture:
                 shown = picture.convert("RGB").resize((64, 160))
-            title = f"{'✓' if right else '✗'} {ranked.scores[image]:.2f}"
-            cells.append(Cell(shown, title, CLEAN if right else NOISY))
+            judged = f"{'✓' if right else '✗'} {ranked.scores[image]:.2f}"
+            cells.append(Cell(shown, judged, CLEAN if right else NOISY))
         rows.append((ranked.caption, cells))
-    picture_rows(rows, file)
+    picture_rows(rows, file, f"{title}\n{_FRAMES}")

@@ -21,6 +21,7 @@ from utils.files import in_one_step
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
 matplotlib.rcParams["text.parse_math"] = False  # a pair of dollar signs in a caption or a path is no formula
+TITLE_LINE = 0.17  # inches
 CLEAN, NOISY, BLACK = "#0072B2", "#D55E00", "#000000"
 
 
@@ -61,13 +62,16 @@ class Cell:
     frame: str | None = None
 
 
-def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path) -> None:
-    """Rows of a text and pictures."""
+def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path, title: str = "") -> None:
+    """Rows of a text and pictures, below a title of a few lines."""
     columns = max(len(cells) for _, cells in rows)
-    size, widths = (3 + 0.72 * columns, 1.75 * len(rows)), [3.6] + [1] * columns
+    head = TITLE_LINE * (title.count("\n") + 1) if title else 0
+    size, widths = (3 + 0.72 * columns, 1.75 * len(rows) + head), [3.6] + [1] * columns
     figure, grid = plt.subplots(len(rows), columns + 1, figsize=size, squeeze=False, width_ratios=widths)
     edge = 0.2 / size[1]
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=edge / 3, top=1 - edge * 1.3, wspace=0.1, hspace=0.18)
+    top = 1 - edge * 1.3 - head / size[1]
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=edge / 3, top=top, wspace=0.1, hspace=0.18)
+    figure.text(0.02, 1 - 0.04 / size[1], title, va="top", fontsize=8)
     for axes in grid.flat:
         axes.axis("off")
     for (text, cells), row in zip(rows, grid, strict=True):

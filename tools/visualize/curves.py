@@ -25,6 +25,7 @@ LINES = [
 ]
 _METRICS = {"R1": "-", "R5": "--", "R10": ":", "mAP": "-."}
 _COLUMNS = 3
+_LETTER = 0.065  # inches that a letter of a legend takes
 SWEPT = {"margin": "m", "tau": "τ", "select_ratio": "R"}  # the paper's figures 4 and 6
 
 
@@ -97,16 +98,18 @@ def r1_of_run(run: Run, file: Path) -> None:
 
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
-    """Validation R1 of all embeddings together per epoch, a line a run (paper, figure 5).
+    """Validation R1 of all embeddings together per epoch, a line a run, a panel a data set (paper, figure 5).
 
     Raises:
         NothingToDraw: no run was validated.
     """
     if not any(run.validated for run in runs):
         raise NothingToDraw("no epoch was validated")
-    names, beside = labels(runs), len(runs) > 5  # the legend
-    height = max(3.8, 0.2 * sum(name.count("\n") + 1 for name in names))
-    figure, axes = plt.subplots(figsize=(9 if beside else 6, height), layout="constrained")
+    names, data = labels(runs), list(dict.fromkeys(run.data for run in runs))
+    lines = [line for name in names for line in name.split("\n")]
+    size = (4 * len(data) + 1.5 + _LETTER * max(map(len, lines)), max(3.8, 0.2 * len(lines)))
+    figure, grid = plt.subplots(1, len(data), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    panels = dict(zip(data, grid[0], strict=True))
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         colour, _, marker = LINES[number % len(LINES)]
         _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
@@ -114,9 +117,12 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]
         again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
-        axes.plot(epochs, r1, line, color=colour, marker=marker, markersize=4, markevery=every, label=name, **again)
-    over_epochs(axes, "R1 on validation (%)")
-    axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1, 0.5)} if beside else {}))
+        style = {"color": colour, "marker": marker, "markersize": 4, "markevery": every, **again}
+        panels[run.data].plot(epochs, r1, line, label=name, **style)
+    for name, axes in panels.items():
+        over_epochs(axes, "R1 on validation (%)" if axes is grid[0, 0] else "")
+        axes.set_title(Path(name).name, fontsize=9)
+    figure.legend(loc="outside right center", fontsize=8)
     save(figure, file)
 
 

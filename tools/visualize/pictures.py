@@ -18,10 +18,15 @@ from processor.evaluate_run import draw_retrieval
 from processor.evaluation import encode
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
-from utils.figures import save
+from utils.figures import TITLE_LINE, save
 
 _PAIRS = 6
 _INK = (0.0, 0.447, 0.698)  # of chosen words; the stronger, the more the sentence attends to them
+
+_LEGEND = (
+    "Each image beside itself with the patches greyed that do not enter TSE; of its caption blue words enter TSE, the "
+    "darker the more\nthe sentence attends to them, and grey ones do not."
+)
 
 
 def retrieval_sheet(run: LoadedRun, file: Path) -> None:
@@ -34,7 +39,7 @@ def retrieval_sheet(run: LoadedRun, file: Path) -> None:
     gallery = open_gallery(
         run.options.of(DataSettings), inputs(run.options, run.model), "test", _test_split(run), device
     )
-    draw_retrieval(encode(run.model, gallery), gallery, file)
+    draw_retrieval(encode(run.model, gallery), gallery, _source(run), file)
 
 
 def selection_sheet(run: LoadedRun, file: Path) -> None:
@@ -46,8 +51,11 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
     split = _test_split(run)
     captions = np.unique(np.linspace(0, len(split.captions) - 1, min(_PAIRS, len(split.captions))).astype(int))
     rows = -(-len(captions) // 2)
-    figure, grid = plt.subplots(rows, 6, figsize=(10, 2.3 * rows), squeeze=False, width_ratios=[1, 1, 2.6] * 2)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99, wspace=0.06, hspace=0.06)
+    head = TITLE_LINE * (_LEGEND.count("\n") + 2) + 0.1
+    size = (10, 2.3 * rows + head)
+    figure, grid = plt.subplots(rows, 6, figsize=size, squeeze=False, width_ratios=[1, 1, 2.6] * 2)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - head / size[1], wspace=0.06, hspace=0.06)
+    figure.text(0.01, 1 - 0.04 / size[1], f"Token selection by {_source(run)}\n{_LEGEND}", va="top", fontsize=8)
     tokenizer = Tokenizer()
     for axes in grid.flat:
         axes.axis("off")
@@ -57,6 +65,11 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
             place.imshow(picture, aspect="auto")
         _draw_words(axes[2], chosen_words(run.model, tokenizer, split.captions[caption]))
     save(figure, file)
+
+
+def _source(run: LoadedRun) -> str:
+    """What a picture is of, in a title."""
+    return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test"
 
 
 def _test_split(run: LoadedRun) -> Split:

@@ -35,6 +35,11 @@ class Run:
     r1: dict[str, float]
 
     @property
+    def data(self) -> str:
+        """The data set that it was trained and validated on, or its annotation file."""
+        return str(self.flags["dataset_name"])
+
+    @property
     def validated(self) -> list[dict[str, Any]]:
         """The records of epochs with a validation."""
         return [record for record in self.records if "val" in record]

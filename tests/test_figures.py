@@ -1,0 +1,72 @@
+"""Figures say what they show, and their legends hide none of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from processor import figures
+from tools.visualize import curves
+from tools.visualize.runs import Run
+from utils import figures as house
+from utils.options import defaults
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+    """The figures that are drawn, by name, in place of their files."""
+    kept = {}
+    for module in (curves, house):
+        monkeypatch.setattr(module, "save", lambda figure, file: kept.setdefault(file.name, figure))
+    yield kept
+    plt.close("all")
+
+
+def run(folder: str, **flags: object) -> Run:
+    records = [{"epoch": n, "val": {"BGE+TSE": {"R1": 10.0 * n}}} for n in (1, 2, 3)]
+    return Run(Path(folder), {**defaults(), **flags}, records, {})
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+def test_the_legend_of_runs_hides_no_curve(drawn, count):
+    ratio = {"noisy_rate": 0.123456789, "select_ratio": 0.4}
+    runs = [
+        run(str(n), division="all" if n % 2 else "ccd", tau=0.01 + n / 1000, **(ratio if n else {}))
+        for n in range(count)
+    ]
+    curves.r1_of_runs(runs, Path("r1"))
+    figure = drawn["r1"]
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    plot, beside = axes.get_window_extent(), legend.get_window_extent()
+    assert not plot.overlaps(beside)
+    assert plot.width > 3.4 * figure.dpi
+    assert 0 <= beside.y0 < beside.y1 <= figure.bbox.height
+    assert beside.x1 <= figure.bbox.width
+
+
+def test_runs_of_different_data_sets_have_axes_of_their_own(drawn):
+    runs = [
+        run("a", dataset_name="RSTPReid"),
+        run("b", dataset_name="/some/where/own.json"),
+        run("c", dataset_name="RSTPReid", tau=0.02),
+    ]
+    curves.r1_of_runs(runs, Path("r1"))
+    panels = {axes.get_title(): len(axes.lines) for axes in drawn["r1"].axes}
+    assert panels == {"RSTPReid": 2, "own.json": 1}
+    assert len(drawn["r1"].legends[0].get_texts()) == 3
+
+
+def test_a_retrieval_sheet_says_by_what_and_what_its_colours_mean(drawn, tmp_path):
+    Image.new("RGB", (4, 8)).save(tmp_path / "a.png")
+    captions = [figures.Ranked("a man", np.array([0.5]), np.array([False]))]
+    figures.retrieval_sheet(captions, [tmp_path / "a.png"], "run/best.pth on X, test, by BGE", Path("sheet"))
+    (title,) = [text.get_text() for text in drawn["sheet"].texts]
+    assert title.splitlines()[0] == "run/best.pth on X, test, by BGE"
+    assert "blue: an image of the caption's person" in title
+    assert drawn["sheet"].axes[1].get_title() == "✗ 0.50"
