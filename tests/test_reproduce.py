@@ -272,9 +272,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
     process.kill()
     process.wait()
     with pytest.raises(UserError, match="another process is at this run"):  # its child goes on
-        runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train(
-            dry_run=False
-        )
+        runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train()
     (run_dir,) = (path.parent for path in found)
     os.kill(int(_holder(seed1)), signal.SIGKILL)
     while RunFolder(run_dir).is_locked():  # the kill takes effect later

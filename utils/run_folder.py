@@ -31,6 +31,10 @@ LOCK = ".lock"
 Metrics = dict[str, dict[str, float]]
 
 
+class LockedError(OptionError):
+    """Another process works in the folder."""
+
+
 class RunFolder:
     """A run's folder, which need not exist yet."""
 
@@ -195,7 +199,7 @@ class RunFolder:
         """Lock it for this process, as `hold` does.
 
         Raises:
-            OptionError: another process is training it.
+            LockedError: another process is training it.
         """
         return hold(self.path, f"{self} is being trained by another process")
 
@@ -206,7 +210,7 @@ class RunFolder:
         try:
             with self.lock():
                 return False
-        except OptionError:
+        except LockedError:
             return True
 
 
@@ -230,12 +234,12 @@ def hold(folder: Path, taken: str) -> AcquireReturnProxy:
     """Lock a folder for this process, in a `with` block or until what is returned is dropped.
 
     Raises:
-        OptionError: another process has it; `taken` is the message.
+        LockedError: another process has it; `taken` is the message.
     """
     try:
         return FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
-        raise OptionError(taken) from None
+        raise LockedError(taken) from None
 
 
 def git_revision() -> str:

@@ -5,7 +5,8 @@
     python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in small, on a CPU
 
 Runs that are done are not repeated and a killed one is resumed, so the same command may be given again. Rows that are
-read off the same run share it, across tables too.
+read off the same run share it, across tables too. The same command may run several times at once, on a GPU each: each
+takes the next run that no other is at.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError, UserError
 from utils.options import command_parser, parse
 from utils.program import run_program
+from utils.run_folder import LockedError
 from utils.settings import FLAGS
 
 
@@ -63,23 +65,27 @@ def main(argv: Sequence[str]) -> None:
         for row in rows
     ]
     if args["dry_run"]:
-        for run in _by_seed(runs):
-            run.train(dry_run=True)
+        print(*dry_run(_by_seed(runs)), sep="\n")
         return
     chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
     file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
     title = TABLES[args["table"]].title + (f", in small on {SYNTH}" if args["dataset"] == SYNTH else "")
     further = "" if all(FLAGS[name].resumable for name in given) else shlex.join(more)
-    failed = []
+    failed, taken = [], 0
     for run in _by_seed(runs):
         try:
-            run.train(dry_run=False)
+            run.train()
+        except LockedError:
+            print(f"{run.title}: another process is at it", flush=True)
+            taken += 1
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     report = write_report(title, runs, further, file, displaced=TABLES[args["table"]].displacement)
     kinds = ".json and .png" if draw_curves(runs, file.with_suffix(".png")) else ".json"
     print(f"\n{report}\nwritten to {file}, {kinds}", flush=True)
+    if taken:
+        print(f"other processes are at {taken} of the runs; the last to end reports all that are done")
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 
@@ -91,6 +97,12 @@ def _by_seed(runs: list[list[Run]]) -> list[Run]:
     for run in ordered:
         first.setdefault((run.folder, run.row.target), run)
     return list(first.values())
+
+
+def dry_run(runs: Sequence[Run]) -> list[str]:
+    """The commands that are missing, each once: a training may be several rows'."""
+    missing = [(run.title, shlex.join(["python", *command])) for run in runs for command in run.missing()]
+    return list({command: f"{title}: {command}" for title, command in reversed(missing)}.values())[::-1]
 
 
 def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from datasets.synthpedes import RECIPE, write_synthpedes
 from model.precision import settle
 from options import parse, resolve
@@ -18,7 +20,7 @@ from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.devices import choose_device
 from utils.errors import DataError, OptionError
-from utils.run_folder import CHECKPOINTS, Metrics, RunFolder, hold
+from utils.run_folder import CHECKPOINTS, LockedError, Metrics, RunFolder, hold
 from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -60,23 +62,38 @@ class Run:
         """The finished run, if there is one."""
         return next((run for run in RunFolder.all_in(self.folder) if run.is_finished()), None)
 
-    def train(self, *, dry_run: bool) -> None:
+    def train(self) -> None:
         """Train unless it is done, and test on the row's other data set unless that is done.
 
         Raises:
-            OptionError: a run is there that other flags made, or another process is at it, or the command fails.
+            LockedError: another process is at it.
+            OptionError: a run is there that other flags made, or the command fails.
         """
-        runs = RunFolder.all_in(self.folder)
-        for run in runs:
-            _check_same(run, self.arguments)
-        if self.finished() is None:
-            if runs and runs[-1].is_locked():  # the training outlives a killed command of ours
-                raise OptionError(f"{self.folder}: another process is at this run; wait for it, or end it")
+        taken = f"{self.folder}: another process is at this run; wait for it, or end it"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold(self.folder, taken):
+            for _ in self.missing():
+                runs = RunFolder.all_in(self.folder)
+                if runs and runs[-1].is_locked():  # the training outlives a killed command of ours
+                    raise LockedError(taken)
+                self._execute(self.missing()[0])  # the test's names the run that the training has made
+
+    def missing(self) -> list[list[str]]:
+        """The commands that are still to be run, each without its "python".
+
+        Raises:
+            OptionError: a run is there that other flags made.
+        """
+        runs, run, commands = RunFolder.all_in(self.folder), self.finished(), []
+        for other in runs:
+            _check_same(other, self.arguments)
+        if run is None:
             resumed = ["--resume", str(runs[-1]), "--root_dir", self.root_dir, *self.more] if runs else None
-            self._execute(["train.py", *(resumed or self.arguments)], dry_run)
-        run = self.finished()
+            commands.append(["train.py", *(resumed or self.arguments)])
         if self.row.target and not (run and run.test_metrics(self._suffix)):
-            self._execute(["test.py", str(run or "RUN_DIR"), *self._target_flags()], dry_run)
+            newest = [str(run)] if run else ["--output_dir", str(self.folder)]
+            commands.append(["test.py", *newest, *self._target_flags()])
+        return commands
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Metrics of the row's similarity for each way of choosing a checkpoint; None if the run is not finished.
@@ -129,19 +146,15 @@ class Run:
     def _suffix(self) -> str:
         return f"_{self.row.target}" if self.row.target else ""
 
-    def _execute(self, command: list[str], dry_run: bool) -> None:
+    def _execute(self, command: list[str]) -> None:
         print(f"{self.title}: python {shlex.join(command)}", flush=True)
-        if dry_run:
-            return
         if self.row.small and self.row.target:
             _write_far(Path(self.root_dir) / self.row.target)
-        self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "output.txt"
-        with hold(self.folder, f"{self.folder}: another process is at this run; wait for it, or end it"):
-            print(f"  to follow it: tail -f {shlex.quote(str(log))}", flush=True)
-            program = [sys.executable, str(ROOT / command[0]), *command[1:]]
-            with log.open("a", encoding="utf-8") as stream:
-                status = subprocess.run(program, stdout=stream, stderr=stream).returncode
+        print(f"  to follow it: tail -f {shlex.quote(str(log))}", flush=True)
+        program = [sys.executable, str(ROOT / command[0]), *command[1:]]
+        with log.open("a", encoding="utf-8") as stream:
+            status = subprocess.run(program, stdout=stream, stderr=stream).returncode
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it printed nothing"]
             raise OptionError(f"{self.title}: {command[0]} ended with status {status}: {lines[-1]}")
@@ -178,9 +191,10 @@ def _check_same(run: RunFolder, arguments: Sequence[str]) -> None:
 
 def _write_far(folder: Path) -> None:
     """Render SynthPEDES-far, under an annotation file of its own name, unless it is there."""
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_synthpedes(folder, FAR)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     annotations = folder / f"{folder.name}.json"
-    if not annotations.exists():
-        (folder / "reid_raw.json").rename(annotations)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            write_synthpedes(folder, FAR)
+        if not annotations.exists():
+            (folder / "reid_raw.json").rename(annotations)

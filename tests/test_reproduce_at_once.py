@@ -1,0 +1,59 @@
+"""`python -m tools.reproduce` several times at once, and what it would run."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from pathlib import Path
+
+from tools.reproduce import __main__ as reproduce
+from tools.reproduce import runs
+
+
+def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
+    reproduce.main(
+        ["--table", "cross-domain", "--seeds", "2", "--root_dir", "/data", "--output_dir", str(tmp_path), "--dry-run"]
+    )
+    commands = [line.split(": python ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == len(set(commands))
+    trainings = [command for command in commands if command.startswith("train.py")]
+    assert len(trainings) == 3 * 2, "a data set's run is tested on both others"
+    assert len(commands) == 3 * 2 + 6 * 2
+    assert "RUN_DIR" not in "".join(commands)
+    folders = {shlex.split(command)[shlex.split(command).index("--output_dir") + 1] for command in commands}
+    assert len(folders) == 6, "a test finds its run where the training leaves it"
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
+    """Four processes, four seeds: each is trained once, and the last to end sees them all."""
+    started, all_started, reports = [], threading.Barrier(4), []
+
+    def train(run: runs.Run, _: list[str]) -> None:
+        started.append(run.seed)
+        all_started.wait(timeout=60)
+        folder = run.folder / "RSTPReid" / "20260101_000000_RDE_TAL"
+        folder.mkdir(parents=True)
+        (folder / "done").touch()
+
+    def finished(run: runs.Run) -> Path | None:
+        return next(iter(run.folder.glob("*/*/done")), None)
+
+    def report(*arguments: object, **_: object) -> str:
+        reports.append(sum(bool(finished(run)) for row in arguments[1] for run in row))
+        return ""
+
+    monkeypatch.setattr(runs.Run, "_execute", train)
+    monkeypatch.setattr(runs.Run, "finished", finished)
+    monkeypatch.setattr(reproduce, "write_report", report)
+    monkeypatch.setattr(reproduce, "draw_curves", lambda *_: False)
+    command = ["--table", "1", "--row", "rde", "--dataset", "RSTPReid", "--noise", "0.5", "--seeds", "4"]
+    command += ["--output_dir", str(tmp_path), "--root_dir", "/data"]
+    workers = [threading.Thread(target=reproduce.main, args=(command,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert sorted(started) == [1, 2, 3, 4]
+    assert max(reports) == 4
+    assert "another process is at it" in capsys.readouterr().out
