@@ -42,7 +42,8 @@ def log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int 
     for remark in data.remarks:
         logger.warning("  %s", remark)
     if data.remarks:
-        where = shlex.join(["--dataset_name", options.dataset_name, "--root_dir", options.root_dir])
+        names = ("dataset_name", "root_dir", *(("split_all",) if options.split_all else ()))
+        where = shlex.join([part for name in names for part in (f"--{name}", options[name])])
         logger.warning("  for all of it: python -m tools.check_data %s", where)
 
 

@@ -206,7 +206,7 @@ def test(options: Options, request: Request) -> None:
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
     models = {file: load(file, options) for file in request.files}
-    split = read_splits(options.dataset_name, Path(options.root_dir), ["test"])["test"]
+    split = read_splits(options.dataset_name, Path(options.root_dir), ["test"], options.split_all)["test"]
     taken = inputs(options, next(iter(models.values())))
     gallery = open_gallery(options.of(DataSettings), taken, "test", split, device)
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")

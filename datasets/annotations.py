@@ -53,26 +53,36 @@ class Split:
         return f"{images:,} images, {captions:,} captions, {persons:,} persons"
 
 
-def read_annotations(dataset_name: str, root_dir: Path) -> tuple[Place, list[Entry]]:
+STAND_IN = "training entries stand in for a test split"
+_STAND_IN_PERSONS = 1000  # as many as the published test splits have
+
+
+def read_annotations(dataset_name: str, root_dir: Path, split_all: str = "") -> tuple[Place, list[Entry]]:
     """Read and check a data set's annotation file.
 
     Args:
-        dataset_name, root_dir: as for `locate`.
+        dataset_name, root_dir, split_all: as for `locate`. With `split_all` the entries of the first persons stand in
+            for a missing test split, so that there is something to evaluate.
 
     Raises:
         OptionError: an unknown data set.
         DataError: a missing or malformed file; it names the file and the entry.
     """
-    place = locate(dataset_name, root_dir)
+    place = locate(dataset_name, root_dir, split_all)
     entries = place.dataset.entries(place.file)
     if not isinstance(entries, list):
         raise DataError(f"{place.file}: expected a list of entries, found {type(entries).__name__}")
-    return place, [check_entry(entry, place, f"{place.file}, entry {n}") for n, entry in enumerate(entries)]
+    checked = [check_entry(entry, place, f"{place.file}, entry {n}") for n, entry in enumerate(entries)]
+    if split_all and all(entry.split != "test" for entry in checked):
+        persons = set(sorted({entry.number for entry in checked})[:_STAND_IN_PERSONS])
+        stand_in = [entry for entry in checked if entry.number in persons and entry.split == split_all]
+        checked += [entry._replace(split="test", remarks=(STAND_IN,)) for entry in stand_in]
+    return place, checked
 
 
-def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str]) -> dict[str, Split]:
+def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str], split_all: str = "") -> dict[str, Split]:
     """`build_splits` of `read_annotations`."""
-    return build_splits(*read_annotations(dataset_name, root_dir), names)
+    return build_splits(*read_annotations(dataset_name, root_dir, split_all), names)
 
 
 def build_splits(place: Place, entries: Iterable[Entry], names: Iterable[str]) -> dict[str, Split]:
@@ -134,7 +144,8 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     found, remarks = _usual_form(entry, place)
     for key, (kind, _) in _KEYS.items():
         if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {found[key]!r:.60}")
+            hint = "" if key != "split" else "; --split_all train reads entries without one as training pairs"
+            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {found[key]!r:.60}{hint}")
     number, path, captions = found["id"], found["file_path"], found["captions"]
     if not -(2**63) <= number < 2**63:
         raise DataError(f"{where}: id {number} is out of range")
@@ -164,6 +175,9 @@ def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any],
     if isinstance(found["captions"], str):
         found["captions"] = [found["captions"]]
         remarks.append("a caption without a list")
+    if found["split"] in (None, "") and place.split_all:
+        found["split"] = place.split_all
+        remarks.append(f"no split, which --split_all reads as '{place.split_all}'")
     if isinstance(found["split"], str) and found["split"] in _SPLITS:
         remarks.append(f"split '{found['split']}' in place of '{_SPLITS[found['split']]}'")
         found["split"] = _SPLITS[found["split"]]

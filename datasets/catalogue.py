@@ -51,15 +51,19 @@ class OwnDataSet(DataSet):
 
 @dataclass(frozen=True)
 class Place:
-    """A data set on disk: its annotation file and the folder that its image paths start from."""
+    """A data set on disk: its annotation file, the folder of its image paths, and the split of entries without one."""
 
     dataset: DataSet
     file: Path
     imgs: Path
+    split_all: str = ""
 
 
-def locate(dataset_name: str, root_dir: Path) -> Place:
+def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
     """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
+
+    Args:
+        split_all: the split that entries without one belong to; "" refuses them.
 
     Raises:
         OptionError: an unknown data set.
@@ -69,11 +73,12 @@ def locate(dataset_name: str, root_dir: Path) -> Place:
         dataset = DATASETS[dataset_name]()
         dataset.prepare(root_dir)
         file = _find_annotations(root_dir / dataset_name, dataset)
-        return Place(dataset, file, file.parent / "imgs")
+        return Place(dataset, file, file.parent / "imgs", split_all)
     file = Path(dataset_name)
     if not file.is_file():
         raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
-    return Place(OwnDataSet(), file, file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
+    imgs = file.parent / "imgs"
+    return Place(OwnDataSet(), file, imgs if imgs.is_dir() else file.parent, split_all)
 
 
 def sizes_of(dataset_name: str) -> dict[str, tuple[int, int, int]]:

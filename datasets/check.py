@@ -53,12 +53,12 @@ class Finding:
 
 
 def check_dataset(
-    dataset_name: str, root_dir: Path, noisy_rate: float | None = None, noisy_file: str = ""
+    dataset_name: str, root_dir: Path, noisy_rate: float | None = None, noisy_file: str = "", split_all: str = ""
 ) -> tuple[dict[str, Split], list[Finding]]:
     """Look at a data set's annotations, images (each is decoded, with a progress bar) and noise indices.
 
     Args:
-        dataset_name, root_dir: as for `locate`.
+        dataset_name, root_dir, split_all: as for `locate`.
         noisy_rate, noisy_file: whose noise index to check; without both, all that `noiseindex/` has for the data set.
 
     Returns:
@@ -69,7 +69,7 @@ def check_dataset(
     """
     if noisy_rate is not None and not 0 <= noisy_rate <= 1:
         raise OptionError(f"--noisy_rate {noisy_rate}: must be at least 0 and at most 1")
-    place = locate(dataset_name, root_dir)
+    place = locate(dataset_name, root_dir, split_all)
     entries, findings = _read(place)
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
     outdated = _caught("an older release", partial(check_release, entries, place), "download the current one")
@@ -124,7 +124,8 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
             elsewhere.append((number, checked.split))
     findings = _some("malformed entries", malformed, "mend or remove them: training stops at the first")
     findings += [*_elsewhere(elsewhere), *_forms(read)]
-    missing = [name for name in ("train", "test") if not entries[name]]
+    needed = ("train",) if place.split_all else ("train", "test")
+    missing = [name for name in needed if not entries[name]]
     return entries, findings + _some("splits without entries", missing, f"is {place.file} complete?")
 
 

@@ -79,7 +79,7 @@ def load_data(settings: DataSettings, inputs: Inputs, device: torch.device, seed
         DataError, OptionError: what is missing, broken, or does not go together.
     """
     name, tokenizer = settings.dataset_name, inputs.tokenizer
-    place, entries = read_annotations(name, Path(settings.root_dir))
+    place, entries = read_annotations(name, Path(settings.root_dir), settings.split_all)
     splits = build_splits(place, entries, dict.fromkeys(("train", settings.val_dataset, "test")))
     split = splits["train"]
     noise = find_noise(short_name(name), len(split.captions), settings.noisy_rate, settings.noisy_file)

@@ -45,6 +45,13 @@ class DataSettings:
         "a training image that can't be read: stop before training, or skip its pairs",
         choices=("error", "skip"),
     )
+    split_all: str = option(
+        "",
+        "train: entries without a split are read as training pairs; where no entry is of the test split, some of their "
+        "persons stand in for it",
+        choices=("", "train"),
+        tested=True,
+    )
     val_dataset: str = option("val", "the split that chooses the best checkpoint", choices=("val", "test"))
     noisy_rate: float = option(
         0.2, "share of captions that change places; 0 by default for your annotation file", low=0, high=1

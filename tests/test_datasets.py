@@ -101,6 +101,7 @@ def spoil(change):
             "no entry of the split train",
         ),
         (lambda e: e.append("x"), "entry 36: expected an object, found str"),
+        (lambda e: e[2].pop("split"), "entry 2: 'split' must be a text, found None; --split_all train reads"),
     ],
 )
 def test_mistakes_in_annotations_are_named(tmp_path, change, message):
@@ -143,6 +144,26 @@ def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
         "split 'valid' in place of 'val'": 1,
         "split 'validation' in place of 'val'": 1,
     }
+
+
+@pytest.mark.parametrize("with_test", [False, True])
+def test_entries_without_a_split_are_training_pairs_when_asked(tmp_path, with_test):
+    for number in range(4):
+        Image.new("RGB", (10, 20)).save(tmp_path / f"{number}.jpg")
+    listed: list[dict] = [{"id": n, "file_path": f"{n}.jpg", "captions": [f"caption {n}"]} for n in range(4)]
+    listed[0]["split"] = None
+    listed[3] |= {"split": "test"} if with_test else {}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    with pytest.raises(DataError, match=r"entry 0: 'split' must be a text, found None; --split_all train"):
+        read_splits(str(file), tmp_path, ["train"])
+    splits = read_splits(str(file), tmp_path, ["train", "test"], "train")
+    assert splits["train"].person_ids.tolist() == ([0, 1, 2] if with_test else [0, 1, 2, 3])
+    assert splits["test"].person_ids.tolist() == ([3] if with_test else [0, 1, 2, 3])
+    remarks = {finding.what for finding in odd_entries(read_annotations(str(file), tmp_path, "train")[1])}
+    assert ("training entries stand in for a test split" in remarks) == (not with_test)
+    findings = check_dataset(str(file), tmp_path, split_all="train")[1]
+    assert not [finding for finding in findings if finding.grave]
 
 
 def test_a_file_name_with_a_backslash_is_kept(tmp_path):

@@ -36,6 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--noisy_rate", type=float, help="check the noise index for this rate (default: all there are)")
     parser.add_argument("--noisy_file", default="", help="check this noise index")
+    parser.add_argument(
+        "--split_all",
+        default="",
+        choices=["train"],
+        help="read entries without a split as training pairs, as train.py --split_all does",
+    )
     parser.add_argument("--output_dir", default="logs", help="where the JSON file goes (default: %(default)s)")
     return parser
 
@@ -46,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     if args["dataset_name"] is None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
     name = args["dataset_name"]
-    splits, findings = check_dataset(name, Path(args["root_dir"]), args["noisy_rate"], args["noisy_file"])
+    noise = args["noisy_rate"], args["noisy_file"]
+    splits, findings = check_dataset(name, Path(args["root_dir"]), *noise, split_all=args["split_all"])
     print(_sizes_table(splits, sizes_of(name)))
     print(_findings_table(findings) if findings else "nothing was found to be wrong")
     file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"

@@ -73,7 +73,8 @@ def _source(run: LoadedRun) -> str:
 
 
 def _test_split(run: LoadedRun) -> Split:
-    return read_splits(run.options.dataset_name, Path(run.options.root_dir), ["test"])["test"]
+    options = run.options
+    return read_splits(options.dataset_name, Path(options.root_dir), ["test"], options.split_all)["test"]
 
 
 def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:
