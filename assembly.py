@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from announce import log_start
-from datasets.annotations import read_splits
+from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, open_gallery
 from datasets.run_data import RunData, load_data
@@ -27,6 +27,7 @@ from processor.evaluate_run import Report, evaluate_run
 from processor.evaluation import evaluate, table
 from processor.run import RunSettings, RunSplits
 from processor.run import train as train_epochs
+from processor.saving import Saving
 from processor.settings import LoopSettings
 from processor.state import TrainState
 from solver.correspondence.base import Correspondence, Facts
@@ -193,12 +194,13 @@ def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Se
 
 @dataclass(frozen=True)
 class Request:
-    """What test.py was asked for: the run, its own options, and which of its files to test."""
+    """What test.py was asked for: the run, its own options, which of its files to test, and which files to write."""
 
     run: RunFolder
     own: Options
     files: Sequence[Path]
     image_to_text: bool
+    saved: Sequence[Path] = ()
 
 
 def test(options: Options, request: Request) -> None:
@@ -206,13 +208,15 @@ def test(options: Options, request: Request) -> None:
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
     models = {file: load(file, options) for file in request.files}
-    split = read_splits(options.dataset_name, Path(options.root_dir), ["test"], options.split_all)["test"]
+    place, entries = read_annotations(options.dataset_name, Path(options.root_dir), options.split_all)
+    split = build_splits(place, entries, ["test"])["test"]
     taken = inputs(options, next(iter(models.values())))
     gallery = open_gallery(options.of(DataSettings), taken, "test", split, device)
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")
     title = f"{options.dataset_name}, test{direction[0]}"
     start_logging(request.run.path / "test_log.txt")
-    report = Report(title, _suffix(options, request.own) + direction[1], request.image_to_text)
+    saving = Saving(request.saved, place.imgs) if request.saved else None
+    report = Report(title, _suffix(options, request.own) + direction[1], request.image_to_text, saving)
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 # Importing settings declares their flags.
-import processor.settings  # isort: skip  # noqa: F401
 from datasets.settings import DATASETS
 from model.settings import head_names
+from processor.settings import SAVED
 from solver.settings import split_loss_names
 from utils import options
 from utils.errors import OptionError
@@ -101,6 +101,21 @@ def check_root_dir(root_dir: str | None) -> None:
     """
     if root_dir is not None and not Path(root_dir).is_dir():
         raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
+
+
+def check_saved(names: Sequence[str]) -> list[Path]:
+    """The files of test.py's `--save`, each of a name that says what it is to hold.
+
+    Raises:
+        OptionError: another name, or no such folder.
+    """
+    files = [Path(name) for name in names]
+    for file in files:
+        if file.name not in SAVED or file.is_dir():
+            raise OptionError(f"--save {file}: must be a file named {', '.join(SAVED)}")
+        if not file.parent.is_dir():
+            raise OptionError(f"--save {file}: no folder {file.parent}")
+    return list(dict.fromkeys(files))
 
 
 def _check_together(resolved: Options) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from options import resolve_run
+from options import SAVED, check_saved, resolve_run
 from utils.errors import OptionError
 from utils.options import parse
 from utils.program import run_program
@@ -31,12 +31,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
     parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"write what the first checkpoint gives: any of {', '.join(SAVED)}, in any folder; names and identities "
+        "go into a .json beside each",
+    )
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Find the run and its checkpoints, and evaluate them."""
     args = parse(build_parser(), argv)
+    saved = check_saved(args["save"])
     run, files = find_checkpoints(args)
     config = Path(args["config_file"] or run.config)
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
@@ -44,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
     from assembly import Request, test  # torch and the rest, once the flags are known to be right
 
-    test(options, Request(run, own, files, args["image_to_text"]))
+    test(options, Request(run, own, files, args["image_to_text"], saved))
 
 
 def find_checkpoints(args: Mapping[str, Any]) -> tuple[RunFolder, list[Path]]:

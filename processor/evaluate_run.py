@@ -11,6 +11,7 @@ import numpy as np
 
 from processor import figures
 from processor.evaluation import Encoded, evaluate, table
+from processor.saving import Saving, save_results
 from processor.types import Encoder, EvaluationData
 from utils.files import write_text
 from utils.log import logger
@@ -28,11 +29,13 @@ class Report:
         title: of the data, for tables.
         suffix: of the files: other data or arithmetic than the run's must not overwrite the run's own results.
         image_to_text: rank captions for every image in place of images for every caption.
+        saving: files to write of the first checkpoint.
     """
 
     title: str
     suffix: str = ""
     image_to_text: bool = False
+    saving: Saving | None = None
 
 
 def evaluate_run(
@@ -50,6 +53,8 @@ def evaluate_run(
     for number, file in enumerate(files):
         results[file.name], encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
         logger.info("%s", table(results[file.name], f"{file.name} on {report.title}"))
+        if number == 0 and is_main() and report.saving is not None:
+            save_results(report.saving, encoded, data, image_to_text=report.image_to_text)
         if number == 0 and not report.image_to_text and is_main():
             sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
             draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {report.title}", sheet)

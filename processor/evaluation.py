@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,16 +98,28 @@ def evaluate(model: Encoder, data: EvaluationData, *, image_to_text: bool = Fals
 
 def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, image_to_text: bool = False) -> Metrics:
     """`evaluate`'s metrics of embeddings, (captions,) and (images,) pids."""
-    query, gallery = (encoded.image, encoded.text) if image_to_text else (encoded.text, encoded.image)
     pids = (image_pids, caption_pids) if image_to_text else (caption_pids, image_pids)
     query_pids, gallery_pids = (torch.from_numpy(part).to(encoded.device) for part in pids)
-    metrics = {name: RetrievalMetrics(gallery_pids) for name in similarity_names(gallery)}
-    chunk = queries_at_a_time(len(gallery_pids))
-    for start in range(0, len(query_pids), chunk):
-        rows = slice(start, start + chunk)
-        for name, similarity in _similarities({name: part[rows] for name, part in query.items()}, gallery).items():
+    metrics = {name: RetrievalMetrics(gallery_pids) for name in similarity_names(encoded.image)}
+    for rows, of_rows in similarities(encoded, image_to_text=image_to_text):
+        for name, similarity in of_rows.items():
             metrics[name].add(similarity, query_pids[rows])
     return {name: part.result() for name, part in metrics.items()}
+
+
+def similarities(encoded: Encoded, *, image_to_text: bool = False) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Some queries at a time, which they are and by name their (q, gallery) similarities."""
+    query, gallery = (encoded.image, encoded.text) if image_to_text else (encoded.text, encoded.image)
+    queries, count = (len(next(iter(part.values()))) for part in (query, gallery))
+    chunk = queries_at_a_time(count)
+    for start in range(0, queries, chunk):
+        rows = slice(start, start + chunk)
+        yield rows, _similarities({name: part[rows] for name, part in query.items()}, gallery)
+
+
+def joined(embeddings: Embeddings) -> Tensor:
+    """E unit embeddings as one: (B, sum of widths) unit vectors whose inner products are the mean of the E cosines."""
+    return torch.cat([*embeddings.values()], dim=1) / len(embeddings) ** 0.5
 
 
 def table(metrics: Metrics, title: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from utils.settings import option, settings
 
 _RUN = "the run"
+SAVED = ("similarity.safetensors", "ranking.csv", "embeddings.safetensors")  # what test.py --save writes
 
 
 @settings(_RUN)

@@ -47,12 +47,18 @@ class TrainingData(Protocol):
 
 
 class Captioned(Protocol):
-    """Captions and image paths of an evaluation split, for pictures."""
+    """Captions, image paths and identities of an evaluation split, for pictures and files."""
 
     @property
     def captions(self) -> list[str]: ...
     @property
     def images(self) -> list[Path]: ...
+    @property
+    def image_pids(self) -> np.ndarray: ...
+    @property
+    def caption_images(self) -> np.ndarray: ...
+    @property
+    def person_ids(self) -> np.ndarray: ...
 
 
 class EvaluationData(Protocol):

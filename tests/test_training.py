@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import math
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import assembly
@@ -36,7 +38,7 @@ from model.weights import model_from_checkpoint
 from processor import epoch, state
 from processor.history import read_history
 from processor.metrics import retrieval_metrics
-from processor.settings import LoopSettings
+from processor.settings import SAVED, LoopSettings
 from processor.state import TrainState
 from solver.objectives.base import cosine_similarity
 from tests import datasets_on_disk, published, small_clip
@@ -176,6 +178,56 @@ def test_other_data_and_image_to_text_have_files_of_their_own(trained):
     assert set(json.loads((run_dir / "test_metrics_ICFG-PEDES.json").read_text())) == {"best.pth", "last.pth"}
     assert set(json.loads((run_dir / "test_metrics_image_to_text.json").read_text())) == {"best.pth"}
     assert (run_dir / "test_metrics.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", [(), ("--image_to_text",)])
+def test_similarities_ranking_and_embeddings_are_saved(trained, root_dir, tmp_path, direction):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    files = [tmp_path / name for name in SAVED]
+    printed = printed_by(evaluation_root, run, *direction, "--save", *files)
+    metrics = json.loads(next(run.glob(f"test_metrics{'_image_to_text' if direction else ''}.json")).read_text())
+    saved, embeddings = load_file(files[0]), load_file(files[2])
+    split = read_splits("RSTPReid", root_dir, ["test"])["test"]
+    names = json.loads(files[0].with_suffix(".json").read_text())
+    assert [image["image"] for image in names["images"]] == [f"cam_test/{path.name}" for path in split.images]
+    assert [caption["caption"] for caption in names["captions"]] == split.captions
+    ids = {"image": split.person_ids[split.image_pids], "text": split.person_ids[split.caption_pids]}
+    query, gallery = ("image", "text") if direction else ("text", "image")
+    with files[1].open(encoding="utf-8", newline="") as stream:
+        ranking = list(csv.DictReader(stream))
+    for name in ("BGE", "TSE", "BGE+TSE"):
+        similarity = saved[name]
+        expected = embeddings[f"{query}.{name}"] @ embeddings[f"{gallery}.{name}"].T
+        torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-5)
+        found = retrieval_metrics(similarity, saved["query_pids"], saved["gallery_pids"])
+        assert found == pytest.approx(metrics["best.pth"][name]), "they are the ones that were ranked"
+        for modality, pids in ids.items():
+            assert embeddings[f"{modality}.pids"].tolist() == pids.tolist()
+        rows = [row for row in ranking if row["similarity"] == name]
+        assert [int(row["rank"]) for row in rows] == [*range(1, similarity.shape[1] + 1)] * len(similarity)
+        scores = similarity.sort(dim=1, descending=True).values.flatten()
+        torch.testing.assert_close(torch.tensor([float(row["score"]) for row in rows]), scores, rtol=0, atol=2e-6)
+        for row in rows[:20]:
+            caption = int(row["caption"])
+            image = [entry["image"] for entry in names["images"]].index(row["image"])
+            assert (int(row["caption_pid"]), int(row["image_pid"])) == (ids["text"][caption], ids["image"][image])
+            place = (image, caption) if direction else (caption, image)
+            assert float(row["score"]) == pytest.approx(float(similarity[place]), abs=2e-6)
+    assert "similarity.safetensors" in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("scores.csv", "must be a file named similarity.safetensors, ranking.csv, embeddings.safetensors"),
+        ("nowhere/ranking.csv", "no folder .*nowhere"),
+    ],
+)
+def test_files_to_save_are_checked_first(tmp_path, file, message):
+    with pytest.raises(UserError, match=f"--save .*{file}: {message}"):
+        evaluation_root.main(["--config_file", str(ROOT / "configs/base.yaml"), "--save", str(tmp_path / file)])
 
 
 @pytest.mark.slow

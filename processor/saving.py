@@ -1,0 +1,145 @@
+"""A test's similarities, ranking and embeddings as files, for whoever computes with them elsewhere.
+
+The file's name says what it holds; a JSON file of the same name beside it lists the split's images and captions in the
+order of rows and columns, each with the identity that the annotation file gives it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from processor.evaluation import Encoded, joined, similarities, similarity_names
+from processor.types import Captioned, EvaluationData
+from utils.files import in_one_step, write_text
+from utils.log import logger
+
+LISTED = 100  # of the gallery, for each query and similarity of ranking.csv
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The files to write, each of a name in `processor.settings.SAVED`, and the folder that image names start from."""
+
+    files: Sequence[Path]
+    imgs: Path
+
+
+def save_results(saving: Saving, encoded: Encoded, data: EvaluationData, *, image_to_text: bool) -> None:
+    """Write each file and its names; of similarities some rows are held at a time.
+
+    - similarity.safetensors: by similarity (queries, gallery) float32, and the `query_pids` and `gallery_pids`.
+    - ranking.csv: the best of the gallery for each query and similarity.
+    - embeddings.safetensors: unit vectors by modality and name, as `image.BGE`; of several the fused ones, too, whose
+      inner products are the fused similarity; and `image.pids`, `text.pids`.
+    """
+    names = similarity_names(encoded.image)
+    split = data.split
+    pids = {"image": split.person_ids[data.image_pids], "text": split.person_ids[data.caption_pids]}
+    query, gallery = ("image", "text") if image_to_text else ("text", "image")
+    listed = json.dumps(_names(split, saving.imgs), ensure_ascii=True, indent=1) + "\n"
+    with ExitStack() as stack:
+        takers = []
+        for file in saving.files:
+            if file.name == "embeddings.safetensors":
+                with in_one_step(file) as partial:
+                    partial.write_bytes(save(_embeddings(encoded, pids), {"format": "pt"}))
+            elif file.name == "similarity.safetensors":
+                takers.append(stack.enter_context(_matrix(file, names, pids[query], pids[gallery])))
+            else:
+                takers.append(stack.enter_context(_ranking(file, split, saving.imgs, image_to_text=image_to_text)))
+        if takers:
+            for rows, of_rows in similarities(encoded, image_to_text=image_to_text):
+                for taker in takers:
+                    taker(rows.start, of_rows)
+    for file in saving.files:
+        write_text(file.with_suffix(".json"), listed)
+        logger.info("wrote %s and %s", file, file.with_suffix(".json"))
+
+
+def _names(split: Captioned, imgs: Path) -> dict[str, list[dict[str, object]]]:
+    images = [
+        {"image": _relative(path, imgs), "pid": int(split.person_ids[pid])}
+        for path, pid in zip(split.images, split.image_pids, strict=True)
+    ]
+    captions = [
+        {"caption": text, "image": int(image), "pid": images[image]["pid"]}
+        for text, image in zip(split.captions, split.caption_images, strict=True)
+    ]
+    return {"images": images, "captions": captions}
+
+
+def _relative(path: Path, imgs: Path) -> str:
+    return (path.relative_to(imgs) if path.is_relative_to(imgs) else path).as_posix()
+
+
+def _embeddings(encoded: Encoded, pids: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    found = {f"{modality}.pids": torch.from_numpy(part) for modality, part in pids.items()}
+    for modality, parts in (("image", encoded.image), ("text", encoded.text)):
+        parts = dict(parts) | ({encoded.fused: joined(parts)} if len(parts) > 1 else {})
+        found |= {f"{modality}.{name}": part.float().cpu().contiguous() for name, part in parts.items()}
+    return found
+
+
+@contextmanager
+def _matrix(file: Path, names: Sequence[str], query_pids: np.ndarray, gallery_pids: np.ndarray) -> Iterator:
+    """Takes the first row's number and (q, G) rows of every similarity, in any order."""
+    shape = (len(query_pids), len(gallery_pids))
+    arrays = {"query_pids": query_pids, "gallery_pids": gallery_pids}
+    with in_one_step(file) as partial, partial.open("wb") as stream:
+        tensors = {name: ("I64", part.shape, 8) for name, part in arrays.items()}
+        starts = _write_header(stream, tensors | dict.fromkeys(names, ("F32", shape, 4)))
+        for name, part in arrays.items():
+            stream.seek(starts[name])
+            stream.write(part.astype("<i8").tobytes())
+
+        def take(row: int, of_rows: Mapping[str, Tensor]) -> None:
+            for name, similarity in of_rows.items():
+                stream.seek(starts[name] + 4 * row * shape[1])
+                stream.write(similarity.float().cpu().numpy().astype("<f4").tobytes())
+
+        yield take
+
+
+def _write_header(stream: BinaryIO, tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, int]:
+    """A safetensors file's header for tensors of (type, shape, bytes an item) → where each begins in the file."""
+    header, end = {}, 0
+    for name, (kind, shape, size) in tensors.items():
+        begin, end = end, end + size * int(np.prod(shape))
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + of["data_offsets"][0] for name, of in header.items()}
+
+
+@contextmanager
+def _ranking(file: Path, split: Captioned, imgs: Path, *, image_to_text: bool) -> Iterator:
+    images = [_relative(path, imgs) for path in split.images]
+    image_pids = split.person_ids[split.image_pids]
+    caption_pids = image_pids[split.caption_images]
+    with in_one_step(file) as partial, partial.open("w", encoding="utf-8", errors="replace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["similarity", "rank", "score", "caption", "caption_pid", "image", "image_pid"])
+
+        def take(row: int, of_rows: Mapping[str, Tensor]) -> None:
+            for name, similarity in of_rows.items():
+                scores, best = similarity.sort(dim=1, descending=True, stable=True)
+                scores, best = scores[:, :LISTED].tolist(), best[:, :LISTED].tolist()
+                for query, (of_query, found) in enumerate(zip(scores, best, strict=True), row):
+                    for rank, (score, other) in enumerate(zip(of_query, found, strict=True), 1):
+                        image, caption = (query, other) if image_to_text else (other, query)
+                        about = [caption, caption_pids[caption], images[image], image_pids[image]]
+                        writer.writerow([name, rank, f"{score:.6f}", *about])
+
+        yield take
