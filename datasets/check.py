@@ -17,10 +17,9 @@ import regex
 
 from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release
 from datasets.catalogue import Place, locate, short_name
-from datasets.images import in_threads, read_image
+from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
 from datasets.noise import NOISEINDEX, read_permutation
 from utils.errors import DataError, OptionError, printable
-from utils.log import progress
 
 SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")
@@ -53,13 +52,19 @@ class Finding:
 
 
 def check_dataset(
-    dataset_name: str, root_dir: Path, noisy_rate: float | None = None, noisy_file: str = "", split_all: str = ""
+    dataset_name: str,
+    root_dir: Path,
+    noisy_rate: float | None = None,
+    noisy_file: str = "",
+    split_all: str = "",
+    against: Sequence[str] = (),
 ) -> tuple[dict[str, Split], list[Finding]]:
     """Look at a data set's annotations, images (each is decoded, with a progress bar) and noise indices.
 
     Args:
         dataset_name, root_dir, split_all: as for `locate`.
         noisy_rate, noisy_file: whose noise index to check; without both, all that `noiseindex/` has for the data set.
+        against: names of other data sets, in which to look for the same images.
 
     Returns:
         The splits as far as they can be read, and what was found, grave things first.
@@ -70,6 +75,7 @@ def check_dataset(
     if noisy_rate is not None and not 0 <= noisy_rate <= 1:
         raise OptionError(f"--noisy_rate {noisy_rate}: must be at least 0 and at most 1")
     place = locate(dataset_name, root_dir, split_all)
+    others = {other: locate(other, root_dir, split_all) for other in against}
     entries, findings = _read(place)
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
     outdated = _caught("an older release", partial(check_release, entries, place), "download the current one")
@@ -79,7 +85,11 @@ def check_dataset(
         findings += _caught("ids with gaps", ids, "download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
-    findings += _images(splits, place)
+    digests, of_images = _images(splits, place)
+    findings += of_images
+    findings += _same_pixels(across_splits(splits, digests), "in {} and {}", _IN_SPLITS)
+    for name, other in others.items():
+        findings += _against(name, other, splits, digests)
     if "train" in splits and not outdated:  # a new noise index would not help
         findings += _noise_indices(dataset_name, len(splits["train"].captions), noisy_rate, noisy_file)
     return splits, sorted(findings, key=lambda finding: not finding.grave)
@@ -202,7 +212,7 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
     return [finding for what, (where, remedy) in found.items() for finding in _some(what, where, remedy, grave=False)]
 
 
-def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
+def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
     paths = list(dict.fromkeys(path for split in splits.values() for path in split.images))
     there = [os.path.isfile(path) for path in paths]  # noqa: PTH113
     missing = [path for path, found in zip(paths, there, strict=True) if not found]
@@ -211,24 +221,38 @@ def _images(splits: Mapping[str, Split], place: Place) -> list[Finding]:
     absent = [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
     listed = Counter(path for split in splits.values() for path in split.images)
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
-    return [
+    digests, unreadable = pixel_digests(np.array(paths)[there].tolist())
+    return digests, [
         *_some("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
         *_some("folders of images missing", absent, "unpack them there"),
         *_some("images missing", map(str, missing), f"image paths start from {place.imgs}"),
-        *_some("images that can't be read", _unreadable(np.array(paths)[there].tolist()), "fetch or unpack them again"),
+        *_some("images that can't be read", unreadable, "fetch or unpack them again"),
     ]
 
 
-def _unreadable(paths: list[Path]) -> list[str]:
-    def complaint(path: Path) -> str | None:
-        try:
-            read_image(path, (8, 8))
-        except DataError as error:
-            return str(error)
-        return None
+def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Digests) -> list[Finding]:
+    """Images that another data set has, too; what else may be wrong with that one is not looked for."""
+    others = {of: build_split(of_split) for of, of_split in _read(place)[0].items() if of_split}
+    paths = list(dict.fromkeys(path for split in others.values() for path in split.images))
+    found, unreadable = pixel_digests(paths)
+    same = across_sets(splits, digests, others, found)
+    findings = _same_pixels(same, f"in {{}} and in {short_name(name)}'s {{}}", _IN_SETS)
+    return findings + _some(f"images of {short_name(name)} that can't be read", unreadable, "not compared", False)
 
-    bar = progress(in_threads(complaint, paths, ahead=512), "decoding images", len(paths))
-    return [found for found in bar if found is not None]
+
+_IN_SPLITS = "results on them flatter: leave them out of one of the two"
+_IN_SETS = "tested on one after training on the other, they are no unseen images: leave them out of one"
+
+
+def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy: str) -> list[Finding]:
+    places = defaultdict(list)
+    for here, there, path, other in found:
+        places[here, there].append(f"{path} and {other}")
+    return [
+        finding
+        for names, where in places.items()
+        for finding in _some(f"the same pixels {what.format(*names)}", where, remedy, grave=False)
+    ]
 
 
 def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:

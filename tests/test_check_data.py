@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from assembly import build, inputs
 from datasets.check import check_dataset
@@ -144,6 +146,31 @@ def test_odd_paths_and_characters_are_listed_in_printable_characters(tmp_path, c
     assert found["control characters"]["count"] == 3
     assert found["captions doubled at one image"]["where"][-1].isprintable()
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_same_pixels_are_found_across_splits_and_data_sets(tmp_path):
+    for name in ("RSTPReid", "ICFG-PEDES"):
+        datasets_on_disk.write(tmp_path, name)
+    for image in (tmp_path / "ICFG-PEDES/imgs").rglob("*.jpg"):  # the helper gives both sets one random sequence
+        Image.open(image).transpose(Image.Transpose.ROTATE_180).save(image, quality=90)
+    imgs, other = tmp_path / "RSTPReid/imgs", tmp_path / "ICFG-PEDES/imgs"
+    shutil.copy(imgs / "cam_train/0001_0.jpg", imgs / "cam_test/0013_1.jpg")
+    Image.open(imgs / "cam_train/0002_1.jpg").save(other / "cam_test/0007_0.jpg", format="png")
+    shutil.copy(other / "cam_train/0000_0.jpg", imgs / "cam_val/0008_0.jpg")
+    (other / "cam_train/0001_0.jpg").write_bytes(b"no picture")
+    found = check(tmp_path, "--against", "ICFG-PEDES", status=0)
+    same = {what: finding["where"] for what, finding in found.items() if "pixels" in what}
+    assert same == {
+        "the same pixels in train and test": [f"{imgs}/cam_train/0001_0.jpg and {imgs}/cam_test/0013_1.jpg"],
+        "the same pixels in train and in ICFG-PEDES's test": [
+            f"{imgs}/cam_train/0002_1.jpg and {other}/cam_test/0007_0.jpg"
+        ],
+        "the same pixels in val and in ICFG-PEDES's train": [
+            f"{imgs}/cam_val/0008_0.jpg and {other}/cam_train/0000_0.jpg"
+        ],
+    }
+    assert found["images of ICFG-PEDES that can't be read"]["count"] == 1
+    assert not [what for what in check(tmp_path, status=0) if "ICFG" in what]
 
 
 def test_a_rate_without_an_index_is_remarked(tmp_path):

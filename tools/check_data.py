@@ -2,6 +2,7 @@
 
     python -m tools.check_data --dataset_name CUHK-PEDES --root_dir /path/to/data
     python -m tools.check_data --dataset_name mine.json
+    python -m tools.check_data --dataset_name ICFG-PEDES --against RSTPReid   # images that both have
 
 Every image is decoded and everything that is found is counted, with what to do about it; a JSON file lists all places.
 The exit status is 0 when nothing grave was found, 1 when training would stop at something, 2 when there is nothing to
@@ -42,6 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["train"],
         help="read entries without a split as training pairs, as train.py --split_all does",
     )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets, or annotation files, in which to look for the same pixels, whatever they are called there",
+    )
     parser.add_argument("--output_dir", default="logs", help="where the JSON file goes (default: %(default)s)")
     return parser
 
@@ -52,8 +60,8 @@ def main(argv: Sequence[str]) -> None:
     if args["dataset_name"] is None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
     name = args["dataset_name"]
-    noise = args["noisy_rate"], args["noisy_file"]
-    splits, findings = check_dataset(name, Path(args["root_dir"]), *noise, split_all=args["split_all"])
+    given = {key: args[key] for key in ("noisy_rate", "noisy_file", "split_all", "against")}
+    splits, findings = check_dataset(name, Path(args["root_dir"]), **given)
     print(_sizes_table(splits, sizes_of(name)))
     print(_findings_table(findings) if findings else "nothing was found to be wrong")
     file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"

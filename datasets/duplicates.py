@@ -1,0 +1,76 @@
+"""Images of the same pixels under different names, within a data set and across data sets cut from one source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from datasets.annotations import Split
+from datasets.images import in_threads, open_rgb
+from utils.errors import DataError, brief
+from utils.log import progress
+
+Digests = dict[Path, bytes]
+
+
+def pixel_digest(path: Path) -> bytes:
+    """Of an image's size and RGB pixels, whatever its file format.
+
+    Raises:
+        DataError: the file is missing, broken or truncated.
+    """
+    try:
+        image = open_rgb(path, (8, 8))
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+        raise DataError(f"image {path} can't be read: {brief(error)}") from None
+    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+
+
+def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
+    """The digests of all images that can be read, with a progress bar, and why the others can't."""
+    digests, complaints = {}, []
+
+    def digest(path: Path) -> bytes | DataError:
+        try:
+            return pixel_digest(path)
+        except DataError as error:
+            return error
+
+    found = progress(in_threads(digest, paths, ahead=512), "decoding images", len(paths))
+    for path, content in zip(paths, found, strict=True):
+        if isinstance(content, DataError):
+            complaints.append(str(content))
+        else:
+            digests[path] = content
+    return digests, complaints
+
+
+def across_splits(splits: Mapping[str, Split], digests: Digests) -> Iterator[tuple[str, str, Path, Path]]:
+    """Images of two splits with the same pixels: both splits' names and both paths, the first of each split alone."""
+    places = _places(splits, digests)
+    for of_pixels in places.values():
+        names = list(of_pixels)
+        for number, first in enumerate(names):
+            yield from ((first, second, of_pixels[first], of_pixels[second]) for second in names[number + 1 :])
+
+
+def across_sets(
+    splits: Mapping[str, Split], digests: Digests, others: Mapping[str, Split], other_digests: Digests
+) -> Iterator[tuple[str, str, Path, Path]]:
+    """As `across_splits`, of a split here and one of another data set."""
+    there = _places(others, other_digests)
+    for pixels, of_pixels in _places(splits, digests).items():
+        for name, path in of_pixels.items():
+            yield from ((name, other, path, elsewhere) for other, elsewhere in there.get(pixels, {}).items())
+
+
+def _places(splits: Mapping[str, Split], digests: Digests) -> dict[bytes, dict[str, Path]]:
+    """By digest and split the first image with these pixels."""
+    places: dict[bytes, dict[str, Path]] = defaultdict(dict)
+    for name, split in splits.items():
+        for path in split.images:
+            if path in digests:
+                places[digests[path]].setdefault(name, path)
+    return places
