@@ -25,6 +25,12 @@ SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")
 _SURROGATE = regex.compile(r"\p{Cs}")
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
+# Braces and the like, tags, entities, addresses, operators, and calls such as print(x), but no plural(s).
+_MARKUP = regex.compile(
+    r"[{}\\`|]|</?[a-z!][^>]*>|&(?:[a-z]+|#[0-9]+);|https?://|www\.|[=!]=|&&"
+    r"""|\b[a-z_]\w*\((?!e?s\))(?:["'][^()]*|[^()\s]*)\)""",
+    regex.IGNORECASE,
+)
 _RATES = (0.2, 0.5, 0.8)
 
 
@@ -187,7 +193,7 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
     times = Counter((image, caption.strip()) for image, caption, _ in every)
     persons = defaultdict(set)
     for _, caption, person in every:
-        persons[caption.strip().lower()].add(person)
+        persons[" ".join(caption.lower().split())].add(person)
     shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
     found = {
         "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
@@ -196,6 +202,10 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
             "one is enough, but then the noise index changes",
         ),
         "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
+        "code or markup in captions": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _MARKUP.search(c)],
+            "nobody describes a person so: write them again, or remove it",
+        ),
         "control characters": (
             [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
             "harmless: they separate words or become tokens of their own",

@@ -104,6 +104,38 @@ def test_every_mistake_in_annotations_is_found(tmp_path):
     assert found["another size of test than published"]["where"][0].startswith("test has 9 images")
 
 
+ORDINARY = [
+    "The man(s) at the left wear 3/4 trousers & a T-shirt; he's 20-30 years old.",
+    'A woman (about thirty) with a "NIKE" bag, seen from behind - 50% hidden.',
+    "她 wears size < 40 shoes",
+]
+MARKED = [
+    "{} print(x)",
+    "A man in black. print('hello world')",
+    "<b>A woman</b> in white",
+    "a red &amp; white shirt",
+    "see https://example.org/1.jpg",
+    "if x == 3 a dog",
+    "a man \\u0041",
+    "main() a girl",
+    "```python",
+]
+
+
+def test_code_and_markup_in_captions_are_remarked(tmp_path):
+    listed = datasets_on_disk.entries("RSTPReid")
+    for entry, caption in zip(listed, [*ORDINARY, *MARKED], strict=False):
+        entry["captions"][0] = caption
+    for entry, caption in zip(
+        listed[20:25:2], ["A person walking by.", "a person  walking by. ", "A PERSON walking by."]
+    ):
+        entry["captions"][0] = caption
+    datasets_on_disk.write(tmp_path, "RSTPReid", listed)
+    found = check(tmp_path, status=0)
+    assert [place.split(".jpg: ")[1] for place in found["code or markup in captions"]["where"]] == MARKED
+    assert "3 persons: a person walking by." in found["one caption for several persons"]["where"]
+
+
 def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_found(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", captions=3))
     np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
