@@ -17,7 +17,7 @@ from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, open_gallery
 from datasets.run_data import RunData, load_data
-from datasets.settings import DataSettings
+from datasets.settings import DataSettings, own_annotations
 from datasets.tokenizer import Tokenizer
 from model.accelerate import accelerate
 from model.encoder import DualEncoder
@@ -227,9 +227,10 @@ def _suffix(options: Options, run: Options) -> str:
 
 
 def _data_suffix(options: Options, run: Options) -> str:
-    file = Path(options.dataset_name)
-    if file.resolve() != Path(run.dataset_name).resolve():
-        names = (file.resolve().parent.name, file.stem) if file.is_file() else (options.dataset_name,)
+    if Path(options.dataset_name).resolve() != Path(run.dataset_name).resolve():
+        own_file = own_annotations(options.dataset_name)
+        file = own_file.resolve() if own_file else None
+        names = (file.parent.name, file.stem) if file else (options.dataset_name,)
         return "".join(f"_{name}" for name in dict.fromkeys(names))
     own = Path(run.root_dir)
     if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():

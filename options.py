@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 # Importing settings declares their flags.
-from datasets.settings import DATASETS
+from datasets.settings import DATASETS, own_annotations
 from model.settings import head_names
 from processor.settings import SAVED
 from solver.settings import split_loss_names
@@ -148,7 +148,8 @@ def _check_together(resolved: Options) -> None:
     for name in ("root_dir", "output_dir"):
         if not resolved[name]:
             raise OptionError(f"--{name}: must not be empty")
-    if resolved.dataset_name not in DATASETS and not Path(resolved.dataset_name).is_file():
+    if resolved.dataset_name not in DATASETS and not own_annotations(resolved.dataset_name):
         raise OptionError(
-            f"--dataset_name {resolved.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file"
+            f"--dataset_name {resolved.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file "
+            "(or a folder of a Hugging Face data set, with a slash in its path)"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets.formats import read_entries
-from datasets.settings import DATASETS
+from datasets.settings import DATASETS, own_annotations
 from utils.errors import DataError, OptionError
 
 
@@ -74,11 +74,11 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
         dataset.prepare(root_dir)
         file = _find_annotations(root_dir / dataset_name, dataset)
         return Place(dataset, file, file.parent / "imgs", split_all)
-    file = Path(dataset_name)
-    if not file.is_file():
+    file = own_annotations(dataset_name)
+    if file is None:
         raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
-    imgs = file.parent / "imgs"
-    return Place(OwnDataSet(), file, imgs if imgs.is_dir() else file.parent, split_all)
+    folder = file if file.is_dir() else file.parent
+    return Place(OwnDataSet(), file, folder / "imgs" if (folder / "imgs").is_dir() else folder, split_all)
 
 
 def sizes_of(dataset_name: str) -> dict[str, tuple[int, int, int]]:
@@ -99,4 +99,5 @@ def _find_annotations(folder: Path, dataset: DataSet) -> Path:
 
 def short_name(dataset_name: str) -> str:
     """A data set's name for folders: its own, or its annotation file's without the ending."""
-    return Path(dataset_name).stem if Path(dataset_name).is_file() else dataset_name
+    own = own_annotations(dataset_name)
+    return own.absolute().stem if own else dataset_name

@@ -6,13 +6,13 @@ over. What a row says of its pair is compared with the data, so that no list mee
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from datasets.annotations import Split
+from datasets.tables import read_rows
 from utils.errors import DataError
 
 NOTHING_EXCLUDED = np.empty(0, np.int64)
@@ -61,18 +61,7 @@ def _is_marked(row: Mapping[str, str], where: str) -> bool:
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Line numbers and rows."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            header = stream.readline()
-            delimiter = max(",;\t", key=header.count)
-            stream.seek(0)
-            reader = csv.DictReader(stream, delimiter=delimiter)
-            columns = list(reader.fieldnames or ())
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except (UnicodeError, csv.Error) as error:
-        raise DataError(f"{file} is no CSV file in UTF-8 (Excel: save as 'CSV UTF-8'): {error}") from None
+    columns, rows = read_rows(file)
     for name in ("pair", "exclude"):
         if name not in columns:
             found = ", ".join(columns)[:80] or "none"

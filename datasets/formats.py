@@ -1,19 +1,22 @@
-"""Files of annotations as lists of entries: JSON and JSON Lines."""
+"""Files of annotations as lists of entries: JSON and JSON Lines; tables are another module's."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from datasets.tables import TABLES, read_table
 from utils.errors import DataError
 
 
 def read_entries(file: Path) -> list:
-    """The entries of a JSON list, or of JSON Lines (`.jsonl`), unchecked.
+    """The entries of a JSON list, of JSON Lines (`.jsonl`), or of a table or folder of tables, unchecked.
 
     Raises:
         DataError: the file can't be read, or holds no list.
     """
+    if file.is_dir() or file.suffix in TABLES:
+        return read_table(file)
     try:
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from datasets.images import in_threads, read_image
-from datasets.settings import DataSettings
+from datasets.settings import DataSettings, own_annotations
 from utils.distributed import main_process_first
 from utils.errors import DataError, brief
 from utils.files import in_one_step, write_text
@@ -30,8 +30,9 @@ def image_cache_dir(settings: DataSettings) -> Path:
     """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
     if settings.image_cache:
         return Path(settings.image_cache)
-    own = Path(settings.dataset_name)  # an annotation file
-    dataset_dir = own.parent if own.is_file() else Path(settings.root_dir) / settings.dataset_name
+    dataset_dir = Path(settings.root_dir) / settings.dataset_name
+    if own := own_annotations(settings.dataset_name):
+        dataset_dir = own if own.is_dir() else own.parent
     if os.access(dataset_dir, os.W_OK):
         return dataset_dir / ".image_cache"
     return Path.home() / ".cache" / "rde" / "images"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from utils.registry import Registry
-from utils.settings import option, settings
+from utils.settings import FLAGS, option, settings
 
 DATASETS = Registry(
     "data set",
@@ -19,6 +20,14 @@ DATASETS = Registry(
 SAMPLERS = ("random", "identity")
 
 
+def own_annotations(dataset_name: str) -> Path | None:
+    """The file or folder of anybody's own annotations that `--dataset_name` names; None where it names none.
+
+    A folder is named with a slash, as ./people: without one it would be taken for a data set's name.
+    """
+    return Path(dataset_name) if FLAGS["dataset_name"].names_path(dataset_name) else None
+
+
 @settings("data")
 @dataclass(frozen=True)
 class DataSettings:
@@ -26,8 +35,8 @@ class DataSettings:
 
     dataset_name: str = option(
         "CUHK-PEDES",
-        "CUHK-PEDES, ICFG-PEDES, RSTPReid, SynthPEDES, a plugin's, or your annotation file",
-        path="or name",
+        "CUHK-PEDES, ICFG-PEDES, RSTPReid, SynthPEDES, a plugin's, or your annotation file or folder",
+        path="or folder or name",
         tested=True,
     )
     root_dir: str = option(

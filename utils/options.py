@@ -132,7 +132,7 @@ def resolve(
             said[name] = FLAGS[name].checked(value, f"--{name}")
     options = Options({**defaults(), **special(said), **said, "plugin": plugins})
     for flag in FLAGS.values():  # a run may be looked at from another folder
-        if flag.path and options.get(flag.name) and (flag.path is True or Path(options[flag.name]).is_file()):
+        if flag.path and options.get(flag.name) and flag.names_path(options[flag.name]):
             options[flag.name] = str(Path(options[flag.name]).absolute())
     return options
 

@@ -11,10 +11,12 @@ Parser, checks, `--help`, configuration files and the typed object come from it.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import OptionError
@@ -32,7 +34,8 @@ class Flag:
         length: of a tuple; None for any.
         resumable: changes no number beyond a device's rounding, so a run may be resumed with another value.
         tested: `test.py` reads it from a run's configuration.
-        path: a file or folder, kept absolute; "or name" where it is a name unless such a file exists.
+        path: a file or folder, kept absolute; "or name" where it is a name unless such a file exists; "or folder or
+            name" where a folder may be meant, too, which is written with a slash.
         idle: flags of the published code that have no effect here; accepted, and kept only where given.
         group: its heading in `--help`.
         owner: the settings class.
@@ -64,6 +67,13 @@ class Flag:
             f"below {self.below:g}" if self.below < math.inf else "",
         ]
         return " and ".join(word for word in words if word)
+
+    def names_path(self, value: str) -> bool:
+        """Whether a value is a file or folder and no name."""
+        if self.path is not True and not Path(value).is_file():
+            folder = "folder" in str(self.path) and os.path.basename(value) != value  # noqa: PTH119
+            return folder and Path(value).is_dir()
+        return bool(self.path)
 
     def checked(self, value: Any, where: str) -> Any:
         """The value in the flag's type; `where` it was given is named in messages.

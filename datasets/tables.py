@@ -1,0 +1,177 @@
+"""Annotations as tables: .csv, .tsv, .parquet, .arrow, and folders of Hugging Face's `datasets`.
+
+Columns are the keys of `datasets.annotations`; rows of one image are one entry with all of their captions. Images that
+are embedded are written out, once, under a name made of their content. Parquet and Arrow are read by pyarrow
+(requirements-tables.txt).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from utils.distributed import main_process_first
+from utils.errors import DataError, brief
+from utils.files import in_one_step
+
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+_BINARY = (".parquet", ".arrow")
+_SPLIT = re.compile(r"(train|val|valid|validation|test)(?=$|[-._])")
+_PICTURES = ("file_path", "img_path", "image", "image_path")
+_ROWS = 64  # read at a time, whose images are in memory
+
+Row = dict[str, Any]
+
+
+def read_table(path: Path) -> list[Row]:
+    """The entries of a table or a folder of tables, unchecked, in order of their first row.
+
+    Raises:
+        DataError: it can't be read, pyarrow is missing, or embedded images can't be written.
+    """
+    images = _image_folder(path)
+    entries: dict[tuple, Row] = {}
+    with main_process_first():
+        for row in _rows(path):
+            entry = _entry(row, images)
+            of_image = tuple(str(entry.get(key)) for key in ("id", "image_id", *_PICTURES, "split"))
+            first = entries.setdefault(of_image, entry)
+            if first is not entry:
+                first["captions"] = [*first["captions"], *entry["captions"]]
+    return list(entries.values())
+
+
+def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns and numbered lines of a text table: tabs in a .tsv, else commas, semicolons or tabs.
+
+    Raises:
+        DataError: it can't be read, or is no CSV file in UTF-8.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            header = stream.readline()
+            delimiter = "\t" if file.suffix == ".tsv" else max(",;\t", key=header.count)
+            stream.seek(0)
+            reader = csv.DictReader(stream, delimiter=delimiter)
+            columns = list(reader.fieldnames or ())
+            return columns, [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
+    except (UnicodeError, csv.Error) as error:
+        raise DataError(f"{file} is no CSV file in UTF-8 (Excel: save as 'CSV UTF-8'): {error}") from None
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """All rows; those of a file that is named after a split belong to it, if they don't say otherwise."""
+    if path.suffix not in _BINARY and path.is_file():
+        yield from (dict(row) for _, row in read_rows(path)[1])
+        return
+    for file in _files(path):
+        name = _SPLIT.match(file.name) or _SPLIT.match(file.parent.name)
+        of_file = {"split": name[1]} if name and path.is_dir() else {}
+        try:
+            for batch in _batches(file):
+                yield from (of_file | row for row in batch.to_pylist())
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among these
+            raise DataError(f"{file} can't be read: {brief(error)}") from None
+
+
+def _files(path: Path) -> list[Path]:
+    """The tables of a folder: those that `save_to_disk` lists, else all Parquet files."""
+    if path.is_file():
+        return [path]
+    states = [path / "state.json"] if (path / "state.json").is_file() else sorted(path.glob("*/state.json"))
+    try:
+        listed = [
+            state.parent / part["filename"]
+            for state in states
+            for part in json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: a state.json in it is damaged: {brief(error)}") from None
+    files = listed or sorted(path.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{path} holds no data set: expected Parquet files, or what datasets.save_to_disk writes")
+    return files
+
+
+def _batches(file: Path) -> Iterator[Any]:
+    """Record batches of a Parquet file, or of Arrow's file or stream format."""
+    try:
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise DataError(f"{file} needs pyarrow: pip install -r requirements-tables.txt ({error})") from None
+    if file.suffix == ".parquet":
+        with parquet.ParquetFile(file) as table:
+            yield from table.iter_batches(batch_size=_ROWS)
+        return
+    with arrow.memory_map(str(file)) as source:
+        try:
+            batches = iter(arrow.ipc.open_stream(source))
+        except arrow.ArrowInvalid:
+            of_file = arrow.ipc.open_file(source)
+            batches = (of_file.get_batch(number) for number in range(of_file.num_record_batches))
+        for batch in batches:
+            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+
+
+def _entry(row: Row, images: Path) -> Row:
+    """A row as an entry of JSON would be: numbers are numbers, captions a list, the image is a path."""
+    entry = dict(row)
+    for key in ("id", "image_id"):
+        value: Any = entry.get(key)
+        if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
+            continue
+        if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
+            entry[key] = int(value)
+    captions = entry.pop("captions", None) if "captions" in entry else entry.pop("caption", None)
+    entry["captions"] = _captions(captions)
+    for key in _PICTURES:
+        value = entry.get(key)
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(content, bytes):
+            entry = {name: of for name, of in entry.items() if name not in _PICTURES}
+            entry["file_path"] = _written(content, str((isinstance(value, dict) and value.get("path")) or ""), images)
+            break
+        if isinstance(value, dict):
+            entry[key] = value.get("path")
+    return entry
+
+
+def _captions(value: Any) -> Any:
+    """A list of captions, written as such, as a JSON list in a text, or as one text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return [value]
+    return [value] if isinstance(value, str) else (value or [])
+
+
+def _image_folder(path: Path) -> Path:
+    """Where embedded images are written: beside the table, else in the user's cache folder."""
+    parent = path if path.is_dir() else path.parent
+    if os.access(parent, os.W_OK):
+        return parent / f".{path.stem}_images"
+    return Path.home() / ".cache" / "rde" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+
+
+def _written(content: bytes, name: str, folder: Path) -> str:
+    """The absolute path of an image that is in a file of its own now; its `name` ends the file's."""
+    name = re.sub(r"[^\w.-]", "_", Path(name).name)[-60:] or "image"
+    file = (folder / f"{hashlib.blake2b(content, digest_size=12).hexdigest()}_{name}").absolute()
+    if not file.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with in_one_step(file) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            raise DataError(f"embedded images can't be written into {folder}: {error.strerror}") from None
+    return str(file)
