@@ -7,6 +7,7 @@ import shlex
 from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
+from solver.settings import split_loss_names
 from utils.log import logger
 from utils.ranks import is_main, world_size
 from utils.run_folder import RunFolder
@@ -23,8 +24,8 @@ def log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int 
         logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     logger.info("  arithmetic: %s, %s", options.precision, ARITHMETIC[options.precision])
-    if idle := [f"--{name}" for name in options if FLAGS[name].idle]:
-        logger.info("  without effect on RDE: %s", ", ".join(idle))
+    if idle := _without_effect(options):
+        logger.info("  without effect here: %s", ", ".join(f"--{name}" for name in idle))
     _log_noise(options, data)
     if options.exclude:
         logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
@@ -45,6 +46,17 @@ def log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int 
         names = ("dataset_name", "root_dir", *(("split_all",) if options.split_all else ()))
         where = shlex.join([part for name in names for part in (f"--{name}", options[name])])
         logger.warning("  for all of it: python -m tools.check_data %s", where)
+
+
+def _without_effect(options: Options) -> list[str]:
+    """The flags given that nothing in this run reads."""
+    chosen = {*split_loss_names(options.loss_names), options.division}
+    return [
+        name
+        for name, value in options.items()
+        if FLAGS[name].idle
+        or (value != FLAGS[name].default and FLAGS[name].only and chosen.isdisjoint(FLAGS[name].only))
+    ]
 
 
 def _log_noise(options: Options, data: RunData) -> None:

@@ -9,19 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from announce import log_start
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
-from datasets.loaders import Inputs, open_gallery
+from datasets.loaders import Inputs, LoadingSettings, open_gallery
+from datasets.masking import Masking
 from datasets.run_data import RunData, load_data
-from datasets.settings import DataSettings, own_annotations
+from datasets.settings import DataSettings, MaskingSettings, own_annotations
 from datasets.tokenizer import Tokenizer
 from model.accelerate import accelerate
 from model.encoder import DualEncoder
-from model.precision import settle
+from model.precision import half_parameters, halve_weights, settle
 from model.weights import build_model, model_from_checkpoint
 from processor.evaluate_run import Report, evaluate_run
 from processor.evaluation import evaluate, table
@@ -106,7 +108,8 @@ def _prepare(
         if options.compile:
             check_compiler(device)
             model.backbone.compile_blocks()
-        data = load_data(options.of(DataSettings), inputs(options, model), device, options.seed, resumed=resumed)
+        loading = LoadingSettings.of(options.of(DataSettings), device, options.seed, _masking(options))
+        data = load_data(options.of(DataSettings), inputs(options, model), loading, resumed=resumed)
         return model, data
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("no run was begun or changed, give the same command again")
@@ -132,13 +135,29 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     """The training state before the first epoch."""
     if options.grad_accum > 1:
         _check_parts(model)
-    loss = build_loss(options, Sizes(model.widths, int(data.pairs.pids.max()) + 1)).to(device)
+    sizes = Sizes(
+        model.widths, int(data.pairs.pids.max()) + 1, model.backbone.width, options.vocab_size, options.batch_size
+    )
+    loss = build_loss(options, sizes).to(device)
+    rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
+    if options.precision == "fp16_weights":
+        halve_weights(loss)
     settings = options.of(OptimizerSettings)
     parameters = dict(model.named_parameters()) | dict(loss.named_parameters())
-    new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings.head_lr)
-    optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
+    new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings)
+    optimizer = build_optimizer(parameters, new, settings, rounded)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    return TrainState(model, loss, optimizer, scaler, build_correspondence(options))
+    return TrainState(model, loss, optimizer, scaler, build_correspondence(options, data.pairs.usable))
+
+
+def _masking(options: Options) -> Masking | None:
+    """How words are masked, if an objective asks for it."""
+    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
+    if not any(getattr(objective, "masks_words", False) for objective in objectives):
+        return None
+    chosen = options.of(MaskingSettings)
+    all_see = chosen.mlm_captions == "masked"
+    return Masking(chosen.masked_token_rate, chosen.masked_token_unchanged_rate, all_see)
 
 
 def _check_parts(model: DualEncoder) -> None:
@@ -155,20 +174,24 @@ def _check_parts(model: DualEncoder) -> None:
 
 
 def _check_scores(options: Options) -> None:
-    """See that a correspondence that needs every pair's loss gets one.
+    """See that the correspondence gets what it needs.
 
     Raises:
-        OptionError: no objective gives pairs a loss.
+        OptionError: no objective scores pairs as it needs; its settings don't go with the run.
     """
-    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
-    if CORRESPONDENCES[options.division].scored and not any(issubclass(o, PairwiseObjective) for o in objectives):
+    kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
+    kind.check(options.of(kind.Settings) if kind.Settings else None, options.num_epoch)
+    if kind.objective and kind.objective not in names:
+        raise OptionError(f"--division {options.division}: needs the objective {kind.objective} in --loss_names")
+    pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
+    if kind.scored and not kind.objective and not pairwise:
         raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
 
 
-def build_correspondence(options: Options) -> Correspondence:
-    """The correspondence that `--division` names."""
+def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:
+    """The correspondence that `--division` names, for a training split with these usable pairs, (N,) bool."""
     kind = CORRESPONDENCES[options.division]
-    facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name)
+    facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name, usable)
     return kind(options.of(kind.Settings) if kind.Settings else None, facts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image, normalise
 from datasets.exclusion import NOTHING_EXCLUDED
 from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_dir, open_images
+from datasets.masking import Masking, mask_words
 from datasets.samplers import identity_order, random_order
 from datasets.settings import DataSettings
 from datasets.tokenizer import CaptionTokenizer
@@ -42,12 +43,16 @@ class Batch:
         ids: (likewise, L) token ids, L that of the longest caption here.
         pids: (B,) identities of the images.
         pairs: (B,) positions in the training split.
+        labels: (like ids) the ids of words that were masked, elsewhere 0; None where none are masked.
+        masked: (like ids) the ids with masks, where `ids` are without; else None.
     """
 
     images: Tensor
     ids: Tensor
     pids: Tensor
     pairs: Tensor
+    labels: Tensor | None = None
+    masked: Tensor | None = None
 
 
 def trim(ids: np.ndarray) -> np.ndarray:
@@ -63,6 +68,7 @@ class LoadingSettings:
         img_aug, txt_aug: crop and erase images; mask, replace and remove words. The flip is always drawn.
         sampler: one of `settings.SAMPLERS`; num_instance belongs to "identity" and divides batch_size.
         num_workers: processes that load; 0 loads in this one.
+        masking: of words in training batches, whose captions are not trimmed then.
     """
 
     batch_size: int
@@ -73,6 +79,14 @@ class LoadingSettings:
     num_instance: int = 4
     num_workers: int = 0
     seed: int = 1
+    masking: Masking | None = None
+
+    @classmethod
+    def of(cls, settings: DataSettings, device: torch.device, seed: int, masking: Masking | None) -> LoadingSettings:
+        """Those of a run's flags."""
+        shared = {own.name for own in fields(cls)} & {own.name for own in fields(settings)}
+        own = {name: getattr(settings, name) for name in shared}
+        return cls(**own, device=device, seed=seed, masking=masking)
 
 
 class _PairBatches(Dataset[Any]):
@@ -90,18 +104,32 @@ class _PairBatches(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
+    def __getitem__(self, number: int) -> tuple[np.ndarray | None, ...]:
         data, start = self.data, self.starts[number]
         pairs = self.order[start : start + data.settings.batch_size]
         own = pairs[share(len(pairs))] if self.purpose == TRAINING else pairs
+        masking = data.settings.masking if self.purpose == TRAINING else None
         ids, draws = data.ids[own], np.empty((len(own), 7), np.int32)
+        masked, labels = np.empty_like(ids), np.empty_like(ids)
         for row, pair in enumerate(own):
             rng = np.random.default_rng((data.settings.seed, self.epoch, self.purpose, int(pair)))
             draws[row] = draw_image(rng, data.images.shape[2:], data.settings.img_aug)
             if data.settings.txt_aug:
                 ids[row] = augment_text(ids[row], rng)
-        images = data.images[data.image_of_pair[own]]
-        return images, draws, trim(ids), data.pids[pairs], pairs
+            if masking:
+                masked[row], labels[row] = mask_words(ids[row], rng, masking)
+        images, pids = data.images[data.image_of_pair[own]], data.pids[pairs]
+        if masking is None:
+            return images, draws, trim(ids), pids, pairs, None, None
+        return (
+            images,
+            draws,
+            masked if masking.all_see else ids,
+            pids,
+            pairs,
+            labels,
+            None if masking.all_see else masked,
+        )
 
 
 class TrainingPairs:
@@ -174,9 +202,10 @@ class Batches:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, draws, ids, pids, pairs in self._loader:
+        for images, draws, ids, pids, pairs, *words in self._loader:
             images = apply_image(_send(images, self.device), _send(draws, self.device))
-            yield Batch(images, _send(ids, self.device).long(), _send(pids, self.device), pairs)
+            labels, masked = (None if of is None else _send(of, self.device).long() for of in words)
+            yield Batch(images, _send(ids, self.device).long(), _send(pids, self.device), pairs, labels, masked)
 
 
 class _Slices(Dataset[Any]):

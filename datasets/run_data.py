@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
@@ -69,7 +67,7 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
     return {"pairs": len(excluded), "sha256": digest(excluded)}
 
 
-def load_data(settings: DataSettings, inputs: Inputs, device: torch.device, seed: int, *, resumed: bool) -> RunData:
+def load_data(settings: DataSettings, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
     """Read and check all data, images included, so that nothing is found missing after hours.
 
     Args:
@@ -86,14 +84,10 @@ def load_data(settings: DataSettings, inputs: Inputs, device: torch.device, seed
     excluded = NOTHING_EXCLUDED
     if settings.exclude:
         excluded = read_excluded(Path(settings.exclude), split, noise.permutation)
-    test = open_gallery(settings, inputs, "test", splits["test"], device)
-    validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
+    test = open_gallery(settings, inputs, "test", splits["test"], loading.device)
+    validation = open_gallery(settings, inputs, "val", splits["val"], loading.device) if "val" in splits else test
     images = open_training_images(settings, inputs.size, split, resumed=resumed)
     ids = tokenizer(split.captions, inputs.text_length)
-    own = {
-        field.name: getattr(settings, field.name) for field in fields(LoadingSettings) if hasattr(settings, field.name)
-    }
-    loading = LoadingSettings(**own, device=device, seed=seed)
     pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
     if not len(pairs.training_batches(0)):
         wanted = settings.batch_size // settings.num_instance

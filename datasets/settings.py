@@ -82,3 +82,22 @@ class DataSettings:
     num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1)
     img_aug: bool = option(False, "crop and erase training images")
     txt_aug: bool = option(False, "mask, replace and remove words of training captions")
+
+
+@settings("data")
+@dataclass(frozen=True)
+class MaskingSettings:
+    """How words are masked for objectives that guess them."""
+
+    masked_token_rate: float = option(
+        0.8, "share of the words drawn for mlm that become the mask", low=0, high=1, only=("mlm",)
+    )
+    masked_token_unchanged_rate: float = option(
+        0.1, "share of them that stay as they are", low=0, high=1, only=("mlm",)
+    )
+    mlm_captions: str = option(
+        "masked",
+        "captions that other objectives see beside mlm: masked, as IRRA's, or whole (a second pass of the text tower)",
+        choices=("masked", "whole"),
+        only=("mlm",),
+    )

@@ -51,18 +51,39 @@ class DualEncoder(nn.Module):
     def encode_image(self, images: Tensor) -> Embeddings:
         """(B, 3, H, W) normalised images → embeddings."""
         images = self.backbone.renormalised(images)
-        with autocast(images.device, self.precision):
+        with self.autocast(images.device):
             return self.embed("image", self.backbone.encode_image(images, self.needed("image")))
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """(B, L) token ids → embeddings. L is at most `--text_length`; cutting padding changes no result."""
-        ids = self.backbone.pad_text(ids, max(self.head(name, "text").selects for name in self.heads))
-        with autocast(ids.device, self.precision):
-            return self.embed("text", self.backbone.encode_text(ids, self.needed("text")))
+        with self.autocast(ids.device):
+            return self.embed("text", self.backbone.encode_text(self._padded(ids), self.needed("text")))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
         """B images and B captions → the embeddings of both."""
         return self.encode_image(images), self.encode_text(ids)
+
+    def with_tokens(
+        self, images: Tensor, ids: Tensor, masked: Tensor | None = None
+    ) -> tuple[Embeddings, Embeddings, tuple[Tensor, Tensor]]:
+        """As `forward`, and the (B, L, D) features of all tokens of the images and of the captions.
+
+        Args:
+            masked: (B, L) ids of the captions whose features are wanted, where they are not `ids`.
+        """
+        with self.autocast(images.device):
+            image = self.backbone.encode_image(self.backbone.renormalised(images))
+            text = self.backbone.encode_text(self._padded(ids))
+            other = text if masked is None else self.backbone.encode_text(masked)
+            return self.embed("image", image), self.embed("text", text), (image.features, other.features)
+
+    def _padded(self, ids: Tensor) -> Tensor:
+        """Captions with as many tokens as any head selects."""
+        return self.backbone.pad_text(ids, max(self.head(name, "text").selects for name in self.heads))
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that its arithmetic wants."""
+        return autocast(device, self.precision)
 
     def embed(self, modality: str, tokens: Tokens) -> Embeddings:
         """The embeddings of the backbone's tokens, of "image" or "text"."""

@@ -108,8 +108,8 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
 def _step(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: int) -> tuple[dict[str, Tensor], Tensor]:
     """One optimizer step: the batch's losses, and the largest gradient."""
     state.optimizer.zero_grad(set_to_none=True)
-    losses = backward(state.model, state.loss, state.scaler, batch, weight, grad_accum)
-    sum_gradients(state.model.parameters())
+    losses = backward(state, batch, weight, grad_accum)
+    sum_gradients([*state.model.parameters(), *state.loss.shared_parameters()])
     parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     largest = get_total_norm(gradients, math.inf)  # the sum of squares may exceed float16 where no gradient does

@@ -91,7 +91,7 @@ def vote_arrays(
     none = np.full((2, 3), np.nan)
     return {
         "names": np.array([*votes]),
-        "loss": np.stack([losses[name] for name in votes]).astype(np.float16),
+        "loss": np.stack([losses.get(name, vote.loss) for name, vote in votes.items()]).astype(np.float16),
         "clean_probability": np.stack([vote.clean_probability for vote in votes.values()]).astype(np.float16),
         "clean": np.packbits(np.stack([vote.clean for vote in votes.values()]), axis=1),
         "truly_clean": np.packbits(truly_clean),

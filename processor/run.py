@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,11 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         evaluate_start(state.model, evaluated, run_dir)
     while state.epoch < epochs:
         epoch = state.epoch  # counted from 0 within, from 1 in everything written
-        set_learning_rates(state.optimizer, epoch, settings.schedule)
+        start, length = state.correspondence.round(epoch, epochs)
+        if epoch == start > 0:
+            logger.info("A new round of %d epochs, from fresh weights", length)
+            state.begin_again()
+        set_learning_rates(state.optimizer, epoch - start, replace(settings.schedule, num_epoch=length))
         lr = state.optimizer.param_groups[0]["lr"]
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
         with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights that failed
@@ -134,7 +138,7 @@ def _decide(
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
     """How much each pair counts; the report on the votes (None without), and what the run's history keeps of them."""
     start, losses = time.perf_counter(), {}
-    if state.correspondence.scored:
+    if state.correspondence.scores_in(state.epoch):
         batches = training.scoring_batches(state.epoch)
         losses = score_pairs(state.model, state.loss, batches, len(training), grad_accum=grad_accum)
     return broadcast_from_main(lambda: _decide_in_main(state, training, losses, run_dir, start))

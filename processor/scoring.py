@@ -7,6 +7,7 @@ import torch
 
 from processor.step import encode_in_parts
 from processor.types import Encoder, PairBatches
+from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.objectives.training import TrainingLoss
 from utils.distributed import gather
 from utils.log import progress
@@ -17,7 +18,7 @@ from utils.ranks import world_size
 def score_pairs(
     model: Encoder, loss: TrainingLoss, batches: PairBatches, pairs: int, *, grad_accum: int = 1
 ) -> dict[str, np.ndarray]:
-    """Per-pair losses in evaluation mode.
+    """What a correspondence judges pairs by, in evaluation mode.
 
     Args:
         batches: all pairs once, in random order: a pair's loss depends on the others of its batch. Of several
@@ -26,16 +27,19 @@ def score_pairs(
         grad_accum: parts in which a batch is encoded.
 
     Returns:
-        By trained embedding (N,) losses, float32; NaN for a pair that was in no batch.
+        By the names of `loss.scores` (N,) float32, as the trained embeddings' losses; NaN for a pair that was in no
+        batch.
     """
     model.eval()
     scored = []
     for batch in progress(batches, "scoring"):
-        scores = loss.score(*encode_in_parts(model, batch, grad_accum), batch.pids)
-        scored.append((batch.pairs, torch.stack([*scores.values()])))
-    result = torch.full((len(loss.trained), pairs), float("nan"))
+        image, text = map(NamedEmbeddings, encode_in_parts(model, batch, grad_accum))
+        everyone = torch.ones(len(batch.pairs), device=batch.pids.device)
+        scores = loss.score(EncodedBatch(image, text, batch.pids, everyone))
+        scored.append((batch.pairs, torch.stack([scores[name] for name in loss.scores])))
+    result = torch.full((len(loss.scores), pairs), float("nan"))
     for positions, losses in scored:
-        result[:, positions] = losses.cpu()
-    for part in gather(result[None], world_size()):  # (processes, embeddings, N)
+        result[:, positions] = losses.float().cpu()
+    for part in gather(result[None], world_size()):  # (processes, scores, N)
         result = torch.where(result.isnan(), part, result)
-    return dict(zip(loss.trained, result.numpy(), strict=True))
+    return dict(zip(loss.scores, result.numpy(), strict=True))

@@ -60,12 +60,7 @@ class StartSettings:
 class IdleSettings:
     """The published code accepts these, and so does ours."""
 
-    lr_factor: float = option(5.0, "factor of IRRA's learning rate for its new layers", idle=True, resumable=True)
-    cmt_depth: int = option(4, "layers of IRRA's cross-modal transformer", idle=True, resumable=True)
-    masked_token_rate: float = option(
-        0.8, "share of tokens masked for IRRA's language modelling", idle=True, resumable=True
-    )
-    masked_token_unchanged_rate: float = option(0.1, "share of those left as they are", idle=True, resumable=True)
+    MLM: bool = option(False, "IRRA's; words are masked whenever mlm is trained", idle=True, resumable=True)
     local_rank: int = option(
         0, "the process's number on its machine, which the launcher says", idle=True, resumable=True
     )

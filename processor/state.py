@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from processor.types import Encoder
 from solver.correspondence.base import Correspondence
 from solver.objectives.training import TrainingLoss
-from utils.checkpoints import OBJECTIVE, load_checkpoint, misfit, save_checkpoint, without_objectives
+from utils.checkpoints import load_checkpoint, misfit, save_checkpoint, without_objectives
 from utils.errors import WeightsError, brief
 from utils.log import logger
 from utils.ranks import is_main
@@ -44,10 +45,23 @@ class TrainState:
     best: float = -1.0
     best_epoch: int = 0
 
+    def __post_init__(self) -> None:
+        parts = (self.model, self.loss, self.scaler) if self.correspondence.in_rounds else ()
+        self._fresh = [(part, copy.deepcopy(part.state_dict())) for part in parts]
+
+    def begin_again(self) -> None:
+        """Give model, objectives, scaler and optimizer the state they were created with, for the next round."""
+        for part, fresh in self._fresh:
+            part.load_state_dict(fresh)
+        self.optimizer.state.clear()
+
     def weights(self) -> dict[str, Tensor]:
         """The model's and the objectives' parameters and buffers, as checkpoints hold them."""
-        objectives = {OBJECTIVE + name: value for name, value in self.loss.others.state_dict().items()}
-        return {**self.model.published_state(), **objectives}
+        return {**self.model.published_state(), **self._of_objectives()}
+
+    def _of_objectives(self) -> dict[str, Tensor]:
+        names = self.loss.saved_names()
+        return {names[name]: value for name, value in self.loss.others.state_dict().items()}
 
     def save(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         """Write last.pth, then, after the best epoch so far, best.pth.
@@ -114,10 +128,10 @@ class TrainState:
     def _restore_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
         own = without_objectives(weights)
         self.model.load_published(own, source)
-        objectives = {name.removeprefix(OBJECTIVE): weights[name] for name in weights.keys() - own.keys()}
-        if complaint := misfit(self.loss.others.state_dict(), objectives):
+        objectives = {name: weights[name] for name in weights.keys() - own.keys()}
+        if complaint := misfit(self._of_objectives(), objectives):
             raise WeightsError(f"{source} can't be resumed from: of the objectives it is {complaint}")
-        self.loss.others.load_state_dict(objectives)
+        self.loss.others.load_state_dict({name: objectives[saved] for name, saved in self.loss.saved_names().items()})
 
     def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
         best = file.parent / "best.pth"

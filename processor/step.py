@@ -3,70 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
 
+from processor.state import TrainState
 from processor.types import Embeddings, Encoder, PairBatch
-from solver.objectives.base import EncodedBatch, NamedEmbeddings
-from solver.objectives.training import TrainingLoss, sum_of
+from solver.objectives.base import EncodedBatch, NamedEmbeddings, PairTokens, TokenObjective
+from solver.objectives.training import sum_of
 from utils.distributed import gather
+
+
+class Encoded(NamedTuple):
+    """This process's share of a batch, or a part of it: embeddings, and by objective of tokens its rows."""
+
+    image: Embeddings
+    text: Embeddings
+    rows: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, always in one order."""
+        return [*self.image.values(), *self.text.values(), *self.rows.values()]
+
+
+class _Part(NamedTuple):
+    """Some pairs of a batch, as `PairBatch`."""
+
+    images: Tensor
+    ids: Tensor
+    labels: Tensor | None
+    masked: Tensor | None
 
 
 def encode_in_parts(model: Encoder, batch: PairBatch, parts: int) -> tuple[Embeddings, Embeddings]:
     """Image and text embeddings of this process's share of a batch, without gradient, a part at a time."""
-    with torch.no_grad():
-        encoded = [model(images, ids) for images, ids in _parts(batch, parts)]
-    image, text = (_joined([pair[modality] for pair in encoded]) for modality in (0, 1))
-    return image, text
+    encoded = _encode_in_parts(model, {}, batch, parts)
+    return encoded.image, encoded.text
 
 
-def _joined(parts: Sequence[Embeddings]) -> Embeddings:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+@torch.no_grad()
+def _encode_in_parts(model: Encoder, objectives: dict[str, TokenObjective], batch: PairBatch, parts: int) -> Encoded:
+    return _joined([_encode(model, objectives, part) for part in _parts(batch, parts)])
 
 
-def backward(
-    model: Encoder, loss: TrainingLoss, scaler: GradScaler, batch: PairBatch, weight: Tensor, grad_accum: int
-) -> dict[str, Tensor]:
+def _encode(model: Encoder, objectives: dict[str, TokenObjective], part: _Part) -> Encoded:
+    if not objectives:
+        return Encoded(*model(part.images, part.ids), {})
+    image, text, (image_tokens, text_tokens) = model.with_tokens(part.images, part.ids, part.masked)
+    tokens = PairTokens(image_tokens, text_tokens, part.labels)
+    with model.autocast(part.images.device):
+        return Encoded(image, text, {name: objective(tokens) for name, objective in objectives.items()})
+
+
+def _joined(encoded: Sequence[Encoded]) -> Encoded:
+    return Encoded(*({name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*encoded)))
+
+
+def backward(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: int) -> dict[str, Tensor]:
     """Add to the parameters' gradients those of this process's share of the batch.
 
     In more than one part the gradients are cached (Gao et al., RepL4NLP 2021): all parts are encoded, the loss of the
     whole batch is differentiated down to the embeddings, then each part is encoded again to carry that on.
 
     Args:
-        weight: (B,) how much each of the batch's pairs counts.
+        weight: (B,) how much each of the batch's pairs counts, unless the correspondence decides in each step.
 
     Returns:
         The losses of the whole batch, whose sum is trained.
     """
+    objectives = state.loss.of_tokens
     if grad_accum == 1:
-        losses = _losses(loss, *model(batch.images, batch.ids), batch, weight)
-        scaler.scale(sum_of([*losses.values()])).backward()
+        part = _Part(batch.images, batch.ids, batch.labels, batch.masked)
+        losses = _losses(state, _encode(state.model, objectives, part), batch, weight)
+        state.scaler.scale(sum_of([*losses.values()])).backward()
         return {name: value.detach() for name, value in losses.items()}
-    image, text = encode_in_parts(model, batch, grad_accum)
-    leaves = [rows.requires_grad_() for rows in (*image.values(), *text.values())]
-    losses = _losses(loss, image, text, batch, weight)
-    scaler.scale(sum_of([*losses.values()])).backward()
+    encoded = _encode_in_parts(state.model, objectives, batch, grad_accum)
+    leaves = [rows.requires_grad_() for rows in encoded.tensors()]
+    losses = _losses(state, encoded, batch, weight)
+    state.scaler.scale(sum_of([*losses.values()])).backward()
     used = [n for n, rows in enumerate(leaves) if rows.grad is not None]
     gradients = zip(*(leaves[n].grad.chunk(grad_accum) for n in used), strict=True)  # type: ignore[union-attr]
     for part, gradient in zip(_parts(batch, grad_accum), gradients, strict=True):
-        image, text = model(*part)
-        again = (*image.values(), *text.values())
+        again = _encode(state.model, objectives, part).tensors()
         trained = [(again[n], own) for n, own in zip(used, gradient, strict=True) if again[n].requires_grad]
         if trained:  # a tower may be frozen
             torch.autograd.backward([rows for rows, _ in trained], [own for _, own in trained])
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _parts(batch: PairBatch, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Images and ids of at most `count` parts of a batch."""
-    return list(zip(batch.images.chunk(count), batch.ids.chunk(count), strict=True))
+def _parts(batch: PairBatch, count: int) -> list[_Part]:
+    """At most `count` parts of a batch."""
+    images, ids = batch.images.chunk(count), batch.ids.chunk(count)
+    labels, masked = (
+        [None] * len(images) if column is None else column.chunk(count) for column in (batch.labels, batch.masked)
+    )
+    return [_Part(*columns) for columns in zip(images, ids, labels, masked, strict=True)]
 
 
-def _losses(
-    loss: TrainingLoss, image: Embeddings, text: Embeddings, batch: PairBatch, weight: Tensor
-) -> dict[str, Tensor]:
-    """This process's embeddings → the losses of the whole batch."""
-    image, text = ({name: gather(rows, len(batch.pairs)) for name, rows in part.items()} for part in (image, text))
-    return loss(EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight))
+def _losses(state: TrainState, own: Encoded, batch: PairBatch, weight: Tensor) -> dict[str, Tensor]:
+    """What this process has encoded → the losses of the whole batch."""
+    image, text, rows = ({name: gather(of, len(batch.pairs)) for name, of in part.items()} for part in own)
+    encoded = EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight, rows)
+    if state.correspondence.refines:
+        with torch.no_grad():
+            weight = state.correspondence.refine(batch.pairs, state.loss.score(encoded), state.epoch)
+        encoded = replace(encoded, weight=weight.to(batch.pids.device))
+    return state.loss(encoded)

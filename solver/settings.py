@@ -17,14 +17,24 @@ OBJECTIVES = Registry(
         "TRL-S": "solver.objectives.triplet",
         "InfoNCE": "solver.objectives.infonce",
         "SDM": "solver.objectives.sdm",
+        "sdm": "solver.objectives.sdm",
+        "itc": "solver.objectives.infonce",
+        "cmpm": "solver.objectives.cmpm",
+        "id": "solver.objectives.identity",
+        "mlm": "solver.objectives.mlm",
+        "DECL": "solver.objectives.decl",
+        "CRCL": "solver.objectives.crcl",
     },
 )
 CORRESPONDENCES = Registry(
     "division",
     {
         "ccd": "solver.correspondence.ccd",
+        "ccd-soft": "solver.correspondence.ccd",
         "all": "solver.correspondence.fixed",
         "oracle": "solver.correspondence.fixed",
+        "decl": "solver.correspondence.decl",
+        "crcl": "solver.correspondence.crcl",
     },
 )
 OPTIMIZERS = ("Adam", "SGD", "AdamW")
@@ -43,8 +53,8 @@ class ObjectiveSettings:
 
     loss_names: str = option(
         "TAL",
-        "TAL, TRL, TRL-S, InfoNCE, SDM or a plugin's, several joined by +; a label may follow: "
-        "TAL+sr0.3_tau0.015_margin0.1_n0.2",
+        "TAL, TRL, TRL-S, InfoNCE, SDM; IRRA's sdm, id, mlm, itc, cmpm; DECL, CRCL or a plugin's; several joined by "
+        "+; a label may follow: TAL+sr0.3_tau0.015_margin0.1_n0.2",
     )
     trained: str = option(
         "BGE+TSE", "the embeddings whose losses are trained, joined by +; the best checkpoint is chosen by them too"
@@ -70,11 +80,48 @@ class SoftmaxSettings:
 
 @settings(_LOSS)
 @dataclass(frozen=True)
+class IrraSettings:
+    """What IRRA's id and mlm can be set to. lr_factor: times the towers' rate, of their new layers."""
+
+    id_loss_weight: float = option(1.0, "weight of id", low=0, only=("id",))
+    mlm_loss_weight: float = option(1.0, "weight of mlm", low=0, only=("mlm",))
+    cmt_depth: int = option(4, "blocks of mlm's cross-modal transformer", low=1, only=("mlm",))
+    lr_factor: float = option(5.0, "times lr for the new layers of id and mlm", above=0, only=("id", "mlm"))
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class DeclSettings:
+    """How long DECL takes every pair for clean. No value is published for person search."""
+
+    decl_warmup: int = option(2, "epochs before division decl first doubts a pair", low=0, only=("decl",))
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
+class CrclSettings:
+    """CRCL's rounds, each from fresh weights. Each is preceded by `crcl_warmup` epochs that keep the labels."""
+
+    crcl_rounds: tuple[int, ...] = option(
+        (0,),
+        "division crcl: epochs of each round after its warm-up, as 5 5 5 30; 0: one round of all epochs",
+        low=0,
+        only=("crcl",),
+    )
+    crcl_warmup: int = option(2, "epochs of each round that leave the labels as they are", low=0, only=("crcl",))
+    crcl_beta: float = option(0.8, "how much of its label a pair keeps at a visit", low=0, high=1, only=("crcl",))
+
+
+@settings(_LOSS)
+@dataclass(frozen=True)
 class CorrespondenceSettings:
     """Which correspondence decides how much each pair counts."""
 
     division: str = option(
-        "ccd", "which pairs train: by CCD, all, or (an oracle) only the truly clean", choices=CORRESPONDENCES
+        "ccd",
+        "how much each pair counts: by CCD's votes or (ccd-soft) by its P(clean), by DECL, by CRCL, all alike, or (an "
+        "oracle) only the truly clean",
+        choices=CORRESPONDENCES,
     )
 
 

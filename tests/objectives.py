@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from assembly import build, build_correspondence
 from processor.state import TrainState
+from solver.correspondence.base import Facts
+from solver.correspondence.fixed import All
 from solver.objectives.base import PairwiseObjective, Sizes
 from solver.objectives.training import TrainingLoss, build_loss
 from solver.optimizer import build_optimizer
@@ -35,11 +40,18 @@ def named(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), OptimizerSettings().head_lr)
 
 
-def state_of(options: Options, identities: int = 12, **parts: Any) -> TrainState:
+def stepping(model: nn.Module, loss: TrainingLoss) -> Any:
+    """As much of a training state as one step's gradients take, for a run without a division."""
+    every = All(None, Facts("all", 1, 0.0, "made up"))
+    return SimpleNamespace(model=model, loss=loss, scaler=GradScaler(enabled=False), correspondence=every, epoch=0)
+
+
+def state_of(options: Options, identities: int = 12, pairs: int = 8, **parts: Any) -> TrainState:
     """The training state of a new run; `parts` replace some of it."""
     model = parts.get("model") or build(options)
-    loss = build_loss(options, Sizes(model.widths, identities))
+    sizes = Sizes(model.widths, identities, model.backbone.width, options.vocab_size, options.batch_size)
+    loss = build_loss(options, sizes)
     optimizer = build_optimizer(*named(model), options.of(OptimizerSettings), model.rounded_parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=options.precision == "fp16")
     made = {"model": model, "loss": loss, "optimizer": optimizer, "scaler": scaler}
-    return TrainState(**{**made, "correspondence": build_correspondence(options), **parts})
+    return TrainState(**{**made, "correspondence": build_correspondence(options, np.ones(pairs, bool)), **parts})

@@ -21,9 +21,20 @@ def weights(which: str) -> dict[str, torch.Tensor]:
 def _weights(which: str) -> dict[str, torch.Tensor]:
     """One normal draw a tensor in sorted name order, scaled by what it is; the seed is listed beside the shapes."""
     listed = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
-    rng = np.random.RandomState(listed["seeds"][which])
+    return drawn(listed[which], listed["seeds"][which])
+
+
+def irra_weights() -> dict[str, torch.Tensor]:
+    """The golden weights of IRRA, likewise."""
+    listed = json.loads((GOLDEN / "irra.json").read_text())
+    return drawn(listed["irra"], listed["seed"])
+
+
+def drawn(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    """The golden weights of these shapes."""
+    rng = np.random.RandomState(seed)
     state = {}
-    for name, shape in sorted(listed[which].items()):
+    for name, shape in sorted(shapes.items()):
         v = rng.standard_normal(shape).astype(np.float32) if shape else np.float32(rng.standard_normal())
         norm = ".ln_" in name or name.startswith("ln_") or ".bns." in name
         if name.endswith("num_batches_tracked"):

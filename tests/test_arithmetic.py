@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +19,18 @@ from torch.nn import functional as F
 import assembly
 import test as evaluation_root
 import train as training_root
+from datasets.loaders import Batch
 from model import accelerate
 from model.names import without_wrapper
 from model.precision import ARITHMETIC, half_parameters, settle
 from options import resolve
 from processor import step
+from processor.state import TrainState
 from solver.objectives.base import cosine_similarity
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import datasets_on_disk, published
-from tests.objectives import loss_of, named, pairwise
+from tests.objectives import loss_of, named, pairwise, stepping
 from tests.test_distributed import kept, launch, prepare
 from tests.test_model import golden_model
 from tests.test_training import HALF, arguments, records, train_killed_and_continued
@@ -236,16 +237,12 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
 def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     golden = published.numbers("model")
-    names = ("images", "caption_ids", "pids")
-    batch = SimpleNamespace(
-        **{name: torch.from_numpy(golden[of]) for name, of in zip(("images", "ids", "pids"), names)},
-        pairs=torch.arange(len(golden["pids"])),
-    )
+    images, ids, pids = (torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids"))
+    batch = Batch(images, ids, pids, torch.arange(len(pids)))
     label, found = torch.from_numpy(golden["label_hat"]), []
     for parts in (1, 4):
         model = golden_model(precision=precision).train()
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        losses = step.backward(model, loss_of("TAL"), scaler, batch, label, parts)
+        losses = step.backward(stepping(model, loss_of("TAL")), batch, label, parts)
         found.append((losses, torch.cat([p.grad.double().flatten() for p in model.parameters()])))
     (losses, whole), (losses_of_parts, of_parts) = found
     tolerance = 1e-3 if precision == "fp16_weights" else 1e-5
@@ -323,9 +320,9 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
 
     backward = epoch.backward
 
-    def large(model: torch.nn.Module, *more: object) -> dict[str, Tensor]:
-        losses = backward(model, *more)
-        model.heads["TSE"]["image"].fc.bias.grad.fill_(6e4)
+    def large(state: TrainState, *more: object) -> dict[str, Tensor]:
+        losses = backward(state, *more)
+        state.model.heads["TSE"]["image"].fc.bias.grad.fill_(6e4)
         return losses
 
     monkeypatch.setattr(epoch, "backward", large)

@@ -34,6 +34,7 @@ from processor.metrics import retrieval_metrics
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from solver.correspondence.ccd import COARSE, divide
+from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from tests import datasets_on_disk, published, small_clip
 from tests.float64 import TOLERANCE
 from tests.test_model import golden_model
@@ -47,7 +48,9 @@ def step(model: DualEncoder, way: DualEncoder | PlainModel) -> tuple[list[torch.
     """The embeddings of the golden batch, and the gradients of its TAL."""
     golden = published.numbers("model")
     image, text = way(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
-    losses = training_state(model).loss.score(image, text, torch.from_numpy(golden["pids"]))
+    pids = torch.from_numpy(golden["pids"])
+    batch = EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), pids, torch.ones(len(pids)))
+    losses = training_state(model).loss.score(batch)
     sum(loss.sum() for loss in losses.values()).backward()
     return [*image.values(), *text.values()], [parameter.grad for parameter in model.parameters()]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from assembly import build, inputs
 from datasets.check import check_dataset
+from datasets.loaders import LoadingSettings
 from datasets.noise import draw_permutation
 from datasets.run_data import load_data
 from datasets.settings import DATASETS, DataSettings
@@ -218,9 +219,9 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     given = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
     given |= {"pretrain_choice": str(small_clip.FILE), "stride_size": 8}
     options = resolve(given)
-    lines = load_data(
-        options.of(DataSettings), inputs(options, build(options)), torch.device("cpu"), 1, resumed=False
-    ).remarks
+    settings = options.of(DataSettings)
+    loading = LoadingSettings.of(settings, torch.device("cpu"), 1, masking=None)
+    lines = load_data(settings, inputs(options, build(options)), loading, resumed=False).remarks
     assert lines[0] == "entries of another split: entry 7: 'trian'; only train, val and test are read"
     assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -21,10 +20,11 @@ import yaml
 from torch.amp import GradScaler
 
 import train as training_root
+from datasets.loaders import Batch
 from processor import epoch
 from processor.step import backward
 from tests import datasets_on_disk
-from tests.objectives import loss_of
+from tests.objectives import loss_of, stepping
 from tests.test_losses import LOSSES
 from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
@@ -58,19 +58,14 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
     generator = torch.manual_seed(0)
     ids = torch.cat([torch.full((5, 1), 510), torch.randint(1, 500, (5, 9), generator=generator)], dim=1)
     ids[:, -1] = 511
-    batch = SimpleNamespace(
-        images=torch.randn(5, 3, 96, 32, generator=generator),
-        ids=ids,
-        pids=torch.tensor([0, 0, 1, 2, 3]),
-        pairs=torch.arange(5),
-    )
+    images = torch.randn(5, 3, 96, 32, generator=generator)
+    batch = Batch(images, ids, torch.tensor([0, 0, 1, 2, 3]), torch.arange(5))
     weight = torch.tensor([1.0, 1, 0, 1, 1])
     found = []
     for count in (1, parts):
         for trained in (("BGE", "TSE"), ("BGE",)):
             model.zero_grad(set_to_none=True)
-            objective = loss_of(loss, trained)
-            losses = backward(model, objective, GradScaler(enabled=False), batch, weight, count)
+            losses = backward(stepping(model, loss_of(loss, trained)), batch, weight, count)
             found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[2:], found[:2], rtol=1e-3, atol=1e-4)
     assert len(found[1][1]) < len(found[0][1]), "TSE has no gradient where BGE alone is trained"

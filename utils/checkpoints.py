@@ -30,6 +30,10 @@ _STRIP = (  # keeps tensors, also those under the usual keys
     "{{k: v for k, v in c.items() if torch.is_tensor(v) or k in ('model', 'state_dict')}}, 'stripped.pth')\" {file}"
 )
 OBJECTIVE = "objective."  # how the names of an objective's own weights begin in a checkpoint
+# Or so, those of IRRA's identity classifier and masked language modelling, as in its published files.
+_PUBLISHED_OBJECTIVES = (
+    "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head."
+)  # fmt: skip
 _MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
 
 
@@ -133,7 +137,8 @@ def is_plain(value: object) -> bool:
 
 def without_objectives(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a checkpoint that are the model's."""
-    return {name: value for name, value in weights.items() if not name.startswith(OBJECTIVE)}
+    beginnings = (OBJECTIVE, *_PUBLISHED_OBJECTIVES)
+    return {name: value for name, value in weights.items() if not name.removeprefix("module.").startswith(beginnings)}
 
 
 def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -37,6 +37,7 @@ class Flag:
         path: a file or folder, kept absolute; "or name" where it is a name unless such a file exists; "or folder or
             name" where a folder may be meant, too, which is written with a slash.
         idle: flags of the published code that have no effect here; accepted, and kept only where given.
+        only: names that a run must have chosen for the flag to have an effect; empty for all runs.
         group: its heading in `--help`.
         owner: the settings class.
     """
@@ -54,6 +55,7 @@ class Flag:
     tested: bool = False
     path: bool | str = False
     idle: bool = False
+    only: Collection[str] = ()
     group: str = ""
     owner: str = ""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,40 +61,84 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a correspondence may know: its own name, the run's seed, its noise rate and its data set's name or file."""
+    """What a correspondence may know.
+
+    Attributes:
+        name: its own, as `--division` names it.
+        noisy_rate: the run's; dataset_name: of its data set, or the annotation file.
+        usable: (N,) bool; the other pairs of the training split are in no batch and not among those `decide` judges.
+    """
 
     name: str
     seed: int
     noisy_rate: float
     dataset_name: str
+    usable: np.ndarray = field(default_factory=lambda: np.ones(0, bool))
 
 
 class Correspondence:
-    """Decides before each epoch how much each pair counts.
+    """Decides before each epoch, and if it wants in each step, how much each pair counts.
 
     To add one: subclass, register it in `solver.settings.CORRESPONDENCES`, and name it with `--division`.
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
-        scored: whether it needs the scoring pass: every pair's loss on each trained embedding.
+        scored: whether it needs the scoring pass.
+        objective: the one it belongs to, which must be trained; "" for any, of which it is given the pairs' losses.
+        refines: whether it hears of each step: see `refine`.
+        in_rounds: whether it trains in several rounds: see `round`.
     """
 
     Settings: ClassVar[type | None] = None
     scored: ClassVar[bool] = True
+    objective: ClassVar[str] = ""
+    refines: ClassVar[bool] = False
+    in_rounds: bool = False
 
     def __init__(self, settings: Any, facts: Facts) -> None:
         self.settings, self.facts = settings, facts
         self.name = facts.name
 
+    @classmethod
+    def check(cls, settings: Any, epochs: int) -> None:
+        """See that its settings go with a run of so many epochs.
+
+        Raises:
+            OptionError: names the flag to change.
+        """
+
+    def scores_in(self, epoch: int) -> bool:  # noqa: ARG002
+        """Whether it needs the scoring pass in this epoch, counted from 0."""
+        return self.scored
+
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:
         """How much each of N pairs counts.
 
         Args:
-            losses: by embedding, (N,) finite losses; empty unless `scored`.
+            losses: by trained embedding, (N,) finite losses; by name, an objective's own scores; empty unless scored.
             truly_clean: (N,) bool, the truth, which an oracle alone may use.
-            epoch: counted from 0; whatever is drawn must depend on (seed, epoch) alone, so that a run can be resumed.
+            epoch: counted from 0; what is drawn must depend on (seed, epoch) alone, so that a run can be resumed.
         """
         raise NotImplementedError
+
+    def refine(self, pairs: Tensor, scores: Mapping[str, Tensor], epoch: int) -> Tensor:
+        """How much the pairs of a training batch count, given their scores in this step; asked if it `refines`.
+
+        Args:
+            pairs: (B,) positions in the training split.
+            scores: by name, (B,) without gradient, the same in every process.
+
+        Returns:
+            (B,) weights ≥ 0, in place of those that `decide` gave.
+        """
+        raise NotImplementedError
+
+    def round(self, epoch: int, epochs: int) -> tuple[int, int]:  # noqa: ARG002
+        """Of a run of `epochs`, the first epoch of the round that `epoch` is in, and that round's length.
+
+        Each round but the first begins from the weights that the run began with.
+        """
+        return 0, epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that a checkpoint keeps of it; of an array, `torch.from_numpy`."""

@@ -111,3 +111,14 @@ class CCD(Correspondence):
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:  # noqa: ARG002
         """See `Correspondence.decide`."""
         return divide(losses, choose_fit(self.settings.mixture, self.facts), (self.facts.seed, epoch, _PURPOSE))
+
+
+@CORRESPONDENCES.register("ccd-soft")
+class SoftCCD(CCD):
+    """Every pair counts by P(clean), the mean of the embeddings' own."""
+
+    def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:
+        """See `Correspondence.decide`."""
+        votes = super().decide(losses, truly_clean, epoch).votes
+        probability = np.mean([vote.clean_probability for vote in votes.values()], axis=0)
+        return Verdict(probability.astype(np.float32), votes)

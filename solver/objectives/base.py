@@ -1,14 +1,15 @@
-"""The two kinds of objectives: those that give every pair a loss, and all others."""
+"""The kinds of objectives: those that give every pair a loss, those of a batch's embeddings, those of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from solver.settings import OptimizerSettings
 from utils.errors import OptionError
 
 
@@ -75,43 +76,115 @@ class EncodedBatch:
         image, text: by name, (B, D) embeddings, not normalised.
         pids: (B,) identities of the images, 0 … P − 1.
         weight: (B,) how much each pair counts.
+        rows: by name, (B, k) what objectives of tokens have computed for each pair.
     """
 
     image: NamedEmbeddings
     text: NamedEmbeddings
     pids: Tensor
     weight: Tensor
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def similarity(self, name: str) -> Tensor:
+        """(B, B) cosines of an embedding, images in rows."""
+        return cosine_similarity(self.image[name], self.text[name])
+
+    def mean(self, per_pair: Tensor) -> Tensor:
+        """(B,) losses → their mean over the pairs that count, by weight; 0 when none does."""
+        return (self.weight * per_pair).sum() / self.weight.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an objective with parameters must know to make them: each embedding's width, the number P of identities."""
+    """What an objective with parameters must know to make them.
+
+    Attributes:
+        widths: of each embedding.
+        identities: P.
+        features: D of the backbone's features.
+        vocabulary: of the tokenizer.
+        batch_size: pairs in a whole batch.
+    """
 
     widths: Mapping[str, int]
     identities: int
+    features: int = 0
+    vocabulary: int = 0
+    batch_size: int = 0
 
 
-class Objective(nn.Module):
-    """A loss of a whole batch: an identity loss, say. Its parameters are trained, saved and resumed with the model's.
-
-    To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
+class _ModuleObjective(nn.Module):
+    """What objectives with parameters have in common. The parameters are trained, saved and resumed with the model's.
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
+        published: its parameters stand in checkpoints under their own names, as in published files.
     """
 
     Settings: ClassVar[type | None] = None
+    published: ClassVar[bool] = False
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
         super().__init__()
         self.settings, self.sizes = settings, sizes
 
-    def learning_rate(self, head_lr: float) -> float:
-        """The rate of its parameters, given `--head_lr`."""
-        return head_lr
+    def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:  # noqa: ARG002
+        """The rate of one of its parameters."""
+        return optimizer.head_lr
+
+
+class Objective(_ModuleObjective):
+    """A loss of a whole batch's embeddings: an identity loss, say.
+
+    To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
+
+    Attributes:
+        scores: names of the arrays that `score` gives.
+    """
+
+    scores: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """The batch's loss, a scalar."""
+        raise NotImplementedError
+
+    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
+        """By the names in `scores`, (B,) numbers by which a correspondence judges the pairs; without gradient."""
+        return {}
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """The tokens of b pairs, a process's share of a batch or a part of it.
+
+    Attributes:
+        image, text: (b, L, D) features in the space that images and captions share; the text's is masked if asked for.
+        labels: (b, L) ids of the words that were masked, elsewhere 0; None unless asked for.
+    """
+
+    image: Tensor
+    text: Tensor
+    labels: Tensor | None
+
+
+class TokenObjective(_ModuleObjective):
+    """A loss of tokens: masked language modelling, say.
+
+    Tokens of a pair meet only each other, so every process computes rows of its own pairs, in parts if it must; what is
+    made of the rows is computed of the whole batch.
+
+    Attributes:
+        masks_words: whether words of the captions are to be masked (`datasets.masking`).
+    """
+
+    masks_words: ClassVar[bool] = False
+
+    def forward(self, tokens: PairTokens) -> Tensor:
+        """(b, k) float32, what the loss needs of each pair. May be given no pairs."""
+        raise NotImplementedError
+
+    def reduce(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """(B, k) rows of the whole batch and (B,) weights → its loss, a scalar."""
         raise NotImplementedError
 
 

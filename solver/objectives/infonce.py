@@ -9,6 +9,7 @@ from solver.settings import OBJECTIVES, SoftmaxSettings
 
 
 @OBJECTIVES.register("InfoNCE")
+@OBJECTIVES.register("itc")
 class InfoNCE(TwoDirections):
     """−½ log softmax(s/T)_ii: only the pair itself is positive, whatever the identities."""
 

@@ -9,6 +9,7 @@ from solver.settings import OBJECTIVES, SoftmaxSettings
 
 
 @OBJECTIVES.register("SDM")
+@OBJECTIVES.register("sdm")
 class SDM(TwoDirections):
     """KL(softmax(s/T) ‖ positives spread evenly)."""
 

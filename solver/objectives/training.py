@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from solver.objectives.base import EncodedBatch, Objective, PairwiseObjective, Sizes, cosine_similarity
-from solver.settings import OBJECTIVES, ObjectiveSettings, split_loss_names
+from solver.objectives.base import EncodedBatch, Objective, PairwiseObjective, Sizes, TokenObjective
+from solver.settings import OBJECTIVES, ObjectiveSettings, OptimizerSettings, split_loss_names
+from utils.checkpoints import OBJECTIVE
 from utils.errors import OptionError, UserError
 from utils.settings import Options
 
@@ -20,48 +21,80 @@ class TrainingLoss(nn.Module):
         pairwise: by name.
         others: by name; their parameters are this module's.
         trained: names of the embeddings that pairwise objectives are trained on.
+
+    Attributes:
+        of_tokens: those of the others that need tokens.
     """
 
     def __init__(
-        self, pairwise: Mapping[str, PairwiseObjective], others: Mapping[str, Objective], trained: Sequence[str]
+        self,
+        pairwise: Mapping[str, PairwiseObjective],
+        others: Mapping[str, Objective | TokenObjective],
+        trained: Sequence[str],
     ) -> None:
         super().__init__()
         self.pairwise, self.trained = dict(pairwise), tuple(trained)
-        self._others = dict(others)
+        self._of_batch = {name: other for name, other in others.items() if isinstance(other, Objective)}
+        self.of_tokens = {name: other for name, other in others.items() if isinstance(other, TokenObjective)}
         self.others = nn.ModuleDict(others)
 
-    def score(self, image: Mapping[str, Tensor], text: Mapping[str, Tensor], pids: Tensor) -> dict[str, Tensor]:
-        """For each trained embedding the (B,) losses of a batch's pairs, by which a correspondence judges them."""
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of what `score` gives."""
+        own = [name for objective in self._of_batch.values() for name in objective.scores]
+        return (*(self.trained if self.pairwise else ()), *own)
+
+    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """(B,) numbers by which a correspondence judges a batch's pairs.
+
+        They are each trained embedding's losses of the pairs, and by their names whatever other objectives give.
+        """
         scores = {}
-        for name in self.trained:
-            similarity = cosine_similarity(image[name], text[name])
-            scores[name] = sum_of([_per_pair(loss, similarity, pids) for loss in self.pairwise.items()])
+        for name in self.trained if self.pairwise else ():
+            similarity = batch.similarity(name)
+            scores[name] = sum_of([_per_pair(loss, similarity, batch.pids) for loss in self.pairwise.items()])
+        for objective in self._of_batch.values():
+            scores |= objective.score(batch)
         return scores
 
     def forward(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The batch's losses, scalars whose sum is trained: by embedding, and by name those of other objectives."""
         losses = {}
-        if self.pairwise:
-            for name in self.trained:
-                similarity = cosine_similarity(batch.image[name], batch.text[name])
-                losses[name] = sum_of(
-                    [
-                        loss[1].reduce(_per_pair(loss, similarity, batch.pids), batch.weight)
-                        for loss in self.pairwise.items()
-                    ]
-                )
-        for name, objective in self._others.items():
-            losses[name] = objective(batch)
+        for name in self.trained if self.pairwise else ():
+            similarity = batch.similarity(name)
+            losses[name] = sum_of(
+                [
+                    loss[1].reduce(_per_pair(loss, similarity, batch.pids), batch.weight)
+                    for loss in self.pairwise.items()
+                ]
+            )
+        own = {name: objective(batch) for name, objective in self._of_batch.items()}
+        own |= {name: other.reduce(batch.rows[name], batch.weight) for name, other in self.of_tokens.items()}
+        for name in self.others:
+            losses[name] = own[name]
             if not isinstance(losses[name], Tensor) or losses[name].dim():
                 raise UserError(f"objective {name}: expected a scalar, found {_found(losses[name])}")
         return losses
 
-    def rates(self, head_lr: float) -> dict[str, float]:
+    def rates(self, optimizer: OptimizerSettings) -> dict[str, float]:
         """The learning rate of each parameter, by its name here."""
         return {
-            f"others.{name}.{parameter}": objective.learning_rate(head_lr)
-            for name, objective in self._others.items()
+            f"others.{name}.{parameter}": objective.learning_rate(parameter, optimizer)
+            for name, objective in (*self._of_batch.items(), *self.of_tokens.items())
             for parameter, _ in objective.named_parameters()
+        }
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those whose gradient each process has of its own pairs alone."""
+        return [parameter for objective in self.of_tokens.values() for parameter in objective.parameters()]
+
+    def saved_names(self) -> dict[str, str]:
+        """The name of every weight in `others` → its name in checkpoints."""
+        own = (*self._of_batch.items(), *self.of_tokens.items())
+        return {
+            f"{name}.{weight}": weight if objective.published else f"{OBJECTIVE}{name}.{weight}"
+            for name, objective in own
+            for weight in objective.state_dict()
         }
 
 
@@ -105,4 +138,7 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
             raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
         else:
             others[name] = kind(settings, sizes)
-    return TrainingLoss(pairwise, others, chosen.trained.split("+"))
+    loss = TrainingLoss(pairwise, others, chosen.trained.split("+"))
+    if len(set(loss.saved_names().values())) < len(loss.saved_names()):
+        raise OptionError(f"--loss_names {chosen.loss_names}: two objectives have weights of one name in checkpoints")
+    return loss

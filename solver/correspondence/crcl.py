@@ -1,0 +1,89 @@
+"""CRCL's labels, which each visit of a pair draws towards how well it matches (Qin et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solver.correspondence.base import Correspondence, Facts, Verdict, Vote
+from solver.settings import CORRESPONDENCES, CrclSettings
+from utils.errors import OptionError
+
+_LEAST = 0.1  # labels below it become 0
+
+
+@CORRESPONDENCES.register("crcl")
+class SelfRefining(Correspondence):
+    """Soft labels in [0, 1] that outlive the rounds of a run, each of which begins from fresh weights."""
+
+    Settings = CrclSettings
+    settings: CrclSettings
+    scored = False
+    objective = "CRCL"
+    refines = True
+
+    def __init__(self, settings: CrclSettings, facts: Facts) -> None:
+        super().__init__(settings, facts)
+        self.labels = torch.ones(len(facts.usable))
+        self.in_rounds = len(settings.crcl_rounds) > 1
+
+    @classmethod
+    def check(cls, settings: Any, epochs: int) -> None:
+        """See `Correspondence.check`."""
+        warmup, rounds = settings.crcl_warmup, settings.crcl_rounds
+        if warmup >= epochs:
+            raise OptionError(f"--crcl_warmup {warmup}: must be below --num_epoch {epochs}, or no label ever changes")
+        if rounds == (0,):
+            return
+        named = f"--crcl_rounds {' '.join(map(str, rounds))}"
+        if 0 in rounds:
+            raise OptionError(f"{named}: a round has at least one epoch")
+        if (total := sum(rounds) + warmup * len(rounds)) != epochs:
+            raise OptionError(f"{named}: with --crcl_warmup {warmup} each they make {total} epochs, not {epochs}")
+
+    def round(self, epoch: int, epochs: int) -> tuple[int, int]:
+        """See `Correspondence.round`."""
+        start, end = self._bounds(epoch)
+        return start, (end or epochs) - start
+
+    def _bounds(self, epoch: int) -> tuple[int, int]:
+        """The first epoch of the round that `epoch` is in, and that of the next; 0 where one round has all epochs."""
+        if self.settings.crcl_rounds == (0,):
+            return 0, 0
+        ends = [*accumulate(length + self.settings.crcl_warmup for length in self.settings.crcl_rounds)]
+        return next((start, end) for start, end in zip([0, *ends], ends, strict=False) if epoch < end)
+
+    def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:  # noqa: ARG002
+        """The labels as they are; there are votes once they differ. See `Correspondence.decide`."""
+        label = self.labels.cpu().numpy()[self.facts.usable]
+        if (label == 1).all():
+            return Verdict(label)
+        return Verdict(label, {"label": Vote(1 - label, label, label > 0, None)})
+
+    def refine(self, pairs: Tensor, scores: Mapping[str, Tensor], epoch: int) -> Tensor:
+        """See `Correspondence.refine`."""
+        start, warmup = self._bounds(epoch)[0], self.settings.crcl_warmup
+        match = scores["match"].float()
+        self.labels = self.labels.to(match.device)
+        pairs = pairs.to(match.device)
+        label = self.labels[pairs]
+        if epoch - start >= warmup:
+            label = self.settings.crcl_beta * label + (1 - self.settings.crcl_beta) * match
+        label = torch.where(label < _LEAST, 0.0, label)
+        self.labels[pairs] = match if start == 0 and epoch == warmup - 1 else label
+        return label
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Correspondence.state_dict`."""
+        return {"labels": self.labels.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Correspondence.load_state_dict`."""
+        if state["labels"].shape != self.labels.shape:
+            raise ValueError(f"it has labels of {len(state['labels'])} pairs, not {len(self.labels)}")
+        self.labels = state["labels"].to(self.labels.device)

@@ -1,0 +1,87 @@
+"""DECL: evidence for every pair, and a triplet loss whose negatives become harder (Qin et al., ACM MM 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from solver.objectives.base import EncodedBatch, Objective, Sizes
+from solver.settings import OBJECTIVES
+
+_TAU, _KL_WEIGHT = 0.1, 0.1
+_TRIPLET_WEIGHT, _MARGIN = 0.8, 0.2
+_FEWER, _FEWEST = 0.025, 5  # negatives per step, and in the end
+
+
+def evidence(similarity: Tensor) -> Tensor:
+    """(B, B) cosines → evidence exp(tanh(s)/τ) that two belong together."""
+    return (similarity.tanh() / _TAU).exp()
+
+
+def evidential(similarity: Tensor, target: Tensor) -> Tensor:
+    """Of each row's Dirichlet: squared error, variance, and the KL divergence of its wrong classes from no evidence.
+
+    Args:
+        similarity: (B, B) cosines, queries in rows.
+        target: (B, B) one-hot rows; a row of zeros where nothing is known to be right.
+
+    Returns:
+        (B,)
+    """
+    alpha = evidence(similarity) + 1
+    total = alpha.sum(dim=1, keepdim=True)
+    error = (target - alpha / total).square() + alpha * (total - alpha) / (total.square() * (total + 1))
+    return error.sum(dim=1) + _KL_WEIGHT * _divergence(target + (1 - target) * alpha)
+
+
+def _divergence(alpha: Tensor) -> Tensor:
+    """(B, B) → (B,): KL(Dir(α) ‖ Dir(1)) of each row."""
+    total, classes = alpha.sum(dim=1, keepdim=True), torch.tensor(float(alpha.shape[1]), device=alpha.device)
+    expected = (alpha - 1) * (alpha.digamma() - total.digamma())
+    return total.lgamma().squeeze(1) - alpha.lgamma().sum(dim=1) - classes.lgamma() + expected.sum(dim=1)
+
+
+def hardness_triplet(similarity: Tensor, hardest: int) -> Tensor:
+    """(B, B) cosines → (B,): the mean of the `hardest` largest hinges of a row, plus that of its column."""
+    s = similarity.tanh()
+    hinge = (_MARGIN + s - s.diagonal()[:, None]).clamp_min(0).fill_diagonal_(0)
+    other = (_MARGIN + s - s.diagonal()[None, :]).clamp_min(0).fill_diagonal_(0)
+    return (hinge.topk(hardest, dim=1).values.sum(dim=1) + other.topk(hardest, dim=0).values.sum(dim=0)) / hardest
+
+
+@OBJECTIVES.register("DECL")
+class DECL(Objective):
+    """The evidential loss of both directions, and the triplet loss of the clean pairs, on BGE.
+
+    Only the pair itself is right, whatever the identities; of a pair that does not count nothing is.
+    """
+
+    scores = ("uncertainty", "belief", "clean")
+
+    def __init__(self, settings: None, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, batch: EncodedBatch) -> Tensor:
+        """See `Objective.forward`."""
+        similarity, count = batch.similarity("BGE"), len(batch.pids)
+        target = torch.diag(batch.weight)
+        loss = (evidential(similarity, target) + evidential(similarity.T, target)).mean()
+        if count > 1:
+            hardest = min(max(int(self.sizes.batch_size - _FEWER * int(self.steps)), _FEWEST), count - 1)
+            loss = loss + _TRIPLET_WEIGHT * (batch.weight * hardness_triplet(similarity, hardest)).sum()
+        self.steps += 1
+        return loss
+
+    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Uncertainty in (0, 2], the probability in (0, 1) that a pair is expected to have, and whether its evidence is
+        the most in its batch."""
+        found = evidence(batch.similarity("BGE"))
+        count, own = len(found), found.diagonal() + 1
+        totals = [(found + 1).sum(dim=dim) for dim in (1, 0)]
+        both = found + found.T
+        return {
+            "uncertainty": count / totals[0] + count / totals[1],
+            "belief": (own / totals[0] + own / totals[1]) / 2,
+            "clean": (both.argmax(dim=1) == torch.arange(count, device=both.device)).float(),
+        }

@@ -1,0 +1,118 @@
+"""IRRA's implicit relation reasoning: masked words are guessed from the caption's other words and the image."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from solver.objectives.base import PairTokens, Sizes, TokenObjective
+from solver.objectives.irra import irra_rate
+from solver.settings import OBJECTIVES, IrraSettings, OptimizerSettings
+from utils.errors import OptionError
+
+_HEAD_WIDTH = 64
+
+
+class _QuickGELU(nn.Module):
+    """x·σ(1.702x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Computed in float32 whatever the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+class _Attention(nn.MultiheadAttention):
+    """Attention under the names that published files have, drawn as IRRA draws it."""
+
+    matrices = ("in_proj_weight", "in_proj_bias")  # to be halved in the published arithmetic
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__(width, width // _HEAD_WIDTH, batch_first=True)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+
+
+class _Block(nn.Module):
+    """A residual block of CLIP's, without a mask."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.attn = _Attention(width, depth)
+        self.ln_1 = _LayerNorm(width)
+        c_fc, c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        nn.init.normal_(c_fc.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(c_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=_QuickGELU(), c_proj=c_proj))
+        self.ln_2 = _LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = self.ln_1(x)
+        x = x + self.attn(normalised, normalised, normalised, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(_Block(width, depth) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+@OBJECTIVES.register("mlm")
+class MaskedLanguageModelling(TokenObjective):
+    """Text tokens ask image tokens, a small transformer mixes what comes back, a head guesses the masked words.
+
+    As published nothing of the text goes around the cross-attention, and padding takes part like words.
+    """
+
+    Settings = IrraSettings
+    settings: IrraSettings
+    published = True
+    masks_words = True
+
+    def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        width, depth = sizes.features, settings.cmt_depth
+        if width % _HEAD_WIDTH:
+            raise OptionError(f"--loss_names mlm: needs features of a multiple of {_HEAD_WIDTH} channels, not {width}")
+        self.ln_pre_t, self.ln_pre_i, self.ln_post = _LayerNorm(width), _LayerNorm(width), _LayerNorm(width)
+        self.cross_attn = _Attention(width, depth)
+        self.cross_modal_transformer = _Transformer(width, depth)
+        dense, fc = nn.Linear(width, width), nn.Linear(width, sizes.vocabulary)
+        nn.init.normal_(dense.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(fc.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+        self.mlm_head = nn.Sequential(OrderedDict(dense=dense, gelu=_QuickGELU(), ln=_LayerNorm(width), fc=fc))
+
+    def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:
+        """See `irra_rate`."""
+        return irra_rate(parameter, optimizer, self.settings.lr_factor)
+
+    def forward(self, tokens: PairTokens) -> Tensor:
+        """(b, 2): the summed cross-entropy of a pair's masked words, and their number."""
+        labels, (b, L) = tokens.labels, tokens.text.shape[:2]
+        if labels is None or labels.shape != (b, L) or tokens.image.shape[1] < 2:
+            raise OptionError("--loss_names mlm: needs a backbone that gives the features of every token")
+        dtype = self.cross_attn.out_proj.weight.dtype
+        text, image = self.ln_pre_t(tokens.text.to(dtype)), self.ln_pre_i(tokens.image.to(dtype))
+        x = self.cross_attn(text, image, image, need_weights=False)[0]
+        x = self.ln_post(self.cross_modal_transformer(x))
+        row, place = labels.nonzero(as_tuple=True)  # the head is as wide as the vocabulary: of these tokens only
+        losses = F.cross_entropy(self.mlm_head(x[row, place]).float(), labels[row, place], reduction="none")
+        sums = losses.new_zeros(b).index_add(0, row, losses)
+        return torch.stack([sums, (labels != 0).sum(dim=1).float()], dim=1)
+
+    def reduce(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """The mean over the masked words of all pairs, by the pairs' weights."""
+        total, words = (weight[:, None] * rows).sum(dim=0)
+        return self.settings.mlm_loss_weight * total / words.clamp_min(1)
