@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
-    report = write_report(title, runs, further, file, displaced=TABLES[args["table"]].displacement)
+    report = write_report(title, runs, further, file, TABLES[args["table"]].more)
     kinds = ".json and .png" if draw_curves(runs, file.with_suffix(".png")) else ".json"
     print(f"\n{report}\nwritten to {file}, {kinds}", flush=True)
     if taken:

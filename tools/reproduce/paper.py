@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
-OURS = ("RDE", "CLIP-C")  # the methods that this code runs; the others are other authors' systems
+OURS = ("RDE", "CLIP-C", "IRRA", "DECL")  # the methods that this code runs; the others are other authors' systems
 Numbers = dict[str, dict[str, float]]  # checkpoint, "best" or "last" → metric → percent
 
 _PAPER = json.loads(Path(__file__).with_name("paper_numbers.json").read_text(encoding="utf-8"))

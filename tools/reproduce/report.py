@@ -14,12 +14,25 @@ from tools.reproduce.paper import METRICS
 from tools.reproduce.runs import START, Run
 
 # Ways to choose a checkpoint, and the paper's checkpoint each is compared with.
+# What else a table may report of a row: what a run says of it, and the heading of each of its values.
+MORE = {
+    "displacement": (Run.displacement, {"towers": "towers moved by", "heads": "heads moved by"}),
+    "knowledge": (
+        Run.knowledge,
+        {
+            "precision": "flagged pairs that are wrong (%)",
+            "recall": "wrong pairs flagged (%)",
+            "average precision": "average precision (%)",
+            "seconds": "seconds",
+        },
+    ),
+}
 CHOICES = {START: "", "best by validation": "best", "best by test": "best", "last": "last"}
 
 
-def summarise(runs: Sequence[Run], *, comparable: bool, displaced: bool) -> dict:
+def summarise(runs: Sequence[Run], *, comparable: bool, more: str = "") -> dict:
     """One row's finished runs: seeds, arithmetic, and for each choice and metric values, mean, spread and difference to
-    the paper; if asked for the same of how far they `displaced` their weights.
+    the paper; values, mean and spread of `more`, one of `MORE`.
 
     The spread is the standard deviation over seeds, null for a single one; all in percent. Runs that further flags
     changed are not `comparable`, and have no difference.
@@ -37,9 +50,9 @@ def summarise(runs: Sequence[Run], *, comparable: bool, displaced: bool) -> dict
     precisions = sorted({run.precision() for run in runs if run.seed in found})
     summary = head | {"seeds": list(found), "arithmetic": precisions, "results": results, "paper": row.paper}
     summary["papers_arithmetic"] = PUBLISHED if row.paper else None
-    if displaced and found:
-        moved = [run.displacement() for run in runs if run.seed in found]
-        summary["displacement"] = {part: _statistics([m[part] for m in moved], None) for part in moved[0]}
+    if more and found:
+        said = [MORE[more][0](run) for run in runs if run.seed in found]
+        summary[more] = {part: _statistics([values[part] for values in said], None) for part in said[0]}
     return summary
 
 
@@ -54,16 +67,14 @@ def _statistics(values: Sequence[float], printed: float | None) -> dict:
     }
 
 
-def write_report(
-    title: str, rows: Sequence[Sequence[Run]], further: str, file: Path, *, displaced: bool = False
-) -> str:
+def write_report(title: str, rows: Sequence[Sequence[Run]], further: str, file: Path, more: str = "") -> str:
     """Write each row's runs to `file` as Markdown and, with the ending .json, as JSON; returns the text.
 
     Args:
         further: flags that all runs were given beside their rows' own and that change their numbers, "" for none.
-        displaced: report too how far the runs moved their weights.
+        more: one of `MORE`, to be reported too.
     """
-    summaries = [summarise(runs, comparable=not further, displaced=displaced) for runs in rows]
+    summaries = [summarise(runs, comparable=not further, more=more) for runs in rows]
     table = PrettyTable(["row", "data", "noise", "arithmetic", "checkpoint", *METRICS, "seeds"])
     for summary in summaries:
         data = f"{summary['dataset']} → {summary['target']}" if summary["target"] else summary["dataset"]
@@ -82,7 +93,7 @@ def write_report(
     text += "Percent on the test split, mean ± standard deviation over seeds (difference to the paper)\n\n"
     text += f"With further flags, so not the paper's setting: {further}\n\n" if further else ""
     text += f"{table.get_string()}\n\n{_arithmetic(summaries)}\n"
-    text += f"\n{_displacement(summaries)}\n" if displaced else ""
+    text += f"\n{_more(summaries, more)}\n" if more else ""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     content = {"title": title, "further_flags": further, "rows": summaries}
@@ -96,16 +107,21 @@ def _arithmetic(summaries: Sequence[dict]) -> str:
     return "Arithmetic: " + "; ".join(f"{name}: {what}" for name, what in ARITHMETIC.items() if name in names)
 
 
-def _displacement(summaries: Sequence[dict]) -> str:
-    """A table of how far the weights of towers and heads are from where they began, after the last epoch."""
-    table = PrettyTable(["row", "data", "noise", "towers moved by", "heads moved by"])
+def _more(summaries: Sequence[dict], more: str) -> str:
+    """A table of what else was asked for, after the last epoch."""
+    headings = MORE[more][1]
+    table = PrettyTable(["row", "data", "noise", *headings.values()])
     for summary in summaries:
-        moved = summary.get("displacement", {})
-        cells = [f"{of['mean']:.3g}" + (f" ± {of['spread']:.2g}" if of["spread"] else "") for of in moved.values()]
-        table.add_row([summary["title"], summary["dataset"], f"{summary['noise']:.0%}", *(cells or ["", ""])])
+        found = summary.get(more, {})
+        cells = [_short(found[part]) if part in found else "" for part in headings]
+        table.add_row([summary["title"], summary["dataset"], f"{summary['noise']:.0%}", *cells])
     table.align = "l"
     table.set_style(TableStyle.MARKDOWN)
     return table.get_string()
+
+
+def _short(found: dict) -> str:
+    return f"{found['mean']:.3g}" + (f" ± {found['spread']:.2g}" if found["spread"] else "")
 
 
 def _cell(found: dict) -> str:

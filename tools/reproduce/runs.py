@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
+from sklearn.metrics import average_precision_score
 
 from datasets.synthpedes import RECIPE, write_synthpedes
 from model.precision import settle
 from options import parse, resolve
+from processor.history import read_history
 from processor.run import chosen_by
 from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
@@ -130,10 +133,34 @@ class Run:
         run = self.finished()
         return run and resolve({"config": str(run.config)}).precision
 
-    def displacement(self) -> dict[str, float] | None:
-        """As `displacement` of the finished run; None if there is no such run."""
+    def displacement(self) -> dict[str, float]:
+        """As `displacement` of the finished run."""
         run = self.finished()
-        return run and displacement(run.path)
+        return displacement(run.path) if run else {}
+
+    def knowledge(self) -> dict[str, float]:
+        """How well the run knew the wrong pairs in the end, in percent, if it judged pairs and some are wrong; seconds.
+
+        Flagged is what no vote calls clean, suspected most what has the lowest mean P(clean).
+        """
+        run = self.finished()
+        if run is None:
+            return {}
+        records = run.records()
+        seconds = {"seconds": sum(r["seconds"] + (r.get("ccd") or {}).get("seconds", 0) for r in records)}
+        judged = [epoch.pairs for epoch in read_history(run.path) if epoch.pairs]
+        if not judged or judged[-1].truly_clean.all():
+            return seconds
+        pairs = judged[-1]
+        wrong, flagged = ~pairs.truly_clean, ~pairs.clean.any(axis=0)
+        flagged[pairs.excluded] = False
+        right = int((wrong & flagged).sum())
+        suspicion = np.nan_to_num(1 - pairs.clean_probability.mean(axis=0))
+        return {
+            "precision": 100 * right / max(1, int(flagged.sum())),
+            "recall": 100 * right / int(wrong.sum()),
+            "average precision": 100 * float(average_precision_score(wrong, suspicion)),
+        } | seconds
 
     def _target_flags(self) -> list[str]:
         given = parse("", self.more)

@@ -29,6 +29,7 @@ class Row:
         small: run it on SynthPEDES: its recipe, with what this row's configuration changes in configs/base.yaml.
         start: read the starting weights of its run, before training.
         precision: the run's arithmetic; "" for the configuration's.
+        at: another share of wrong captions than the configuration's.
     """
 
     name: str
@@ -40,10 +41,12 @@ class Row:
     small: bool = False
     start: bool = False
     precision: str = ""
+    at: float | None = None
 
     @cached_property
     def _options(self) -> dict[str, Any]:
-        return {**defaults(), **read_config(CONFIGS / f"{self.config}.yaml")}
+        at = {} if self.at is None else {"noisy_rate": self.at}
+        return {**defaults(), **read_config(CONFIGS / f"{self.config}.yaml"), **at}
 
     @property
     def dataset(self) -> str:
@@ -63,23 +66,25 @@ class Row:
     @property
     def slug(self) -> str:
         """The folder of its runs; rows that are read off the same run have the same."""
-        arithmetic = f"_{self.precision}" if self.precision else ""
+        more = f"_{self.precision}" if self.precision else ""
+        more += "" if self.at is None else f"_n{self.at:g}"
         if not self.small:
-            return self.config + arithmetic
-        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}{arithmetic}"
+            return self.config + more
+        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}{more}"
 
     @property
     def flags(self) -> list[str]:
         """What train.py is given."""
-        arithmetic = ["--precision", self.precision] if self.precision else []
+        more = ["--precision", self.precision] if self.precision else []
         if not self.small:
-            return ["--config", str(CONFIGS / f"{self.config}.yaml"), *arithmetic]
+            more += [] if self.at is None else ["--noisy_rate", f"{self.at:g}"]
+            return ["--config", str(CONFIGS / f"{self.config}.yaml"), *more]
         base = {**defaults(), **read_config(CONFIGS / "base.yaml")}
         flags = ["--config", str(CONFIGS / f"{SYNTH}.yaml"), "--noisy_rate", f"{self.noise:g}"]
         for name, value in self._options.items():
             if value != base[name] and name not in ("dataset_name", "noisy_rate"):
-                flags += [f"--{name}", str(value)]
-        return flags + arithmetic
+                flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+        return flags + more
 
     def on_synthpedes(self) -> Row:
         """The same kind of row in small; the paper has no such numbers."""
@@ -101,8 +106,10 @@ def _main() -> list[Row]:
             place = f"{dataset}_{noise:g}"
             rows.append(Row("rde", "RDE", f"main/{place}", paper=paper.main_numbers(dataset, noise, "RDE")))
             if noise:
-                numbers = paper.main_numbers(dataset, noise, "CLIP-C")
-                rows.append(Row("clip-c", "CLIP-C", f"clip-c/{place}", "BGE", numbers))
+                for name, title in (("clip-c", "CLIP-C"), ("decl", "DECL")):
+                    numbers = paper.main_numbers(dataset, noise, title)
+                    rows.append(Row(name, title, f"{name}/{place}", "BGE", numbers))
+            rows.append(Row("irra", "IRRA", f"irra/{place}", "BGE", paper.main_numbers(dataset, noise, "IRRA")))
     return rows
 
 
@@ -153,8 +160,8 @@ def _synthpedes() -> list[Row]:
         Row("rde", "RDE: TAL with CCD", SYNTH),
         ablation["no-ccd"].on_synthpedes(),
         ablation["trl"].on_synthpedes(),
-        Row("infonce", "InfoNCE without CCD", f"{SYNTH}/infonce"),
-        Row("sdm", "SDM without CCD", f"{SYNTH}/sdm"),
+        Row("infonce", "InfoNCE without CCD", "methods/infonce_0.5").on_synthpedes(),
+        Row("sdm", "SDM without CCD", "methods/sdm_0.5").on_synthpedes(),
         Row("clean", "RDE, no noise", "main/CUHK-PEDES_0").on_synthpedes(),
     ]
 
@@ -175,20 +182,49 @@ def _arithmetic() -> list[Row]:
     ]
 
 
+def _methods() -> list[Row]:
+    """docs/results.md's study: every method at every noise."""
+    methods = {
+        "rde": ("RDE", "main/CUHK-PEDES", "BGE+TSE"),
+        "rde-soft": ("RDE, soft labels", "methods/rde-soft", "BGE+TSE"),
+        "irra": ("IRRA", "irra/CUHK-PEDES", "BGE"),
+        "decl": ("DECL", "decl/CUHK-PEDES", "BGE"),
+        "crcl": ("CRCL", "crcl/CUHK-PEDES", "BGE"),
+        "clip-c": ("CLIP-C", "clip-c/CUHK-PEDES", "BGE"),
+        "infonce": ("InfoNCE without CCD", "methods/infonce", "BGE+TSE"),
+        "sdm": ("SDM without CCD", "methods/sdm", "BGE+TSE"),
+        "no-ccd": ("TAL without CCD", "ablation/no-ccd", "BGE+TSE"),
+    }
+    rows = [
+        _at(noise, Row(name, title, config, similarity))
+        for noise in _NOISE
+        for name, (title, config, similarity) in methods.items()
+    ]
+    others = [(dataset, noise) for dataset in _DATASETS[1:] for noise in _NOISE[1:]]
+    return rows + [Row("crcl", "CRCL", f"crcl/{dataset}_{noise:g}", "BGE") for dataset, noise in others]
+
+
+def _at(noise: float, row: Row) -> Row:
+    """The row with its configuration for that noise, or where there is none with the one for half of the captions."""
+    if (CONFIGS / f"{row.config}_{noise:g}.yaml").is_file():
+        return replace(row, config=f"{row.config}_{noise:g}")
+    return replace(row, config=f"{row.config}_0.5", at=noise)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table or a figure of the paper, or one of our own.
 
     Attributes:
-        displacement: report too how far the runs moved the weights.
+        more: what else is reported of each row: one of `tools.reproduce.report.MORE`.
     """
 
     title: str
     rows: list[Row]
-    displacement: bool = False
+    more: str = ""
 
 
-_MAIN = Table("RDE and CLIP-C on three data sets, 0 to 80% wrong captions (tables 1 and 3)", _main())
+_MAIN = Table("RDE, DECL, IRRA and CLIP-C on three data sets, 0 to 80% wrong captions (tables 1 and 3)", _main())
 TABLES = {
     "1": _MAIN,
     "2": Table("ablation on CUHK-PEDES, 50% wrong captions (table 2)", _ablation(2, 0.5)),
@@ -203,6 +239,7 @@ TABLES = {
     "figure4-tau": Table("the temperature τ (figure 4)", _sweep("tau", "τ", (0.005, 0.01, 0.02, 0.03, 0.05), 0.015)),
     "figure6": Table("the selection ratio R (figure 6)", _sweep("select_ratio", "R", (0.1, 0.2, 0.4, 0.5, 0.6), 0.3)),
     "cross-domain": Table("trained on one data set, tested on another (ICL, CVPR 2025)", _cross_domain()),
-    "arithmetic": Table("what float16 does to Adam (docs/arithmetic.md)", _arithmetic(), displacement=True),
+    "arithmetic": Table("what float16 does to Adam (docs/arithmetic.md)", _arithmetic(), "displacement"),
+    "methods": Table("every method under 0 to 80% wrong captions (docs/results.md)", _methods(), "knowledge"),
     "synthpedes": Table("the method's claims on the built-in data set, 50% wrong captions", _synthpedes()),
 }
