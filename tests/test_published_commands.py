@@ -151,7 +151,7 @@ def test_configurations_say_how_the_papers_best_was_chosen_and_whose_failure_fai
     texts = {file: file.read_text() for file in (ROOT / "configs").rglob("*.yaml")}
     best = re.compile(r"best checkpoint(.)")
     found = {file.parent.name for file, text in texts.items() if best.search(text)}
-    assert found == {"main", "clip-c", "ablation", "tse", "configs"}
+    assert found == {"main", "clip-c", "irra", "decl", "ablation", "tse", "configs"}
     for file, text in texts.items():
         for line in text.splitlines():
             if "best checkpoint" in line:
