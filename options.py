@@ -16,7 +16,7 @@ from typing import Any
 from datasets.settings import DATASETS, own_annotations
 from model.settings import head_names
 from processor.settings import SAVED
-from solver.settings import split_loss_names
+from solver.settings import IRRA, split_loss_names
 from utils import options
 from utils.errors import OptionError
 from utils.plugins import load_plugins
@@ -90,6 +90,10 @@ def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
         OptionError: the file is missing or no configuration.
     """
     check_root_dir(given.get("root_dir"))
+    content = options.read_yaml(config)
+    names = str(content.get("loss_names", "")).split("+")
+    if "heads" not in content and IRRA.issuperset(names):  # IRRA's own released runs
+        given = {"heads": "BGE", **given}
     return options.resolve_tested(config, given)
 
 

@@ -26,6 +26,7 @@ OBJECTIVES = Registry(
         "CRCL": "solver.objectives.crcl",
     },
 )
+IRRA = frozenset({"sdm", "itc", "cmpm", "id", "mlm"})  # its names for its objectives
 CORRESPONDENCES = Registry(
     "division",
     {

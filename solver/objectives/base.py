@@ -139,9 +139,11 @@ class Objective(_ModuleObjective):
     To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
 
     Attributes:
+        needs: names of the embeddings that it can't do without.
         scores: names of the arrays that `score` gives.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, batch: EncodedBatch) -> Tensor:

@@ -16,6 +16,8 @@ class CMPM(Objective):
     As published the positives are divided by the Euclidean norm of their row, not by their number.
     """
 
+    needs = ("BGE",)
+
     def forward(self, batch: EncodedBatch) -> Tensor:
         """See `Objective.forward`."""
         image, text = batch.image["BGE"], batch.text["BGE"]

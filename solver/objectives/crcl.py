@@ -18,6 +18,7 @@ class CRCL(Objective):
     Labels are the pairs' weights, in [0, 1].
     """
 
+    needs = ("BGE",)
     scores = ("match",)
 
     def forward(self, batch: EncodedBatch) -> Tensor:

@@ -56,6 +56,7 @@ class DECL(Objective):
     Only the pair itself is right, whatever the identities; of a pair that does not count nothing is.
     """
 
+    needs = ("BGE",)
     scores = ("uncertainty", "belief", "clean")
 
     def __init__(self, settings: None, sizes: Sizes) -> None:

@@ -17,6 +17,7 @@ class IdentityLoss(Objective):
     Settings = IrraSettings
     settings: IrraSettings
     published = True
+    needs = ("BGE",)
 
     def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)

@@ -36,7 +36,7 @@ class _Attention(nn.MultiheadAttention):
     matrices = ("in_proj_weight", "in_proj_bias")  # to be halved in the published arithmetic
 
     def __init__(self, width: int, depth: int) -> None:
-        super().__init__(width, width // _HEAD_WIDTH, batch_first=True)
+        super().__init__(width, max(1, width // _HEAD_WIDTH), batch_first=True)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
         nn.init.normal_(self.out_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
 
@@ -84,8 +84,6 @@ class MaskedLanguageModelling(TokenObjective):
     def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         width, depth = sizes.features, settings.cmt_depth
-        if width % _HEAD_WIDTH:
-            raise OptionError(f"--loss_names mlm: needs features of a multiple of {_HEAD_WIDTH} channels, not {width}")
         self.ln_pre_t, self.ln_pre_i, self.ln_post = _LayerNorm(width), _LayerNorm(width), _LayerNorm(width)
         self.cross_attn = _Attention(width, depth)
         self.cross_modal_transformer = _Transformer(width, depth)

@@ -136,6 +136,8 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
             pairwise[name] = kind(settings)
         elif name in sizes.widths or name in dir(nn.ModuleDict):
             raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
+        elif missing := set(getattr(kind, "needs", ())) - sizes.widths.keys():
+            raise OptionError(f"--loss_names {name}: needs the embedding {', '.join(missing)} among --heads")
         else:
             others[name] = kind(settings, sizes)
     loss = TrainingLoss(pairwise, others, chosen.trained.split("+"))
