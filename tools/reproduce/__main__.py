@@ -12,6 +12,7 @@ takes the next run that no other is at.
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from prettytable import PrettyTable
 
 from tools.reproduce import paper
 from tools.reproduce.curves import draw_curves
+from tools.reproduce.noise import draw_over_noise
 from tools.reproduce.report import write_report
 from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
@@ -82,8 +84,10 @@ def main(argv: Sequence[str]) -> None:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     report = write_report(title, runs, further, file, TABLES[args["table"]].more)
-    kinds = ".json and .png" if draw_curves(runs, file.with_suffix(".png")) else ".json"
-    print(f"\n{report}\nwritten to {file}, {kinds}", flush=True)
+    kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
+    summaries = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
+    kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
+    print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
     if taken:
         print(f"other processes are at {taken} of the runs; the last to end reports all that are done")
     if failed:

@@ -1,0 +1,78 @@
+"""What the table of methods reports besides retrieval, and its figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from processor.history import vote_arrays, write_epoch
+from solver.correspondence.base import Vote
+from tools.reproduce import __main__ as reproduce
+from tools.reproduce import noise
+from tools.reproduce.runs import Run
+from utils.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    (row,) = reproduce.select("methods", "decl", "SynthPEDES", 0.5)
+    run_dir = tmp_path / "SynthPEDES/20260101_000000_decl_DECL"
+    run_dir.mkdir(parents=True)
+    (run_dir / "configs.yaml").write_text("num_epoch: 2\n")
+    metrics = {name: {"BGE": {"R1": 1.0}} for name in ("best.pth", "last.pth")}
+    (run_dir / "test_metrics.json").write_text(json.dumps(metrics))
+    records = [{"epoch": 1, "seconds": 2.0, "ccd": None}, {"epoch": 2, "seconds": 3.0, "ccd": {"seconds": 0.5}}]
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return Run(row, 1, tmp_path, "/nowhere", ())
+
+
+def keep(run: Run, clean: list[bool], probability: list[float], truly: list[bool], excluded: list[int]) -> None:
+    vote = Vote(np.zeros(len(clean)), np.array(probability), np.array(clean), None)
+    arrays = vote_arrays({"uncertainty": vote}, {}, np.array(truly), np.array(excluded))
+    finished = run.finished()
+    assert finished is not None
+    write_epoch(finished.path, 2, arrays)
+
+
+def test_what_a_run_knows_of_wrong_pairs(run):
+    assert run.knowledge() == {"seconds": 5.5}
+    keep(run, [True, False, False, True], [0.9, 0.1, 0.4, 0.8], [True, False, True, False], [2])
+    found = run.knowledge()
+    assert found["precision"] == found["recall"] == 50, "one of two flagged is wrong, one of two wrong is flagged"
+    # By falling suspicion: wrong, right, wrong, right, and the excluded pair, which nobody judged, last.
+    assert found["average precision"] == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_where_nothing_is_wrong_there_is_nothing_to_know(run):
+    keep(run, [True, False], [0.9, 0.1], [True, True], [])
+    assert run.knowledge() == {"seconds": 5.5}
+
+
+def report(file: Path, *noises: float) -> Path:
+    results = {
+        choice: {"R1": {"mean": 50.0, "spread": None}} for choice in ("best by validation", "last", "best by test")
+    }
+    file.write_text(json.dumps({"rows": [{"title": "RDE", "noise": of, "results": results} for of in noises]}))
+    return file
+
+
+def test_the_figure_is_drawn_of_a_report(tmp_path):
+    noise.main([str(report(tmp_path / "table.json", 0, 0.5)), str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: report(file, 0.5), "has no row with runs at two shares"),
+        (lambda file: file.write_text("[]"), "is not a report"),
+        (lambda _: None, "is not a report"),
+    ],
+)
+def test_what_is_no_such_report_is_one_line(tmp_path, write, message):
+    write(tmp_path / "table.json")
+    with pytest.raises(UserError, match=message):
+        noise.main([str(tmp_path / "table.json"), str(tmp_path / "figure.png")])
