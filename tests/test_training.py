@@ -567,7 +567,7 @@ def test_tse_alone_is_trained_votes_and_chooses(root_dir, tmp_path):
     assert f"the best so far: R1 {record['val']['TSE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
 
 
-HALF = ["--img_size", "48", "16", "--num_epoch"]  # a CPU is slow in float16
+HALF = ["--img_size", "48", "16", "--text_length", "24", "--num_epoch"]  # a CPU is slow in float16
 
 
 @pytest.mark.slow
