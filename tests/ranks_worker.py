@@ -1,4 +1,4 @@
-"""What the processes that tests/test_distributed.py launches run: `ranks_worker.py WHAT FOLDER`."""
+"""What the processes of tests/test_distributed.py run: those that it forks, and torchrun's, `ranks_worker.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import distributed, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model.heads.batch_norm import GlobalBatchNorm1d
-from processor.state import TrainState
-from tests.float64 import in_float64
+from utils import program
 from utils.distributed import broadcast_from_main, gather, main_process_first, sum_gradients
 from utils.errors import UserError
-from utils.program import run_program
 from utils.ranks import rank, share, world_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from processor.state import TrainState
 
 COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
 
@@ -100,6 +103,8 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
 
 def in_double(folder: Path) -> None:
     """Both of the above in float64."""
+    from tests.float64 import in_float64
+
     with in_float64():
         primitives(folder)
         training(folder)
@@ -113,6 +118,7 @@ def failing(folder: Path) -> None:
     if how == "mistake of all":
         raise UserError("everybody's mistake")
     if rank() == 1:
+        program._OTHERS_FIRST = 1  # they know of nothing that they could report
         if how == "mistake of one":
             raise UserError("a mistake of rank 1 alone")
         if how == "failure":
@@ -123,6 +129,14 @@ def failing(folder: Path) -> None:
         distributed.all_reduce(torch.zeros(1))
 
 
+def run_as(environment: dict[str, str], printed: Path, work: Callable[[Path], None], folder: Path) -> None:
+    """Be the process that a launcher's environment describes, and print into a file."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with printed.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    program.run_program(lambda _: work(folder))
+
+
 if __name__ == "__main__":
-    works = {work.__name__: work for work in (training, in_double, failing)}
-    run_program(lambda argv: works[argv[0]](Path(argv[1])))
+    program.run_program(lambda argv: failing(Path(argv[0])))

@@ -31,7 +31,6 @@ from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import datasets_on_disk, published
 from tests.objectives import loss_of, named, pairwise, stepping
-from tests.test_distributed import kept, launch, prepare
 from tests.test_model import golden_model
 from tests.test_training import HALF, arguments, records, train_killed_and_continued
 from tools import export
@@ -248,23 +247,6 @@ def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     tolerance = 1e-3 if precision == "fp16_weights" else 1e-5
     torch.testing.assert_close(losses_of_parts, losses, rtol=tolerance, atol=0)
     assert (of_parts - whole).norm() < 4 * tolerance * whole.norm()
-
-
-@pytest.mark.slow
-def test_two_processes_step_as_one_does(tmp_path):
-    shared = prepare(tmp_path, "RSTPReid") + " --num_epoch 1 --warmup_epochs 0 --precision"
-    (tmp_path / "commands").write_text(f"{shared} fp16_weights\n{shared} fp16_adam")
-    for processes in (1, 2):
-        done = launch(processes, "training", tmp_path)
-        assert done.returncode == 0, done.stderr
-    for number in range(2):
-        (one,), (first, second) = kept(tmp_path, number, 1), kept(tmp_path, number, 2)
-        torch.testing.assert_close(first, second, rtol=0, atol=0)
-        torch.testing.assert_close(first["losses"][0], one["losses"][0], rtol=1e-3, atol=1e-4)
-        assert all(weight.isfinite().all() for weight in first["weights"].values())
-        assert {name: value.dtype for name, value in first["weights"].items()} == {
-            name: value.dtype for name, value in one["weights"].items()
-        }
 
 
 def test_the_papers_arithmetic_is_a_gpus():
