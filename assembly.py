@@ -18,7 +18,7 @@ from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, LoadingSettings, open_gallery
 from datasets.masking import Masking
-from datasets.run_data import RunData, load_data
+from datasets.run_data import RunData, open_data, read_data
 from datasets.settings import DataSettings, MaskingSettings, own_annotations
 from datasets.tokenizer import Tokenizer
 from model.accelerate import accelerate
@@ -103,14 +103,14 @@ def _prepare(
 ) -> tuple[DualEncoder, RunData]:
     """The model to begin with and the data: all that takes time before a run is begun or touched."""
     try:
+        read = read_data(options.of(DataSettings))  # a mistyped folder is noticed before weights are fetched
         model = build(options, log).to(device)
         model.backbone.set_grad_checkpointing(options.grad_checkpointing)
         if options.compile:
             check_compiler(device)
             model.backbone.compile_blocks()
         loading = LoadingSettings.of(options.of(DataSettings), device, options.seed, _masking(options))
-        data = load_data(options.of(DataSettings), inputs(options, model), loading, resumed=resumed)
-        return model, data
+        return model, open_data(read, inputs(options, model), loading, resumed=resumed)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("no run was begun or changed, give the same command again")
         raise
@@ -230,9 +230,9 @@ def test(options: Options, request: Request) -> None:
     """Evaluate checkpoints on the test split, print a table each and write their metrics."""
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
-    models = {file: load(file, options) for file in request.files}
     place, entries = read_annotations(options.dataset_name, Path(options.root_dir), options.split_all)
     split = build_splits(place, entries, ["test"])["test"]
+    models = {file: load(file, options) for file in request.files}
     taken = inputs(options, next(iter(models.values())))
     gallery = open_gallery(options.of(DataSettings), taken, "test", split, device)
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")

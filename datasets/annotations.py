@@ -80,16 +80,21 @@ def read_annotations(dataset_name: str, root_dir: Path, split_all: str = "") -> 
     return place, checked
 
 
-def read_splits(dataset_name: str, root_dir: Path, names: Iterable[str], split_all: str = "") -> dict[str, Split]:
+def read_splits(
+    dataset_name: str, root_dir: Path, names: Iterable[str], split_all: str = "", *, incomplete: bool = False
+) -> dict[str, Split]:
     """`build_splits` of `read_annotations`."""
-    return build_splits(*read_annotations(dataset_name, root_dir, split_all), names)
+    return build_splits(*read_annotations(dataset_name, root_dir, split_all), names, incomplete=incomplete)
 
 
-def build_splits(place: Place, entries: Iterable[Entry], names: Iterable[str]) -> dict[str, Split]:
+def build_splits(
+    place: Place, entries: Iterable[Entry], names: Iterable[str], *, incomplete: bool = False
+) -> dict[str, Split]:
     """Form and check splits of a data set; "val" is missing where the set has no validation split.
 
     Args:
         names: of the splits.
+        incomplete: images of the training split may be missing.
 
     Raises:
         DataError: an older release, a missing image, training ids with gaps, or an empty split.
@@ -108,7 +113,7 @@ def build_splits(place: Place, entries: Iterable[Entry], names: Iterable[str]) -
         if name == "train" and place.dataset.first_id is not None:
             check_ids(of_split, place.dataset.first_id, place.file)
         splits[name] = build_split(of_split)
-    _check_images(splits)
+    _check_images({name: split for name, split in splits.items() if not (incomplete and name == "train")})
     return splits
 
 
@@ -229,4 +234,6 @@ def _check_images(splits: dict[str, Split]) -> None:
     missing = [path for split in splits.values() for path in split.images if not os.path.isfile(path)]  # noqa: PTH113
     if missing:
         total = sum(len(split.images) for split in splits.values())
-        raise DataError(f"{len(missing):,} of {total:,} images are missing, the first is {missing[0]}")
+        training = "train" in splits and set(missing) <= set(splits["train"].images)
+        hint = " (of the training split alone: --on_bad_image skip skips them)" if training else ""
+        raise DataError(f"{len(missing):,} of {total:,} images are missing, the first is {missing[0]}{hint}")

@@ -19,7 +19,9 @@ from datasets.annotations import Entry, Split, build_split, check_entry, check_i
 from datasets.catalogue import Place, locate, short_name
 from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
 from datasets.noise import NOISEINDEX, read_permutation
+from datasets.tokenizer import Tokenizer
 from utils.errors import DataError, OptionError, printable
+from utils.log import progress
 
 SPLITS = ("train", "val", "test")
 _CONTROL = regex.compile(r"\p{Cc}")
@@ -32,6 +34,7 @@ _MARKUP = regex.compile(
     regex.IGNORECASE,
 )
 _RATES = (0.2, 0.5, 0.8)
+_TEXT_LENGTH = 77  # --text_length's default, CLIP's
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def check_dataset(
         findings += _caught("ids with gaps", ids, "download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
+    findings += _cut(splits)
     digests, of_images = _images(splits, place)
     findings += of_images
     findings += _same_pixels(across_splits(splits, digests), "in {} and {}", _IN_SPLITS)
@@ -222,6 +226,18 @@ def _captions(splits: Mapping[str, Split]) -> list[Finding]:
     return [finding for what, (where, remedy) in found.items() for finding in _some(what, where, remedy, grave=False)]
 
 
+def _cut(splits: Mapping[str, Split]) -> list[Finding]:
+    """Captions that CLIP's text tower does not read to their end."""
+    tokenizer, cut = Tokenizer(), []
+    for name, split in splits.items():
+        captions = progress(split.captions, f"counting {name} tokens")
+        for image, caption in zip(split.caption_images, captions, strict=True):
+            if (tokens := len(tokenizer.encode(caption)) + 2) > _TEXT_LENGTH:
+                cut.append(f"{split.images[image]}: {tokens} tokens: {caption:.80}")
+    remedy = "their ends are not read: shorten them, or train with a larger --text_length"
+    return _some(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, grave=False)
+
+
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
     paths = list(dict.fromkeys(path for split in splits.values() for path in split.images))
     there = [os.path.isfile(path) for path in paths]  # noqa: PTH113
@@ -274,10 +290,14 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
     findings = []
     if noisy_rate and not files:
         findings += _some("no noise index", [f"for rate {noisy_rate:g}"], "train.py draws one, and keeps it", False)
+    remedy = (
+        f"are the annotations the original ones? Else: python -m tools.noise_index --dataset_name {name} "
+        f"--pairs {pairs} --noisy_rate RATE --out FOLDER, then train.py --noisy_file"
+    )
+    misfits = []
     for file, rate in files.items():
-        remedy = (
-            f"are the annotations the original ones? Else: python -m tools.noise_index --dataset_name {name} "
-            f"--pairs {pairs} --noisy_rate {rate or 'RATE'} --out FOLDER, then train.py --noisy_file"
-        )
-        findings += _caught("a noise index that does not fit", partial(read_permutation, file, pairs, rate), remedy)
-    return findings
+        try:
+            read_permutation(file, pairs, rate)
+        except DataError as error:
+            misfits.append(str(error))
+    return findings + _some("a noise index that does not fit", misfits, remedy)

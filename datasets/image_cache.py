@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -130,8 +131,11 @@ def _write_broken(broken: Mapping[int, str], file: Path) -> None:
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        stamp = "missing"
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            stamp = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        digest.update(f"{path.resolve()}\0{stamp}\n".encode())
     return digest.hexdigest()[:16]
 
 

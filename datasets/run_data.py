@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.annotations import build_splits, read_annotations
+from datasets.annotations import Split, build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.check import check_splits, odd_entries
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
@@ -67,25 +67,49 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
     return {"pairs": len(excluded), "sha256": digest(excluded)}
 
 
-def load_data(settings: DataSettings, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
-    """Read and check all data, images included, so that nothing is found missing after hours.
+class ReadData(NamedTuple):
+    """What is known of the data before there is a model: nothing is decoded yet."""
 
-    Args:
-        resumed: as for `open_training_images`.
+    settings: DataSettings
+    splits: dict[str, Split]
+    noise: Noise
+    excluded: np.ndarray
+    remarks: list[str]
+
+
+def read_data(settings: DataSettings) -> ReadData:
+    """Read and check annotations, noise and excluded pairs, and see that the images are there.
 
     Raises:
         DataError, OptionError: what is missing, broken, or does not go together.
     """
-    name, tokenizer = settings.dataset_name, inputs.tokenizer
+    name = settings.dataset_name
     place, entries = read_annotations(name, Path(settings.root_dir), settings.split_all)
-    splits = build_splits(place, entries, dict.fromkeys(("train", settings.val_dataset, "test")))
+    names = dict.fromkeys(("train", settings.val_dataset, "test"))
+    splits = build_splits(place, entries, names, incomplete=settings.on_bad_image == "skip")
     split = splits["train"]
     noise = find_noise(short_name(name), len(split.captions), settings.noisy_rate, settings.noisy_file)
     excluded = NOTHING_EXCLUDED
     if settings.exclude:
         excluded = read_excluded(Path(settings.exclude), split, noise.permutation)
-    test = open_gallery(settings, inputs, "test", splits["test"], loading.device)
-    validation = open_gallery(settings, inputs, "val", splits["val"], loading.device) if "val" in splits else test
+    sizes = {of: size for of, size in place.dataset.sizes.items() if of in splits}
+    remarks = [finding.line for finding in (*odd_entries(entries), *check_splits(splits, sizes))]
+    return ReadData(settings, splits, noise, excluded, remarks)
+
+
+def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
+    """Decode all images, so that nothing is found broken after hours, and tokenize all captions.
+
+    Args:
+        resumed: as for `open_training_images`.
+
+    Raises:
+        DataError, OptionError: what is broken, or does not go together.
+    """
+    settings, splits, tokenizer, device = read.settings, read.splits, inputs.tokenizer, loading.device
+    split, noise, excluded = splits["train"], read.noise, read.excluded
+    test = open_gallery(settings, inputs, "test", splits["test"], device)
+    validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
     images = open_training_images(settings, inputs.size, split, resumed=resumed)
     ids = tokenizer(split.captions, inputs.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
@@ -94,6 +118,4 @@ def load_data(settings: DataSettings, inputs: Inputs, loading: LoadingSettings, 
         raise OptionError(f"--batch_size {settings.batch_size}: a batch needs {wanted} persons with sampler identity")
     cut = {"train": count_cut(tokenizer, split.captions, ids)}
     cut |= {gallery.name: count_cut(tokenizer, gallery.split.captions, gallery.ids) for gallery in (validation, test)}
-    sizes = {of: size for of, size in place.dataset.sizes.items() if of in splits}
-    findings = [*odd_entries(entries), *check_splits(splits, sizes)]
-    return RunData(pairs, noise, validation, test, cut, [finding.line for finding in findings])
+    return RunData(pairs, noise, validation, test, cut, read.remarks)

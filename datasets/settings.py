@@ -51,7 +51,7 @@ class DataSettings:
     )
     on_bad_image: str = option(
         "error",
-        "a training image that can't be read: stop before training, or skip its pairs",
+        "a training image that is missing or can't be read: stop before training, or skip its pairs",
         choices=("error", "skip"),
     )
     split_all: str = option(

@@ -27,6 +27,8 @@ from utils.errors import OptionError
 from utils.options import command_parser, parse
 from utils.program import run_program
 
+_WIDTHS = (22, 32, 26)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
@@ -93,10 +95,11 @@ def _sizes_table(splits: Mapping[str, Split], published: Mapping[str, tuple[int,
 
 
 def _findings_table(findings: Sequence[Finding]) -> str:
-    table = PrettyTable(["", "found", "count", "the first", "what to do"], align="l", max_width=48)
+    table = PrettyTable(["", "found", "the first", "what to do"], align="l")
+    table.max_width = dict(zip(table.field_names[1:], _WIDTHS, strict=True))  # a terminal's 100 columns
     for finding in findings:
-        level, count = "GRAVE" if finding.grave else "remark", f"{len(finding.where):,}"
-        table.add_row([level, finding.what, count, finding.where[0], finding.remedy], divider=True)
+        level, found = "GRAVE" if finding.grave else "remark", f"{len(finding.where):,} × {finding.what}"
+        table.add_row([level, found, finding.where[0], finding.remedy], divider=True)
     return table.get_string()
 
 

@@ -56,7 +56,7 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     run = RunFolder(run_dir)
     options = resolve({"config": str(run.config), **({"root_dir": root_dir} if root_dir else {})})
     name, root = options.dataset_name, Path(options.root_dir)
-    split = read_splits(name, root, ["train"], options.split_all)["train"]
+    split = read_splits(name, root, ["train"], options.split_all, incomplete=True)["train"]
     if len(split.captions) != count:
         raise DataError(f"{run_dir} was trained on {count:,} pairs, {name} in {root} has {len(split.captions):,}")
     noise = find_noise(short_name(name), count, options.noisy_rate, options.noisy_file)
