@@ -1,31 +1,37 @@
-"""The log's first lines: what is trained on what."""
+"""The log's first and last lines: what is trained on what, or tested; and what came out."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 
 from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
+from processor.best import chosen_by
+from processor.state import TrainState
 from solver.settings import split_loss_names
+from utils.devices import describe, why_no_gpu
 from utils.log import logger
 from utils.ranks import is_main, world_size
-from utils.run_folder import RunFolder
+from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS, Options
 
 
-def log_start(options: Options, data: RunData, run: RunFolder, epochs_done: int | None) -> None:
+def log_start(options: Options, data: RunData, run: RunFolder, device: torch.device, epochs_done: int | None) -> None:
     """Log what is trained on what; `epochs_done` is None for a new run."""
     logger.info("%s %s", "Run folder" if epochs_done is None else f"Resuming after epoch {epochs_done}:", run)
+    _log_machine(options, device)
+    _log_model(options)
     began = run.facts().get("processes") if is_main() else world_size()
     if began != world_size():
         logger.info("  begun with %s processes, resumed with %d: the same up to rounding", began, world_size())
-    if world_size() > 1:
-        logger.info("%d processes share each batch of %d pairs", world_size(), options.batch_size)
-    logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
-    logger.info("  arithmetic: %s, %s", options.precision, ARITHMETIC[options.precision])
     if idle := _without_effect(options):
         logger.info("  without effect here: %s", ", ".join(f"--{name}" for name in idle))
+    logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     _log_noise(options, data)
     if options.exclude:
         logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
@@ -57,6 +63,47 @@ def _without_effect(options: Options) -> list[str]:
         if FLAGS[name].idle
         or (value != FLAGS[name].default and FLAGS[name].only and chosen.isdisjoint(FLAGS[name].only))
     ]
+
+
+def _log_machine(options: Options, device: torch.device) -> None:
+    logger.info("  device: %s, %s; processes: %d", device, describe(device), world_size())
+    if options.device == "auto" and device.type == "cpu" and (reason := why_no_gpu()):
+        logger.warning("  --device auto takes the CPU: %s; see Troubleshooting in the README", reason)
+    logger.info("  precision: %s, %s", options.precision, ARITHMETIC[options.precision])
+
+
+def _log_model(options: Options) -> None:
+    height, width = options.img_size
+    logger.info("  backbone: %s, %s, images %d×%d", options.backbone, options.pretrain_choice, height, width)
+    logger.info("  embeddings: %s, trained: %s", options.heads, options.trained)
+    logger.info("  loss: %s, division: %s, seed: %d", options.loss_names, options.division, options.seed)
+    logger.info("  batch: %d pairs, epochs: %d, learning rate: %g", options.batch_size, options.num_epoch, options.lr)
+    logger.info("  every flag: configs.yaml in the run folder")
+
+
+def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> None:
+    """Log which checkpoints of which run are tested."""
+    logger.info("Testing %s of run %s", ", ".join(file.name for file in files), run)
+    logger.info("  device: %s, %s", device, describe(device))
+
+
+def log_end(state: TrainState, data: RunData, run: RunFolder) -> None:
+    """Log the run's result in a line: the best epoch by validation, and its test."""
+    if not is_main():
+        return
+    best = run.test_metrics().get(CHECKPOINTS[0], {})
+    if best and state.best_epoch:
+        row = chosen_by(state.loss.trained, best)
+        test = ", ".join(f"{name} {value:.2f}" for name, value in best[row].items())
+        logger.info(
+            "best R1 %.2f at epoch %d (%s); test: %s (%s)",
+            state.best,
+            state.best_epoch,
+            data.validation.name,
+            test,
+            row,
+        )
+    logger.info("Run folder %s", run)
 
 
 def _log_noise(options: Options, data: RunData) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from announce import log_start
+from announce import log_end, log_start, log_test
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, LoadingSettings, open_gallery
@@ -76,7 +76,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         state.restore(checkpoint, options)
     if resumed and is_main() and state.epoch < options.num_epoch:
         (run.path / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
-    log_start(options, data, run, state.epoch if resumed else None)
+    log_start(options, data, run, device, state.epoch if resumed else None)
     for remark in remarks:
         logger.info("%s: %s", options.pretrain_choice, remark)
     splits = RunSplits(data.pairs, data.validation, data.test if options.record_test else None)
@@ -93,7 +93,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         saved = "the state after the last whole epoch is saved" if done else "no epoch was done yet"
         logger.info("Stopped: %s; resume with: train.py --resume %s", saved, run)
         raise
-    logger.info("Run folder %s", run)
+    log_end(state, data, run)
     if locked:
         locked.lock.release()
 
@@ -238,6 +238,7 @@ def test(options: Options, request: Request) -> None:
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")
     title = f"{options.dataset_name}, test{direction[0]}"
     start_logging(request.run.path / "test_log.txt")
+    log_test(request.run, request.files, device)
     saving = Saving(request.saved, place.imgs) if request.saved else None
     report = Report(title, _suffix(options, request.own) + direction[1], request.image_to_text, saving)
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)

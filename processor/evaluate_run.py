@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from processor import figures
 from processor.evaluation import Encoded, evaluate, table
 from processor.saving import Saving, save_results
 from processor.types import Encoder, EvaluationData
+from utils.checkpoints import epoch_of
 from utils.files import write_text
 from utils.log import logger
 from utils.ranks import is_main
@@ -49,17 +51,20 @@ def evaluate_run(
     Args:
         build: gives a checkpoint's model, on its device.
     """
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files):
-        results[file.name], encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
-        logger.info("%s", table(results[file.name], f"{file.name} on {report.title}"))
+        metrics, encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
+        epoch = epoch_of(file)
+        results[file.name] = metrics | ({} if epoch is None else {"epoch": epoch})
+        title = report.title + ("" if epoch is None else f" (epoch {epoch})")
+        logger.info("%s", table(metrics, f"{file.name} on {title}"))
         if number == 0 and is_main() and report.saving is not None:
             save_results(report.saving, encoded, data, image_to_text=report.image_to_text)
         if number == 0 and not report.image_to_text and is_main():
             sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
-            draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {report.title}", sheet)
+            draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {title}", sheet)
     if is_main():  # last: with it a run is finished
-        found = run.test_metrics(report.suffix) | results
+        found = run.tested(report.suffix) | results
         write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
 
 

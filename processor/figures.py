@@ -29,8 +29,8 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: (_STYLES | drawn)[name] for name in names}
 
 
-def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """R1 on the validation split over the epochs (paper, figure 5)."""
+def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, file: Path) -> None:
+    """R1 on the validation split over the epochs (paper, figure 5); the best one is marked, but for 0."""
     records = [record for record in records if "val" in record]
     if not records:
         return
@@ -39,8 +39,15 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], file: Path) -> None:
         r1 = [record["val"][name]["R1"] for record in records]
         axes.plot([record["epoch"] for record in records], r1, line, color=colour, marker=".", label=name)
     over_epochs(axes, "R1 on validation (%)")
+    mark_epoch(axes, best_epoch)
     axes.legend()
     save(figure, file)
+
+
+def mark_epoch(axes: Axes, best_epoch: int) -> None:
+    """Draw a line at the best epoch, named in the legend; none for 0."""
+    if best_epoch:
+        axes.axvline(best_epoch, color="#777777", linestyle=":", linewidth=1, label=f"best: epoch {best_epoch}")
 
 
 def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from processor import figures
+from processor.best import chosen_by
 from processor.epoch import EpochResult, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import similarity_histograms, vote_arrays, write_epoch
@@ -23,6 +24,7 @@ from processor.settings import LoopSettings
 from processor.start import evaluate_start
 from processor.state import TrainState
 from processor.types import EvaluationData, TrainingData
+from processor.wording import epoch_line
 from solver.correspondence.base import Verdict
 from solver.schedule import set_learning_rates
 from solver.settings import ScheduleSettings
@@ -72,6 +74,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
     if state.epoch == 0:
         evaluated = {"val": splits.validation} | ({"test": splits.test} if splits.test is not None else {})
         evaluate_start(state.model, evaluated, run_dir)
+    began, first = time.perf_counter(), state.epoch
     while state.epoch < epochs:
         epoch = state.epoch  # counted from 0 within, from 1 in everything written
         start, length = state.correspondence.round(epoch, epochs)
@@ -91,10 +94,12 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
             if state.epoch % settings.loop.eval_period == 0 or state.epoch == epochs:
                 metrics, history["similarity"] = _validate(state, splits)
                 record |= metrics
+        left = (time.perf_counter() - began) / (state.epoch - first) * (epochs - state.epoch)
+        logger.info("%s", epoch_line(record, epochs, state.loss.trained, left))
         if recorder:
             recorder.add(record)
             write_epoch(run_dir, epoch + 1, history)
-            figures.r1_per_epoch(recorder.records, run_dir / "figures" / "r1.png")
+            figures.r1_per_epoch(recorder.records, state.best_epoch, run_dir / "figures" / "r1.png")
             recorder.add_pictures(run_dir / "figures", epoch + 1)
             state.save(run_dir, settings.options)
     if recorder:
@@ -123,11 +128,9 @@ def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settin
     if not math.isfinite(get_total_norm(weights, math.inf)):  # finite gradients don't keep a step from ruining them
         raise NotFiniteError("after the last step: a weight is NaN or infinite")
     logger.info(
-        "  trained in %.1f s (%.0f pairs/s, %.0f%% of it waiting for data), mean loss %.3f, peak memory %.1f GB",
+        "  trained in %.1f s (%.0f%% of it waiting for data), peak memory %.1f GB",
         result.seconds,
-        result.pairs_per_second,
         100 * result.data_wait_share,
-        result.loss,
         result.peak_memory_gb,
     )
     return result
@@ -203,9 +206,3 @@ def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.
     if test is not None:
         record["test"] = metrics if test is validation else evaluate(state.model, test)[0]
     return record, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)
-
-
-def chosen_by(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
-    """The similarity that chooses the best epoch: that of the trained embeddings if it is evaluated, else the fused."""
-    name = "+".join(trained)
-    return name if name in metrics else list(metrics)[-1]

@@ -76,6 +76,15 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     return content
 
 
+def epoch_of(file: Path) -> int | None:
+    """After which epoch a checkpoint that has been read was written; None where it does not say."""
+    if file.suffix == ".safetensors":
+        return None
+    with torch.serialization.safe_globals(PLAIN_NUMBERS):  # tensors stay on the disk
+        epoch = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).get("epoch")
+    return epoch if isinstance(epoch, int) else None
+
+
 def refuse_unfolding(file: Path) -> None:
     """Refuse an archive that would fill memory: it says to hold more than its own length and some code.
 

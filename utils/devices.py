@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import re
 import sys
 from pathlib import Path
@@ -37,6 +38,29 @@ def choose_device(name: str) -> torch.device:
         hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
         raise OptionError(f"--device {name}: not available here; {hint}") from None
     return device
+
+
+def describe(device: torch.device) -> str:
+    """A device for the log: a GPU's name and memory, a CPU's name and the threads that compute."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / 1e9:.0f} GB"
+    if device.type == "mps":
+        return f"the GPU of an {platform.processor() or 'Apple'} processor"
+    name, info = platform.processor(), Path("/proc/cpuinfo")
+    if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        name = found[1]
+    return f"{name or 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def why_no_gpu() -> str:
+    """Why a PyTorch that was built for CUDA can use no GPU; "" where it can, or was not."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return ""
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return f"PyTorch, built for CUDA {torch.version.cuda}, can use no GPU: {brief(error)}"
+    return ""
 
 
 def check_compiler(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from utils.options import read_yaml
 CHECKPOINTS = ("best.pth", "last.pth")
 EXPORTED = "model.safetensors"  # what tools.export makes of one of them
 LOCK = ".lock"
+_EPOCH = "epoch"
 Metrics = dict[str, dict[str, float]]
 
 
@@ -141,7 +142,12 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def test_metrics(self, suffix: str = "") -> dict[str, Metrics]:
-        """By checkpoint what the test found, in percent; none before a test.
+        """By checkpoint what the test found, in percent; none before a test. Arguments and errors as for `tested`."""
+        found = self.tested(suffix)
+        return {name: {row: of for row, of in rows.items() if row != _EPOCH} for name, rows in found.items()}
+
+    def tested(self, suffix: str = "") -> dict[str, dict[str, Any]]:
+        """As `test_metrics`, and beside the rows "epoch", after which the checkpoint was written, where it says so.
 
         Args:
             suffix: of the file, for a test on other data than the run's.
@@ -154,7 +160,8 @@ class RunFolder:
             found = json.loads(file.read_text(encoding="utf-8"))
             return {
                 checkpoint: {
-                    row: {name: float(value) for name, value in metrics.items()} for row, metrics in rows.items()
+                    row: int(of) if row == _EPOCH else {name: float(value) for name, value in of.items()}
+                    for row, of in rows.items()
                 }
                 for checkpoint, rows in found.items()
             }

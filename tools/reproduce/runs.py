@@ -17,8 +17,8 @@ from sklearn.metrics import average_precision_score
 from datasets.synthpedes import RECIPE, write_synthpedes
 from model.precision import settle
 from options import parse, resolve
+from processor.best import chosen_by
 from processor.history import read_history
-from processor.run import chosen_by
 from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.devices import choose_device

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from processor.figures import r1_per_epoch, styles
+from processor.figures import mark_epoch, r1_per_epoch, styles
 from tools.visualize.runs import NothingToDraw, Run, differing, label, labels
 from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
@@ -53,8 +53,9 @@ def training_curves(run: Run, file: Path) -> None:
         shown = [record["epoch"] for record in validated]
         axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
     if validated:
+        mark_epoch(axes["val"], run.best_epoch)
         over_epochs(axes["val"], f"validation, {run.fused} (%)")
-        axes["val"].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+        axes["val"].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
     save(figure, file)
 
 
@@ -94,7 +95,7 @@ def r1_of_run(run: Run, file: Path) -> None:
     """
     if not run.validated:
         raise NothingToDraw("no epoch was validated")
-    r1_per_epoch(run.validated, file)
+    r1_per_epoch(run.validated, run.best_epoch, file)
 
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> None:

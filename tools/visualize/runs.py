@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import options  # noqa: F401  (declares all flags)
+from processor.best import best_record
 from processor.history import EpochHistory, read_history
 from utils.errors import DataError, OptionError, UserError
 from utils.options import defaults
@@ -43,6 +44,12 @@ class Run:
     def validated(self) -> list[dict[str, Any]]:
         """The records of epochs with a validation."""
         return [record for record in self.records if "val" in record]
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest R1 on validation; 0 without a validation."""
+        record = best_record(self.records, str(self.flags["trained"]))
+        return record["epoch"] if record else 0
 
     @property
     def fused(self) -> str:

@@ -1,0 +1,24 @@
+"""Which similarity chooses, and which epoch is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def chosen_by(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
+    """The similarity that chooses the best epoch: that of the trained embeddings if it is evaluated, else the fused."""
+    name = "+".join(trained)
+    return name if name in metrics else list(metrics)[-1]
+
+
+def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str = "val") -> Mapping[str, Any] | None:
+    """The record of the first epoch with the highest R1 on a split; None where none was evaluated.
+
+    Args:
+        records: of metrics.jsonl.
+        trained: the embeddings, as `--trained` joins them.
+    """
+    evaluated = [record for record in records if record.get(split)]
+    r1 = {id(r): r[split][chosen_by(tuple(trained.split("+")), r[split])]["R1"] for r in evaluated}
+    return max(evaluated, key=lambda record: r1[id(record)], default=None)

@@ -1,0 +1,25 @@
+"""The log's line an epoch, made to be searched: `grep epoch= train_log.txt`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from processor.best import chosen_by
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float) -> str:
+    """Where an epoch has led, and when the run will be done.
+
+    Args:
+        record: as metrics.jsonl keeps it; "val" is missing in an epoch without validation.
+        epochs: of the run.
+        trained: embeddings, whose similarity chooses the best epoch.
+    """
+    words = [f"epoch={record['epoch']}/{epochs}"]
+    if metrics := record.get("val"):
+        row = metrics[chosen_by(trained, metrics)]
+        words += ["split=val", f"R1={row['R1']:.2f}", f"mAP={row['mAP']:.2f}"]
+    words += [f"loss={record['loss']:.3f}", f"pairs/s={record['pairs_per_second']:.0f}"]
+    return " ".join([*words, f"ETA={timedelta(seconds=round(seconds_left))}"])

@@ -1,0 +1,89 @@
+"""What the log says first, per epoch and last."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+import announce
+import test as evaluation_root
+import train as training_root
+from processor.best import best_record
+from processor.wording import epoch_line
+from tests import datasets_on_disk
+from tests.test_training import SMALL, printed_by
+from utils import devices
+
+pytestmark = pytest.mark.usefixtures("small_figures")
+RECORD = {"epoch": 3, "loss": 2.4861, "pairs_per_second": 184.2}
+METRICS = {"BGE": {"R1": 50.0, "mAP": 40.0}, "BGE+TSE": {"R1": 60.333, "mAP": 55.1}}
+
+
+def test_an_epochs_line_can_be_searched():
+    validated = epoch_line(RECORD | {"val": METRICS}, 60, ("BGE", "TSE"), 3725.4)
+    assert validated == "epoch=3/60 split=val R1=60.33 mAP=55.10 loss=2.486 pairs/s=184 ETA=1:02:05"
+    assert "R1=50.00 mAP=40.00" in epoch_line(RECORD | {"val": METRICS}, 60, ("BGE",), 0)
+    assert epoch_line(RECORD, 60, ("BGE", "TSE"), 30) == "epoch=3/60 loss=2.486 pairs/s=184 ETA=0:00:30"
+
+
+def test_the_first_of_equally_good_epochs_is_the_best():
+    records = [{"epoch": n, "val": {"BGE": {"R1": r1}, "BGE+TSE": {"R1": -r1}}} for n, r1 in ((1, 5), (2, 7), (3, 7))]
+    assert best_record([{"epoch": 4}, *records], "BGE")["epoch"] == 2
+    assert best_record(records, "BGE+TSE")["epoch"] == 1
+    assert best_record([{"epoch": 1}], "BGE") is None
+
+
+@pytest.mark.slow
+def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
+    datasets_on_disk.write(tmp_path, "ICFG-PEDES")
+    given = ["--dataset_name", "ICFG-PEDES", "--root_dir", str(tmp_path), "--noisy_rate", "0", *SMALL, "--seed", "7"]
+    printed = printed_by(training_root, *given, "--output_dir", tmp_path / "logs", "--num_epoch", "2")
+    head = printed[: printed.index("ICFG-PEDES, train:")]
+    for part in (
+        "device: cpu",
+        " threads; processes: 1",
+        "precision: fp32",
+        "backbone: clip, tiny, images 96×32",
+        "seed: 7",
+    ):
+        assert part in head
+    assert "batch: 8 pairs, epochs: 2" in head
+    (run,) = (tmp_path / "logs").glob("*/*")
+    log = (run / "train_log.txt").read_text()
+    assert re.findall(r"epoch=(\d)/2 split=val R1=\d+\.\d\d mAP=\S+ loss=\S+ pairs/s=\d+ ETA=0:\d\d:\d\d", log) == [
+        "1",
+        "2",
+    ]
+    assert log.count("ETA=0:00:00") == 1
+    assert "means of the epoch so far" in log
+    tested = json.loads((run / "test_metrics.json").read_text())
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = best_record(records, "BGE+TSE")
+    assert tested["best.pth"]["epoch"] == best["epoch"]
+    assert tested["last.pth"]["epoch"] == 2
+    r1, test = best["val"]["BGE+TSE"]["R1"], tested["best.pth"]["BGE+TSE"]
+    last = printed.strip().splitlines()[-2]
+    assert last.startswith(f"best R1 {r1:.2f} at epoch {best['epoch']} (test); test: R1 {test['R1']:.2f}, ")
+    assert f"best.pth on ICFG-PEDES, test (epoch {best['epoch']})" in printed
+    again = printed_by(evaluation_root, run, "--device", "cpu")
+    assert again.startswith(f"Testing best.pth, last.pth of run {run}")
+
+
+@pytest.mark.parametrize(("asked", "warned"), [("auto", True), ("cpu", False)])
+def test_a_cpu_taken_for_want_of_a_driver_is_warned_of(monkeypatch, asked, warned):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def refuse(*_: object, device: str) -> None:
+        raise RuntimeError(f"The NVIDIA driver on your system is too old\nfor {device}")
+
+    monkeypatch.setattr(devices.torch, "zeros", refuse)
+    lines = []
+    monkeypatch.setattr(announce.logger, "warning", lambda line, *arguments: lines.append(line % arguments))
+    options = announce.Options({"device": asked, "precision": "fp32"})
+    announce._log_machine(options, torch.device("cpu"))
+    reason = "PyTorch, built for CUDA 13.0, can use no GPU: The NVIDIA driver on your system is too old"
+    assert [f"--device auto takes the CPU: {reason}; see" in line for line in lines] == [True] * warned
