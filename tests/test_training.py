@@ -544,7 +544,7 @@ def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     (record,) = records(run_dir)
     assert record["loss"] == record["bge_loss"]
-    assert record["test"] == json.loads((run_dir / "test_metrics.json").read_text())["last.pth"]
+    assert record["test"] == RunFolder(run_dir).test_metrics()["last.pth"]
     assert f"the best so far: R1 {record['val']['BGE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
     options = training_options.resolve({"config": str(run_dir / "configs.yaml")})
     torch.manual_seed(options.seed)
