@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,13 +13,16 @@ from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
 from processor.best import chosen_by
-from processor.state import TrainState
 from solver.settings import split_loss_names
 from utils.devices import describe, why_no_gpu
 from utils.log import logger
 from utils.ranks import is_main, world_size
+from utils.recorder import show_hyperparameters
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS, Options
+
+if TYPE_CHECKING:
+    from processor.state import TrainState
 
 
 def log_start(options: Options, data: RunData, run: RunFolder, device: torch.device, epochs_done: int | None) -> None:
@@ -87,8 +91,8 @@ def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> Non
     logger.info("  device: %s, %s", device, describe(device))
 
 
-def log_end(state: TrainState, data: RunData, run: RunFolder) -> None:
-    """Log the run's result in a line: the best epoch by validation, and its test."""
+def log_end(options: Options, state: TrainState, data: RunData, run: RunFolder) -> None:
+    """Log the run's result in a line, and show it in TensorBoard beside the flags: the best epoch, and its test."""
     if not is_main():
         return
     best = run.test_metrics().get(CHECKPOINTS[0], {})
@@ -103,6 +107,9 @@ def log_end(state: TrainState, data: RunData, run: RunFolder) -> None:
             test,
             row,
         )
+        final = {"best/val/R1": state.best} | {f"best/test/{name}": value for name, value in best[row].items()}
+        flags = {name: value for name, value in options.items() if not (FLAGS[name].resumable or FLAGS[name].idle)}
+        show_hyperparameters(run.path, flags, final, state.best_epoch)
     logger.info("Run folder %s", run)
 
 

@@ -93,7 +93,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         saved = "the state after the last whole epoch is saved" if done else "no epoch was done yet"
         logger.info("Stopped: %s; resume with: train.py --resume %s", saved, run)
         raise
-    log_end(state, data, run)
+    log_end(options, state, data, run)
     if locked:
         locked.lock.release()
 

@@ -216,7 +216,7 @@ def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, 
     assert records(run_dir) == records(continued)
     weights, other = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, continued))
     torch.testing.assert_close(weights, other, rtol=0, atol=0)
-    assert f"arithmetic: {precision}, {ARITHMETIC[precision]}" in (run_dir / "train_log.txt").read_text()
+    assert f"precision: {precision}, {ARITHMETIC[precision]}" in (run_dir / "train_log.txt").read_text()
 
     own = json.loads((run_dir / "test_metrics.json").read_text())["best.pth"]
     export.main([str(run_dir)])

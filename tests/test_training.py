@@ -23,6 +23,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import assembly
 import options as training_options
@@ -268,6 +270,15 @@ def test_tensorboard_holds_losses_rates_division_and_validation(trained):
     assert expected | {"ccd/recall", "val/BGE/R1", "val/TSE/mAP", "val/BGE+TSE/R1"} <= tags
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert {"figures/r1", "figures/losses"} <= set(events.Tags()["images"])
+    assert "epoch" not in tags
+    (flags,) = trained[0].glob("events*.flags")
+    kept = EventAccumulator(str(flags)).Reload()
+    shown = kept.summary_metadata[SESSION_START_INFO_TAG].plugin_data.content
+    hyperparameters = HParamsPluginData.FromString(shown).session_start_info.hparams
+    assert hyperparameters["select_ratio"].number_value == pytest.approx(0.3)
+    assert "root_dir" not in hyperparameters
+    tested = RunFolder(trained[0]).test_metrics()["best.pth"]["BGE+TSE"]
+    assert kept.Scalars("best/test/R1")[0].value == pytest.approx(tested["R1"])
 
 
 @pytest.mark.slow

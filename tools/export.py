@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from model.weights import model_from_checkpoint
 from options import resolve_run
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import epoch_of
 from utils.errors import OptionError
 from utils.files import in_one_step, write_text
 from utils.options import command_parser, parse
@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     model = model_from_checkpoint(file, options.of)
     about = run.facts()
     flags = _flags({"dataset_name": options.dataset_name, **run.flags()})
-    card = model_card(flags, about, metrics, file.name, load_checkpoint(file).get("epoch"))
+    epoch = epoch_of(file)
+    card = model_card(flags, about, metrics, file.name, epoch)
     out.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
     plugins = plugin_files(options.plugin)
@@ -60,8 +61,10 @@ def main(argv: Sequence[str]) -> None:
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
+    metadata = {"format": "pt", "towers": json.dumps(model.towers())}
+    metadata |= {} if epoch is None else {"epoch": str(epoch)}
     with in_one_step(out / EXPORTED) as partial:
-        partial.write_bytes(save(weights, {"format": "pt", "towers": json.dumps(model.towers())}))
+        partial.write_bytes(save(weights, metadata))
     print(f"wrote {out}: {EXPORTED} ({(out / EXPORTED).stat().st_size / 1e6:.1f} MB), configs.yaml, README.md")
 
 

@@ -79,9 +79,10 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 def epoch_of(file: Path) -> int | None:
     """After which epoch a checkpoint that has been read was written; None where it does not say."""
     if file.suffix == ".safetensors":
-        return None
-    with torch.serialization.safe_globals(PLAIN_NUMBERS):  # tensors stay on the disk
-        epoch = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).get("epoch")
+        epoch = safetensors_facts(file).get("epoch")
+    else:
+        with torch.serialization.safe_globals(PLAIN_NUMBERS):  # tensors stay on the disk
+            epoch = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).get("epoch")
     return epoch if isinstance(epoch, int) else None
 
 
@@ -100,14 +101,14 @@ def refuse_unfolding(file: Path) -> None:
 
 
 def safetensors_facts(file: Path) -> dict[str, Any]:
-    """What an exported file's metadata says of its model: its `towers`, if it says so.
+    """What an exported file's metadata says of its model: its `towers` and `epoch`, if it says so.
 
     Raises:
         Exception: whatever safetensors and json raise for a broken file.
     """
     with safe_open(file, "pt") as archive:
         metadata = archive.metadata() or {}
-    return {"towers": json.loads(metadata["towers"])} if "towers" in metadata else {}
+    return {name: json.loads(metadata[name]) for name in ("towers", "epoch") if name in metadata}
 
 
 def load_tensors(file: Path) -> Any:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils.files import naming, write_text
 from utils.run_folder import read_records
+
+_FLAGS = ".flags"  # ends the name of the file with the hyperparameters
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -31,6 +34,26 @@ def show_pictures(writer: SummaryWriter, files: Iterable[Path], epoch: int) -> N
     for file in files:
         with Image.open(file) as picture:
             writer.add_image(f"figures/{file.stem}", np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
+
+
+def show_hyperparameters(run_dir: Path, flags: Mapping[str, Any], metrics: Mapping[str, float], epoch: int) -> None:
+    """Add a run's flags with what came out to TensorBoard's table of hyperparameters, in place of older ones.
+
+    Args:
+        metrics: by tag; each is a scalar of the run, too.
+        epoch: in which they were reached.
+    """
+    for older in run_dir.glob(f"events.out.tfevents.*{_FLAGS}"):
+        older.unlink()
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in flags.items()
+    }
+    with SummaryWriter(str(run_dir), filename_suffix=_FLAGS) as writer:
+        assert writer.file_writer is not None
+        for summary in hparams(plain, dict(metrics)):  # add_hparams would make a run of its own
+            writer.file_writer.add_summary(summary)
+        for tag, value in metrics.items():
+            writer.add_scalar(tag, value, epoch)
 
 
 class Recorder:
@@ -52,7 +75,7 @@ class Recorder:
         self.records.append(record)
         with naming(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        for name, value in flatten(record).items():
+        for name, value in flatten({key: value for key, value in record.items() if key != "epoch"}).items():
             self._tensorboard.add_scalar(name, value, record["epoch"])
         self._tensorboard.flush()
 

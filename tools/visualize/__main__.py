@@ -1,4 +1,4 @@
-"""Draw the paper's figures out of runs, as PNG and PDF, and show them in TensorBoard.
+"""Draw the paper's figures out of runs, as PNG and PDF; a run's own are shown in TensorBoard.
 
     python -m tools.visualize RUN_DIR                # everything about one run, into RUN_DIR/figures
     python -m tools.visualize RUN_DIR RUN_DIR …      # what compares several, into logs/figures
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> None:
     reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
         raise OptionError("; ".join(reasons))
-    show_in_tensorboard(out, drawn, max(run.records[-1]["epoch"] for run in runs))
+    if single and not args["out"]:
+        show_in_tensorboard(runs[0].folder, drawn, runs[0].records[-1]["epoch"])
     for line in reasons:
         print(line)
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
@@ -104,15 +105,15 @@ def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list
     return drawn, skipped
 
 
-def show_in_tensorboard(out: Path, drawn: Sequence[Path], epoch: int) -> None:
-    """Write the pictures as TensorBoard's events beside them, in place of older ones."""
+def show_in_tensorboard(run: Path, drawn: Sequence[Path], epoch: int) -> None:
+    """Write the pictures among a run's TensorBoard events, in place of older ones; elsewhere they would be a run."""
     from torch.utils.tensorboard import SummaryWriter
 
     from utils.recorder import show_pictures
 
-    for older in out.glob(f"events.out.tfevents.*{_OURS}"):
+    for older in run.glob(f"events.out.tfevents.*{_OURS}"):
         older.unlink()
-    writer = SummaryWriter(str(out), filename_suffix=_OURS)
+    writer = SummaryWriter(str(run), filename_suffix=_OURS)
     show_pictures(writer, [file.with_name(f"{file.name}.png") for file in drawn], epoch)
     writer.close()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from processor.figures import mark_epoch, r1_per_epoch, styles
-from tools.visualize.runs import NothingToDraw, Run, differing, label, labels
+from tools.differing import differing
+from tools.visualize.runs import NothingToDraw, Run, label, labels
 from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
 # Okabe and Ito's colours, each with a line and a marker of its own.
@@ -139,7 +140,7 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
         NothingToDraw: nowhere does the flag take several values.
     """
     tested = [run for run in runs if run.r1]
-    others = [other for other in differing(tested) if other not in (name, "seed")]
+    others = [other for other in differing([run.flags for run in tested]) if other not in (name, "seed")]
     groups = defaultdict(list)
     for run in tested:
         groups[str([run.flags.get(other) for other in others])].append(run)
@@ -152,7 +153,7 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
         rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
     values = sorted({run.flags[name] for group in swept for run in group})
-    apart = differing([group[0] for group in swept])
+    apart = differing([group[0].flags for group in swept])
     for axes, group in zip(grid.flat, swept, strict=False):
         _draw_sweep(axes, group, name)
         axes.set_title(label(group[0], [other for other in others if other in apart]), fontsize=9)

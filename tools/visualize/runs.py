@@ -8,16 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import options  # noqa: F401  (declares all flags)
 from processor.best import best_record
 from processor.history import EpochHistory, read_history
+from tools.differing import differing, flags_of
 from utils.errors import DataError, OptionError, UserError
-from utils.options import defaults
 from utils.run_folder import CHECKPOINTS, RunFolder
-from utils.settings import FLAGS
 
-# Flags in which runs may differ and still be the same experiment, beside those that a run may be resumed with.
-_INCIDENTAL = ("name", "record_test")
 _VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line of several
 _PART = "_loss"  # ends the names of the loss's parts in a record: "bge_loss"
 
@@ -82,9 +78,7 @@ def read_run(folder: Path) -> Run:
         DataError: a file of it is damaged.
     """
     run = RunFolder(folder)
-    flags = {**defaults(), **run.flags()}
-    flags["loss_names"] = str(flags["loss_names"]).partition("+")[0]  # a label repeats other flags
-    records = run.records()
+    flags, records = flags_of(run), run.records()
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
     for record in records:
@@ -100,14 +94,6 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in records[0] if key.endswith(_PART)]
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """The flags in which runs differ, but for incidental ones; the seed comes last."""
-    names = [name for name in (runs[0].flags if runs else ()) if name in FLAGS and not FLAGS[name].resumable]
-    names = [name for name in names if name not in _INCIDENTAL]
-    found = [name for name in names if len({str(run.flags.get(name)) for run in runs}) > 1]
-    return sorted(found, key=lambda name: name == "seed")
-
-
 def label(run: Run, names: Sequence[str]) -> str:
     """A run in the words of some of its flags, in lines of some length."""
     values = (Path(str(run.flags.get(name))).name or "none" for name in names)
@@ -121,7 +107,7 @@ def label(run: Run, names: Sequence[str]) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each run: by the flags in which they differ, else, and where that is not enough, by its folder."""
-    names = differing(runs)
+    names = differing([run.flags for run in runs])
     found = [label(run, names) for run in runs]
     if len(set(found)) < len(runs):
         found = [f"{text}\n{end}".strip() for text, end in zip(found, _ends([run.folder for run in runs]), strict=True)]

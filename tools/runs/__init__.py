@@ -1,0 +1,1 @@
+"""A table of runs: `python -m tools.runs --help`."""

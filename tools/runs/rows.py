@@ -1,0 +1,109 @@
+"""Runs as rows: what differs, what came out, how far they are."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from processor.best import best_record, chosen_by
+from tools.differing import differing, flags_of
+from utils.errors import UserError
+from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
+
+METRICS = ("R1", "mAP", "rSum")
+_OF_RUN = ("run", "state", "epochs", "best")
+RESULTS = (*(f"{split}_{name}" for split in ("val", "test") for name in METRICS), "seconds")
+Row = dict[str, Any]  # by column; None where nothing is known
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The runs in a folder and below it, by the time in their names; exported models are none."""
+    found = [file.parent for file in folder.rglob("configs.yaml") if not (file.parent / EXPORTED).is_file()]
+    return [RunFolder(path) for path in sorted(found, key=lambda path: (path.name, path))]
+
+
+def read_rows(runs: Sequence[RunFolder]) -> list[Row]:
+    """A row a run: its folder, what differs from the others, state, epochs done, the best one, metrics, seconds.
+
+    "val_…" are the best epoch's, "test_…" best.pth's, of the similarity that chooses; in percent. A run of which a file
+    is damaged is "damaged". All rows have the same columns.
+    """
+    read = []
+    for run in runs:
+        try:
+            flags, results = flags_of(run), _results(run)
+        except UserError:
+            flags, results = {}, {"state": "damaged"}
+        read.append((flags, {"run": str(run)} | results))
+    names = differing([flags for flags, _ in read if flags])
+    columns = ("run", *names, *_OF_RUN[1:], *RESULTS)
+    shown = [{name: _shown(flags.get(name)) for name in names} | row for flags, row in read]
+    return [{column: row.get(column) for column in columns} for row in shown]
+
+
+def _results(run: RunFolder) -> Row:
+    flags, records = flags_of(run), run.records()
+    trained = str(flags["trained"])
+    row: Row = {"state": _state(run), "epochs": f"{records[-1]['epoch'] if records else 0}/{flags['num_epoch']}"}
+    best, tested = best_record(records, trained), run.test_metrics().get(CHECKPOINTS[0])
+    if best:
+        row |= {"best": best["epoch"]} | _metrics(best["val"], trained, "val")
+    if tested:
+        row |= _metrics(tested, trained, "test")
+    spent = [record.get("seconds", 0) + (record.get("ccd") or {}).get("seconds", 0) for record in records]
+    return row | {"seconds": round(sum(spent))}
+
+
+def _metrics(rows: Mapping[str, Mapping[str, float]], trained: str, split: str) -> Row:
+    of = rows[chosen_by(tuple(trained.split("+")), rows)]
+    return {f"{split}_{name}": of[name] for name in METRICS}
+
+
+def _state(run: RunFolder) -> str:
+    return "running" if run.is_locked() else "done" if run.is_finished() else "stopped"
+
+
+def _shown(value: Any) -> Any:
+    """A flag's value in a cell: of a file its name."""
+    if isinstance(value, str):
+        return Path(value).name or "none"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def group(rows: Sequence[Row]) -> list[Row]:
+    """Rows that differ in their seed alone as one: how many, in which states, and "mean ± spread" of each result.
+
+    The spread is the standard deviation, which a single run has none of.
+    """
+    own = {"seed", *_OF_RUN, *RESULTS}
+    groups = defaultdict(list)
+    for row in rows:
+        groups[str([value for name, value in row.items() if name not in own])].append(row)
+    grouped = []
+    for of in groups.values():
+        states = ", ".join(f"{count} {state}" for state, count in Counter(row["state"] for row in of).items())
+        shared = {name: value for name, value in of[0].items() if name not in own}
+        results = {name: _mean([row[name] for row in of if row[name] is not None]) for name in ("best", *RESULTS)}
+        grouped.append({"runs": len(of)} | shared | {"state": states} | results)
+    return grouped
+
+
+def _mean(values: Sequence[float]) -> str | None:
+    if not values:
+        return None
+    mean = f"{statistics.mean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def order(rows: Iterable[Row], column: str) -> list[Row]:
+    """Rows by a column: numbers, and means, highest first, texts in their order, and what is not known last."""
+    rows = list(rows)
+    known = [row for row in rows if row[column] is not None]
+    if column in (*RESULTS, "best"):
+        known.sort(key=lambda row: -float(str(row[column]).split()[0]))
+    else:
+        known.sort(key=lambda row: (isinstance(row[column], str), row[column]))
+    return known + [row for row in rows if row[column] is None]
