@@ -36,7 +36,7 @@ from solver.correspondence.base import Correspondence, Facts
 from solver.objectives.base import PairwiseObjective, Sizes
 from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
-from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, split_loss_names
+from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, labelled, split_loss_names
 from utils.devices import check_compiler, choose_device, seed_everything
 from utils.distributed import broadcast_from_main, wait_for_all
 from utils.errors import OptionError
@@ -197,7 +197,8 @@ def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence
 
 def _make_run(options: Options) -> RunFolder:
     output_dir, dataset = Path(options.output_dir), short_name(options.dataset_name)
-    return RunFolder.create(output_dir, dataset, options.name, options.loss_names)
+    swept = [options[name] for name in ("loss_names", "select_ratio", "tau", "margin", "noisy_rate")]
+    return RunFolder.create(output_dir, dataset, options.name, labelled(*swept))
 
 
 def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:

@@ -171,6 +171,12 @@ class ScheduleSettings:
     power: float = option(0.9, "base of exp and poly", above=0)
 
 
+def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, noisy_rate: float) -> str:
+    """`--loss_names` with a label, as the published script writes it for its run folders; one's own label stays."""
+    label = f"sr{select_ratio}_tau{tau}_margin{margin}_n{noisy_rate}"
+    return loss_names if _LABEL.fullmatch(loss_names.rpartition("+")[2]) else f"{loss_names}+{label}"
+
+
 def split_loss_names(loss_names: str) -> list[str]:
     """The objectives in `--loss_names`, without a label of the published script's form.
 

@@ -13,7 +13,7 @@ from solver.correspondence import ccd
 from solver.correspondence.base import Facts
 from solver.optimizer import build_optimizer
 from solver.schedule import learning_rate, set_learning_rates
-from solver.settings import SCHEDULES, OptimizerSettings, ScheduleSettings
+from solver.settings import SCHEDULES, OptimizerSettings, ScheduleSettings, labelled, split_loss_names
 from tests import published
 from tests.objectives import named
 from tests.test_model import golden_model
@@ -22,6 +22,13 @@ from utils.errors import UserError
 pytestmark = pytest.mark.numeric
 
 OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
+
+
+def test_run_folders_are_named_as_the_published_script_names_them():
+    assert labelled("TAL", 0.3, 0.015, 0.1, 0.2) == "TAL+sr0.3_tau0.015_margin0.1_n0.2"
+    assert labelled("TAL+id", 0.3, 0.015, 0.1, 0.0) == "TAL+id+sr0.3_tau0.015_margin0.1_n0.0"
+    assert labelled("TAL+sr0.4_tau0.01_margin0.2_n0.5", 0.3, 0.015, 0.1, 0.2) == "TAL+sr0.4_tau0.01_margin0.2_n0.5"
+    assert split_loss_names(labelled("TAL", 0.3, 0.015, 0.1, 0.2)) == ["TAL"]
 
 
 def test_every_parameter_has_the_published_rate_and_decay():
