@@ -30,7 +30,7 @@ from processor.evaluation import evaluate, table
 from processor.run import RunSettings, RunSplits
 from processor.run import train as train_epochs
 from processor.saving import Saving
-from processor.settings import LoopSettings
+from processor.settings import LoopSettings, RerankSettings
 from processor.state import TrainState
 from solver.correspondence.base import Correspondence, Facts
 from solver.objectives.base import PairwiseObjective, Sizes
@@ -218,13 +218,14 @@ def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Se
 
 @dataclass(frozen=True)
 class Request:
-    """What test.py was asked for: the run, its own options, which of its files to test, and which files to write."""
+    """What test.py was asked for: the run, its own options, which of its files to test, and how."""
 
     run: RunFolder
     own: Options
     files: Sequence[Path]
     image_to_text: bool
     saved: Sequence[Path] = ()
+    rerank: RerankSettings | None = None
 
 
 def test(options: Options, request: Request) -> None:
@@ -241,7 +242,8 @@ def test(options: Options, request: Request) -> None:
     start_logging(request.run.path / "test_log.txt")
     log_test(request.run, request.files, device)
     saving = Saving(request.saved, place.imgs) if request.saved else None
-    report = Report(title, _suffix(options, request.own) + direction[1], request.image_to_text, saving)
+    suffix = _suffix(options, request.own) + direction[1] + ("_reranked" if request.rerank else "")
+    report = Report(title, suffix, request.image_to_text, saving, request.rerank)
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 # Importing settings declares their flags.
 from datasets.settings import DATASETS, own_annotations
 from model.settings import head_names
-from processor.settings import SAVED
+from processor.settings import SAVED, RerankSettings
 from solver.settings import IRRA, split_loss_names
 from utils import options
 from utils.errors import OptionError
@@ -105,6 +105,34 @@ def check_root_dir(root_dir: str | None) -> None:
     """
     if root_dir is not None and not Path(root_dir).is_dir():
         raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
+
+
+def add_rerank(parser: argparse.ArgumentParser) -> None:
+    """Add `--rerank` to the parser of a command that ranks."""
+    default = RerankSettings()
+    parser.add_argument(
+        "--rerank",
+        nargs="*",
+        type=float,
+        metavar="N",
+        help="re-rank by k-reciprocal neighbours in the gallery (Zhong et al., 2017); K1 K2 LAMBDA may follow "
+        f"(default: {default.k1} {default.k2} {default.share})",
+    )
+
+
+def check_rerank(values: Sequence[float] | None) -> RerankSettings | None:
+    """What `--rerank` means; None where it was not given.
+
+    Raises:
+        OptionError: not three numbers, or out of range.
+    """
+    if not values:
+        return None if values is None else RerankSettings()
+    k1, k2, share = values if len(values) == 3 else (0.0, 0.0, 0.0)
+    if not (k1.is_integer() and k2.is_integer() and min(k1, k2) >= 1 and 0 <= share <= 1):
+        shown = " ".join(f"{value:g}" for value in values)
+        raise OptionError(f"--rerank {shown}: K1 and K2 must be whole numbers of at least 1, LAMBDA 0 to 1")
+    return RerankSettings(int(k1), int(k2), share)
 
 
 def check_saved(names: Sequence[str]) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from options import SAVED, check_saved, resolve_run
+from options import SAVED, add_rerank, check_rerank, check_saved, resolve_run
 from utils.errors import OptionError
 from utils.options import parse
 from utils.program import run_program
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
     parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
+    add_rerank(parser)
     parser.add_argument(
         "--save",
         nargs="+",
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Find the run and its checkpoints, and evaluate them."""
     args = parse(build_parser(), argv)
-    saved = check_saved(args["save"])
+    saved, rerank = check_saved(args["save"]), check_rerank(args["rerank"])
     run, files = find_checkpoints(args)
     config = Path(args["config_file"] or run.config)
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
     from assembly import Request, test  # torch and the rest, once the flags are known to be right
 
-    test(options, Request(run, own, files, args["image_to_text"], saved))
+    test(options, Request(run, own, files, args["image_to_text"], saved, rerank))
 
 
 def find_checkpoints(args: Mapping[str, Any]) -> tuple[RunFolder, list[Path]]:

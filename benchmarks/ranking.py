@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks import plain
 from benchmarks.measure import interleaved, seconds_of
 from benchmarks.setting import Rows, Setting
-from processor.evaluation import Encoded, rank
+from processor.evaluation import Encoded, Ranking, rank
 from processor.metrics import retrieval_metrics
 from utils.devices import peak_memory_gb
 
@@ -57,7 +57,7 @@ def against_plain(setting: Setting) -> Rows:
         for similarity in encoded.similarity(slice(None)).values():
             plain.rank(similarity, *_tensors(pids, setting))
 
-    ways = {"plain": whole, "ours": lambda: rank(encoded, *pids)}
+    ways = {"plain": whole, "ours": lambda: rank(Ranking(encoded), *pids)}
     rows.append(_row(f"{len(pids[0]):,} × {len(pids[1]):,}, products and all three", ways, setting))
     return [*rows, {"what": f"{side:,} × {side:,}, products and all three, all cores"} | large]
 
@@ -75,5 +75,5 @@ def _row(what: str, ways: dict, setting: Setting) -> dict:
 def _large(count: int, device: torch.device) -> dict[str, float]:
     """With all cores."""
     encoded, captions, images = draw(count, count, device)
-    seconds = seconds_of(lambda: rank(encoded, captions, images), device)
+    seconds = seconds_of(lambda: rank(Ranking(encoded), captions, images), device)
     return {"ours, s": seconds, "peak memory, GB": peak_memory_gb(device)}

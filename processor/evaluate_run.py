@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from processor import figures
-from processor.evaluation import Encoded, evaluate, table
+from processor.evaluation import Encoded, Ranking, evaluate, table
 from processor.saving import Saving, save_results
+from processor.settings import RerankSettings
 from processor.types import Encoder, EvaluationData
 from utils.checkpoints import epoch_of
 from utils.files import write_text
@@ -32,12 +33,14 @@ class Report:
         suffix: of the files: other data or arithmetic than the run's must not overwrite the run's own results.
         image_to_text: rank captions for every image in place of images for every caption.
         saving: files to write of the first checkpoint.
+        rerank: rank by the re-ranked fused similarity, too.
     """
 
     title: str
     suffix: str = ""
     image_to_text: bool = False
     saving: Saving | None = None
+    rerank: RerankSettings | None = None
 
 
 def evaluate_run(
@@ -53,13 +56,14 @@ def evaluate_run(
     """
     results: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files):
-        metrics, encoded = evaluate(build(file), data, image_to_text=report.image_to_text)
+        how = {"image_to_text": report.image_to_text, "rerank": report.rerank}
+        metrics, encoded = evaluate(build(file), data, **how)
         epoch = epoch_of(file)
         results[file.name] = metrics | ({} if epoch is None else {"epoch": epoch})
         title = report.title + ("" if epoch is None else f" (epoch {epoch})")
         logger.info("%s", table(metrics, f"{file.name} on {title}"))
         if number == 0 and is_main() and report.saving is not None:
-            save_results(report.saving, encoded, data, image_to_text=report.image_to_text)
+            save_results(report.saving, Ranking(encoded, **how), data)
         if number == 0 and not report.image_to_text and is_main():
             sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
             draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {title}", sheet)

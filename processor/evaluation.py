@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from processor.metrics import RetrievalMetrics, queries_at_a_time
+from processor.reranking import KReciprocal
+from processor.settings import RerankSettings
 from processor.types import Embeddings, Encoder, EvaluationData
 from solver.objectives.training import sum_of
 from utils.distributed import broadcast_from_main, gather
@@ -83,38 +86,65 @@ def _all_rows(batches: Sequence[Tensor], count: int) -> Tensor:
     return F.normalize(gather(torch.cat(list(batches)), count), dim=1)
 
 
-def evaluate(model: Encoder, data: EvaluationData, *, image_to_text: bool = False) -> tuple[Metrics, Encoded]:
+def evaluate(
+    model: Encoder, data: EvaluationData, *, image_to_text: bool = False, rerank: RerankSettings | None = None
+) -> tuple[Metrics, Encoded]:
     """Retrieval metrics in percent for each of `similarity_names`, and the embeddings they come from.
 
     Similarities are formed for some queries at a time: the memory does not grow with queries times gallery.
 
     Args:
         image_to_text: rank captions for every image in place of images for every caption.
+        rerank: evaluate the fused similarity re-ranked, too.
     """
     encoded = encode(model, data)
-    pids = data.caption_pids, data.image_pids
-    return broadcast_from_main(lambda: rank(encoded, *pids, image_to_text=image_to_text)), encoded
+    ranking = Ranking(encoded, image_to_text=image_to_text, rerank=rerank)
+    return broadcast_from_main(lambda: rank(ranking, data.caption_pids, data.image_pids)), encoded
 
 
-def rank(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray, *, image_to_text: bool = False) -> Metrics:
-    """`evaluate`'s metrics of embeddings, (captions,) and (images,) pids."""
-    pids = (image_pids, caption_pids) if image_to_text else (caption_pids, image_pids)
-    query_pids, gallery_pids = (torch.from_numpy(part).to(encoded.device) for part in pids)
-    metrics = {name: RetrievalMetrics(gallery_pids) for name in similarity_names(encoded.image)}
-    for rows, of_rows in similarities(encoded, image_to_text=image_to_text):
+def rank(ranking: Ranking, caption_pids: np.ndarray, image_pids: np.ndarray) -> Metrics:
+    """`evaluate`'s metrics of a ranking, (captions,) and (images,) pids."""
+    pids = (image_pids, caption_pids) if ranking.image_to_text else (caption_pids, image_pids)
+    query_pids, gallery_pids = (torch.from_numpy(part).to(ranking.encoded.device) for part in pids)
+    metrics = {name: RetrievalMetrics(gallery_pids) for name in ranking.names}
+    for rows, of_rows in ranking.similarities():
         for name, similarity in of_rows.items():
             metrics[name].add(similarity, query_pids[rows])
     return {name: part.result() for name, part in metrics.items()}
 
 
-def similarities(encoded: Encoded, *, image_to_text: bool = False) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Some queries at a time, which they are and by name their (q, gallery) similarities."""
-    query, gallery = (encoded.image, encoded.text) if image_to_text else (encoded.text, encoded.image)
-    queries, count = (len(next(iter(part.values()))) for part in (query, gallery))
-    chunk = queries_at_a_time(count)
-    for start in range(0, queries, chunk):
-        rows = slice(start, start + chunk)
-        yield rows, _similarities({name: part[rows] for name, part in query.items()}, gallery)
+@dataclass(frozen=True)
+class Ranking:
+    """Which embeddings are ranked, and how.
+
+    Attributes:
+        image_to_text: rank captions for every image in place of images for every caption.
+        rerank: rank by the fused similarity re-ranked, too.
+    """
+
+    encoded: Encoded
+    image_to_text: bool = False
+    rerank: RerankSettings | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of its similarities."""
+        reranked = [] if self.rerank is None else [f"{self.encoded.fused} re-ranked"]
+        return similarity_names(self.encoded.image) + reranked
+
+    def similarities(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Some queries at a time, which they are and by name their (q, gallery) similarities."""
+        encoded = self.encoded
+        query, gallery = (encoded.image, encoded.text) if self.image_to_text else (encoded.text, encoded.image)
+        reranked = None if self.rerank is None else KReciprocal(joined(gallery), self.rerank)
+        queries, count = (len(next(iter(part.values()))) for part in (query, gallery))
+        chunk = queries_at_a_time(count)
+        for start in range(0, queries, chunk):
+            rows = slice(start, start + chunk)
+            found = _similarities({name: part[rows] for name, part in query.items()}, gallery)
+            if reranked is not None:
+                found[self.names[-1]] = reranked.similarity(found[encoded.fused])
+            yield rows, found
 
 
 def joined(embeddings: Embeddings) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from processor.evaluation import Encoded, joined, similarities, similarity_names
+from processor.evaluation import Encoded, Ranking, joined
 from processor.types import Captioned, EvaluationData
 from utils.files import in_one_step, write_text
 from utils.log import logger
@@ -35,7 +35,7 @@ class Saving:
     imgs: Path
 
 
-def save_results(saving: Saving, encoded: Encoded, data: EvaluationData, *, image_to_text: bool) -> None:
+def save_results(saving: Saving, ranking: Ranking, data: EvaluationData) -> None:
     """Write each file and its names; of similarities some rows are held at a time.
 
     - similarity.safetensors: by similarity (queries, gallery) float32, and the `query_pids` and `gallery_pids`.
@@ -43,8 +43,7 @@ def save_results(saving: Saving, encoded: Encoded, data: EvaluationData, *, imag
     - embeddings.safetensors: unit vectors by modality and name, as `image.BGE`; of several the fused ones, too, whose
       inner products are the fused similarity; and `image.pids`, `text.pids`.
     """
-    names = similarity_names(encoded.image)
-    split = data.split
+    encoded, image_to_text, split = ranking.encoded, ranking.image_to_text, data.split
     pids = {"image": split.person_ids[data.image_pids], "text": split.person_ids[data.caption_pids]}
     query, gallery = ("image", "text") if image_to_text else ("text", "image")
     listed = json.dumps(_names(split, saving.imgs), ensure_ascii=True, indent=1) + "\n"
@@ -55,11 +54,11 @@ def save_results(saving: Saving, encoded: Encoded, data: EvaluationData, *, imag
                 with in_one_step(file) as partial:
                     partial.write_bytes(save(_embeddings(encoded, pids), {"format": "pt"}))
             elif file.name == "similarity.safetensors":
-                takers.append(stack.enter_context(_matrix(file, names, pids[query], pids[gallery])))
+                takers.append(stack.enter_context(_matrix(file, ranking.names, pids[query], pids[gallery])))
             else:
                 takers.append(stack.enter_context(_ranking(file, split, saving.imgs, image_to_text=image_to_text)))
         if takers:
-            for rows, of_rows in similarities(encoded, image_to_text=image_to_text):
+            for rows, of_rows in ranking.similarities():
                 for taker in takers:
                     taker(rows.start, of_rows)
     for file in saving.files:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from processor import metrics as processor_metrics
-from processor.evaluation import Encoded, rank
+from processor.evaluation import Encoded, Ranking, rank
 from processor.metrics import retrieval_metrics
 from tests import published
 
@@ -65,7 +65,7 @@ def test_ranking_some_queries_at_a_time_changes_nothing(image_to_text, monkeypat
     encoded = Encoded(image, text)
     caption_pids, image_pids = rng.integers(0, 9, 50), rng.integers(0, 8, 30)
     monkeypatch.setattr(processor_metrics, "_CHUNK", 200)  # some queries at a time, and some of the tied pairs
-    ranked = rank(encoded, caption_pids, image_pids, image_to_text=image_to_text)
+    ranked = rank(Ranking(encoded, image_to_text), caption_pids, image_pids)
     for name, similarity in encoded.similarity(slice(None)).items():
         s, query, gallery = similarity.numpy(), caption_pids, image_pids
         if image_to_text:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from options import add_rerank, check_rerank
 from utils.errors import OptionError
 from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
@@ -64,6 +65,7 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
     for name in ("query", "captions"):
         add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
         add[name].add_argument("--similarity", help="by one of the run's embeddings, as BGE (default: by all, BGE+TSE)")
+    add_rerank(add["query"])
     add["query"].add_argument("--out", help="file to write, as .json and .png (default: INDEX/query)")
     add["captions"].add_argument("--out", help="file to write, as .json (default: none)")
     add["export"].add_argument("--out", required=True, help="folder to write")
@@ -84,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError(f"--port {args['port']}: must be at least 1 and at most 65535")
     if args.get("store") and args.get("faiss"):
         raise OptionError("--store and --faiss: Milvus has indexes of its own, leave one out")
+    args["rerank"] = check_rerank(args.get("rerank"))
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):
         args[name] = Path(args[name]) if args.get(name) else None
 

@@ -69,7 +69,7 @@ def query(args: dict[str, Any]) -> None:
     searcher = open_searcher(args)
     similarity = searcher.encoder.similarity(args["similarity"])
     warn_long(texts, searcher.encoder)
-    results = searcher.search(texts, args["top"], similarity)
+    results = searcher.search(texts, args["top"], similarity, args["rerank"])
     listed, sheet = write(texts, similarity, results, args["out"] or args["index"] / "query")
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from processor.reranking import KReciprocal
+from processor.settings import RerankSettings
 from tools.search.encode import Encoder
 from tools.search.engines import Faiss, best_first
 from tools.search.files import FileStore
 from tools.search.index import check_model, faiss_file
 from tools.search.store import Store
 from utils.errors import OptionError
+
+_RERANKED = 1000
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,29 @@ class Searcher:
         if approximate and isinstance(store, FileStore):
             store.engine = Faiss.read(faiss_file(store))
 
-    def search(self, texts: Sequence[str], top: int, similarity: str) -> list[list[Hit]]:
-        """The `top` images for each sentence, by one of the encoder's similarities."""
-        queries = self.encoder.texts(texts)
-        found = self.store.nearest(self.encoder.weigh(queries, similarity), top)
-        return [self._rank(query, *of_query, top, similarity) for query, of_query in zip(queries, found, strict=True)]
+    def search(
+        self, texts: Sequence[str], top: int, similarity: str, rerank: RerankSettings | None = None
+    ) -> list[list[Hit]]:
+        """The `top` images for each sentence, by one of the encoder's similarities.
 
-    def _rank(self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, top: int, similarity: str) -> list[Hit]:
+        Args:
+            rerank: re-rank the nearest thousand, or `top` if that is more, among each other.
+        """
+        queries = self.encoder.texts(texts)
+        found = self.store.nearest(self.encoder.weigh(queries, similarity), max(top, _RERANKED) if rerank else top)
+        ranked = zip(queries, found, strict=True)
+        return [self._rank(query, *of_query, similarity, rerank)[:top] for query, of_query in ranked]
+
+    def _rank(
+        self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, similarity: str, rerank: RerankSettings | None
+    ) -> list[Hit]:
         """Rank what was found by the exact vectors."""
         names = self.encoder.similarities
         scores = vectors @ np.stack([self.encoder.weigh(query[None], name)[0] for name in names]).T  # (found, names)
         by = scores[:, names.index(similarity)]
+        if rerank:
+            gallery, cosine = (torch.from_numpy(part).to(self.encoder.device) for part in (vectors, by))
+            by = KReciprocal(gallery, rerank).similarity(cosine[None])[0].cpu().numpy()
         return [
             Hit(
                 rank,
@@ -68,5 +85,5 @@ class Searcher:
                 {name: float(score) for name, score in zip(self.encoder.widths, scores[n], strict=False)},
                 self.gallery / paths[n],
             )
-            for rank, n in enumerate(best_first(by, top), 1)
+            for rank, n in enumerate(best_first(by, len(by)), 1)
         ]
