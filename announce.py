@@ -39,6 +39,9 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
     _log_noise(options, data)
     if options.exclude:
         logger.info("  excluded: %d pairs, marked in %s", len(data.pairs.excluded), options.exclude)
+    if options.corrections:
+        counts = len(data.edits.captions), len(data.edits.excluded)
+        logger.info("  corrected: %d captions, and %d pairs excluded, by %s", *counts, options.corrections)
     for why, pairs in data.pairs.skipped().items():
         logger.warning("  skipped: %s; pairs %s", why, ", ".join(map(str, pairs)))
     if skipped := len(data.facts["skipped_pairs"]):

@@ -49,10 +49,15 @@ def read_marks(file: Path, split: Split, permutation: np.ndarray) -> set[int]:
         DataError: no such table, an unknown mark or pair, or a pair of other data.
     """
     rows = [(f"{file}, line {line}", row) for line, row in _read_rows(file)]
-    return {_check_pair(row, split, permutation, where) for where, row in rows if _is_marked(row, where)}
+    return {_check_pair(row, split, permutation, where) for where, row in rows if is_marked(row, where)}
 
 
-def _is_marked(row: Mapping[str, str], where: str) -> bool:
+def is_marked(row: Mapping[str, str], where: str) -> bool:
+    """Whether a row is marked in its column `exclude`.
+
+    Raises:
+        DataError: an unknown mark.
+    """
     mark = (row["exclude"] or "").strip().lower()
     if mark not in _MARKED | _NOT_MARKED:
         raise DataError(f"{where}: exclude must be x or empty, found {mark!r:.40}")
@@ -71,17 +76,34 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
     """The row's pair, if it is the one the row describes."""
+    pair = pair_of(row, split, permutation, where)
+    caption = split.captions[permutation[pair]]
+    if (given := row.get("caption")) and not same_caption(given, caption):
+        raise DataError(
+            f"{where}: pair {pair} has another caption, {as_text(caption)!r:.60}: a list of other data or noise? "
+            "(--corrections takes edited captions)"
+        )
+    return pair
+
+
+def same_caption(given: str, caption: str) -> bool:
+    """Whether a cell holds a caption; some spreadsheets keep an apostrophe that marks text, some drop it."""
+    return given.removeprefix("'").split() == as_text(caption).removeprefix("'").split()
+
+
+def pair_of(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
+    """The row's pair, if it has the image that the row names.
+
+    Raises:
+        DataError: no such pair, or another image.
+    """
     text = (row["pair"] or "").strip()
     if not text.isdecimal() or int(text) >= len(permutation):
         raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())
-    caption = as_text(split.captions[permutation[pair]])
     if (given := row.get("image")) and not any(_ends_with(image, path) for path in (given, given.removeprefix("'"))):
         raise DataError(f"{where}: pair {pair} has the image {image}, not {given}: a list of other data?")
-    # Some spreadsheets keep an apostrophe that marks text, some drop it.
-    if (given := row.get("caption")) and given.removeprefix("'").split() != caption.removeprefix("'").split():
-        raise DataError(f"{where}: pair {pair} has another caption, {caption!r:.60}: a list of other data or noise?")
     return pair
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -143,7 +143,8 @@ class TrainingPairs:
         excluded: positions of pairs to exclude.
 
     Attributes:
-        truly_clean: (C,) bool; a caption that moved to another image of its own person is right there.
+        truly_clean: (C,) bool; a caption that moved to another image of its own person is right there, as is one that
+            was corrected.
         usable: (C,) bool; pairs that are excluded or whose image can't be read are not, and are in no batch.
     """
 
@@ -164,6 +165,12 @@ class TrainingPairs:
         self.truly_clean = self.pids[permutation] == self.pids
         self.usable = ~np.isin(split.caption_images, list(images.broken))
         self.usable[excluded] = False
+
+    def correct(self, ids: Mapping[int, np.ndarray]) -> None:
+        """Give pairs the captions with these (L,) token ids, which are right."""
+        for pair, of_caption in ids.items():
+            self.ids[pair] = of_caption
+            self.truly_clean[pair] = True
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,6 +10,7 @@ import numpy as np
 from datasets.annotations import Split, build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.check import check_splits, odd_entries
+from datasets.corrections import NOTHING_EDITED, Edits, read_corrections
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
 from datasets.loaders import Gallery, Inputs, LoadingSettings, TrainingPairs, open_gallery, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
@@ -21,7 +22,9 @@ from utils.run_folder import RunFolder
 
 
 class RunData(NamedTuple):
-    """Training pairs with their noise, the splits that choose and test, how many captions are cut, and what is odd."""
+    """Training pairs with their noise, the splits that choose and test, how many captions are cut, what is odd, and
+    what was corrected by hand.
+    """
 
     pairs: TrainingPairs
     noise: Noise
@@ -29,6 +32,7 @@ class RunData(NamedTuple):
     test: Gallery
     cut: dict[str, int]
     remarks: list[str]
+    edits: Edits = NOTHING_EDITED
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -37,6 +41,7 @@ class RunData(NamedTuple):
         return {
             "noise_index": self.noise.about,
             "excluded": _about(self.pairs.excluded),
+            "corrections": self.edits.about,
             "skipped_images": list(skipped),
             "skipped_pairs": sorted(pair for pairs in skipped.values() for pair in pairs),
         }
@@ -47,8 +52,13 @@ class RunData(NamedTuple):
         Raises:
             OptionError: other ones than its configuration names.
         """
-        facts = {"excluded": _about(NOTHING_EXCLUDED), **run.facts()}
-        for name, what in (("noise_index", "noise index is"), ("excluded", "excluded pairs are")):
+        facts = {"excluded": _about(NOTHING_EXCLUDED), "corrections": NOTHING_EDITED.about, **run.facts()}
+        kinds = {
+            "noise_index": "noise index is",
+            "excluded": "excluded pairs are",
+            "corrections": "corrected captions are",
+        }
+        for name, what in kinds.items():
             was, now = facts.get(name), self.facts[name]
             if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
                 raise OptionError(f"the {what} not the run's own: {run.config} names {was}, found is {now}")
@@ -74,6 +84,7 @@ class ReadData(NamedTuple):
     splits: dict[str, Split]
     noise: Noise
     excluded: np.ndarray
+    edits: Edits
     remarks: list[str]
 
 
@@ -92,9 +103,13 @@ def read_data(settings: DataSettings) -> ReadData:
     excluded = NOTHING_EXCLUDED
     if settings.exclude:
         excluded = read_excluded(Path(settings.exclude), split, noise.permutation)
+    edits = NOTHING_EDITED
+    if settings.corrections:
+        edits = read_corrections(Path(settings.corrections), split, noise.permutation)
+        excluded = np.union1d(excluded, sorted(edits.excluded)).astype(np.int64)
     sizes = {of: size for of, size in place.dataset.sizes.items() if of in splits}
     remarks = [finding.line for finding in (*odd_entries(entries), *check_splits(splits, sizes))]
-    return ReadData(settings, splits, noise, excluded, remarks)
+    return ReadData(settings, splits, noise, excluded, edits, remarks)
 
 
 def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
@@ -107,15 +122,18 @@ def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resum
         DataError, OptionError: what is broken, or does not go together.
     """
     settings, splits, tokenizer, device = read.settings, read.splits, inputs.tokenizer, loading.device
-    split, noise, excluded = splits["train"], read.noise, read.excluded
+    split, noise, excluded, edits = splits["train"], read.noise, read.excluded, read.edits
     test = open_gallery(settings, inputs, "test", splits["test"], device)
     validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
     images = open_training_images(settings, inputs.size, split, resumed=resumed)
     ids = tokenizer(split.captions, inputs.text_length)
     pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
+    of_edits = tokenizer(list(edits.captions.values()), inputs.text_length)
+    pairs.correct(dict(zip(edits.captions, of_edits, strict=True)))
     if not len(pairs.training_batches(0)):
         wanted = settings.batch_size // settings.num_instance
         raise OptionError(f"--batch_size {settings.batch_size}: a batch needs {wanted} persons with sampler identity")
     cut = {"train": count_cut(tokenizer, split.captions, ids)}
+    cut["train"] += count_cut(tokenizer, list(edits.captions.values()), of_edits)
     cut |= {gallery.name: count_cut(tokenizer, gallery.split.captions, gallery.ids) for gallery in (validation, test)}
-    return RunData(pairs, noise, validation, test, cut, read.remarks)
+    return RunData(pairs, noise, validation, test, cut, read.remarks, edits)

@@ -71,6 +71,11 @@ class DataSettings:
     exclude: str = option(
         "", "CSV of training pairs to exclude, marked by hand; python -m tools.audit writes one", path=True
     )
+    corrections: str = option(
+        "",
+        "CSV of training pairs whose captions were edited, to train with these; marked pairs are excluded",
+        path=True,
+    )
     batch_size: int = option(128, "pairs in a training batch; several processes share them", low=2)
     test_batch_size: int = option(
         512, "images or captions encoded at a time in evaluation", low=1, tested=True, resumable=True

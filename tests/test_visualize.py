@@ -410,7 +410,7 @@ def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, tmp_path):
     audit.main([str(run_dir), "--out", str(tmp_path)])
     with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert list(csv.DictReader(stream)) == rows, "a second audit keeps the marks"
-    (tmp_path / "pairs.csv").write_text("pair,exclude\n99,x\n", encoding="utf-8")
+    (tmp_path / "pairs.csv").write_text("pair,exclude,image,caption\n99,x,,\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"pairs.csv, line 2: pair '99' is none of"):
         audit.main([str(run_dir), "--out", str(tmp_path)])
     assert "99,x" in (tmp_path / "pairs.csv").read_text(), "a table that can't be read is left as it is"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from datasets.annotations import Split, read_splits
 from datasets.catalogue import locate, short_name
+from datasets.corrections import NOTHING_EDITED, read_corrections
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
 from options import check_root_dir, resolve
@@ -19,11 +21,16 @@ from utils.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Pairs:
-    """The training split, the folder its image paths start from, and π: pair i's caption is caption π(i)."""
+    """The training split, the folder its image paths start from, and π: pair i's caption is caption π(i).
+
+    Attributes:
+        corrected: the captions that the run was given in place of others, by pair.
+    """
 
     split: Split
     imgs: Path
     permutation: np.ndarray
+    corrected: Mapping[int, str] = field(default_factory=dict)
 
     def file(self, pair: int) -> Path:
         """A pair's image."""
@@ -38,8 +45,12 @@ class Pairs:
         return int(self.split.person_ids[self.split.caption_pids[pair]])
 
     def caption(self, pair: int) -> str:
-        """A pair's caption, in place or not."""
-        return as_text(self.split.captions[self.permutation[pair]])
+        """A pair's caption as it was trained, in place or not."""
+        return as_text(self.corrected.get(pair, self.original(pair)))
+
+    def original(self, pair: int) -> str:
+        """A pair's caption before any correction."""
+        return self.split.captions[self.permutation[pair]]
 
 
 def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
@@ -63,4 +74,9 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     was = run.facts().get("noise_index")
     if not isinstance(was, dict) or was.get("sha256") != noise.sha256:
         raise DataError(f"the noise index is not the run's own: {run.config} names {was}, found is {noise.about}")
-    return Pairs(split, locate(name, root).imgs, noise.permutation)
+    edits = NOTHING_EDITED
+    if options.corrections:
+        edits = read_corrections(Path(options.corrections), split, noise.permutation)
+        if (was := run.facts().get("corrections")) != edits.about:
+            raise DataError(f"the corrections are not the run's own: {run.config} names {was}, found is {edits.about}")
+    return Pairs(split, locate(name, root).imgs, noise.permutation, edits.captions)

@@ -1,4 +1,4 @@
-"""The suspects as a CSV, in which a person may mark pairs for `train.py --exclude`."""
+"""The suspects as a CSV, in which a person may mark pairs, or correct captions, for `train.py --corrections`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.exclusion import as_cell, read_marks
+from datasets.corrections import NOTHING_EDITED, original_of, read_edits
+from datasets.exclusion import as_cell
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import in_one_step
@@ -16,22 +17,40 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
 
     P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Pairs
-    that a person has marked in an older `file` stay marked; those that are no longer suspects follow at the end.
+    that a person has marked or corrected in an older `file` stay so; those that are no longer suspects follow at the end.
 
     Raises:
         DataError: the older file can't be read, or is of other data.
     """
-    marked = read_marks(file, pairs.split, pairs.permutation) if file.is_file() else set()
-    suspects = [*suspects, *sorted(marked.difference(suspects))]
+    edits = read_edits(file, pairs.split, pairs.permutation) if file.is_file() else NOTHING_EDITED
+    suspects = [*suspects, *sorted({*edits.excluded, *edits.captions}.difference(suspects))]
     truth, last = findings.truth, findings.last
     with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)  # behind the mark that spreadsheets look for
         of_votes = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
-        header = ["pair", "exclude", "suspicion", "flagged_by", *of_votes, "epochs", "person", "image", "caption"]
+        header = [
+            "pair",
+            "exclude",
+            "suspicion",
+            "flagged_by",
+            *of_votes,
+            "epochs",
+            "person",
+            "image",
+            "caption",
+            "original",
+        ]
         writer.writerow([*header, *([] if truth is None else ["truth"])])
         for pair in suspects:
-            row = [pair, "x" if pair in marked else "", f"{findings.suspicion[pair]:.4f}", findings.flagged_by(pair)]
+            row = [
+                pair,
+                "x" if pair in edits.excluded else "",
+                f"{findings.suspicion[pair]:.4f}",
+                findings.flagged_by(pair),
+            ]
             row += [f"{value:.4f}" for value in (*last.clean_probability[:, pair], *last.loss[:, pair])]
             row += [*findings.times_noisy[:, pair], len(findings.epochs)]
-            row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(pairs.caption(pair))]
+            caption = pairs.caption(pair)
+            row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(edits.captions.get(pair, caption))]
+            row += [original_of(pairs.original(pair))]
             writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])

@@ -1,0 +1,93 @@
+"""Captions that a person, or a captioner, has written again, in a table such as `python -m tools.audit` writes.
+
+A row whose caption is no longer its pair's is a correction: the pair trains with the row's. Rows marked to be excluded
+are, as with `datasets.exclusion`. What the caption was is known by a digest in the column `original`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.annotations import Split
+from datasets.exclusion import as_cell, as_text, is_marked, pair_of, same_caption
+from datasets.tables import read_rows
+from utils.errors import DataError
+
+
+class Edits(NamedTuple):
+    """What a table changes: pairs that are excluded, and by pair the captions of others."""
+
+    excluded: set[int]
+    captions: dict[int, str]
+
+    @property
+    def about(self) -> dict[str, int | str]:
+        """Of the captions, for a run's configuration."""
+        lines = [f"{pair}\0{as_text(caption)}\n" for pair, caption in sorted(self.captions.items())]
+        return {"captions": len(lines), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
+
+
+NOTHING_EDITED = Edits(set(), {})
+
+
+def original_of(caption: str) -> str:
+    """By what a table knows a caption again; begins with a letter, so that no spreadsheet takes it for a number."""
+    return "c" + hashlib.sha256(" ".join(as_text(caption).split()).encode()).hexdigest()[:8]
+
+
+def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits:
+    """Read and check a table for training.
+
+    Args:
+        file: with a header; `pair` (position in the training split), `caption`, and `image` or `original` are needed,
+            `exclude` may mark pairs. Comma, semicolon or tab.
+        permutation: π of the run: pair i's caption is caption π(i).
+
+    Raises:
+        DataError: as `read_edits`; nothing is changed, or nothing is left to train on.
+    """
+    edits = read_edits(file, split, permutation)
+    if not edits.excluded and not edits.captions:
+        raise DataError(f"{file} changes no caption and marks no pair: edit its column caption, and save it")
+    if len(edits.excluded) == len(permutation):
+        raise DataError(f"{file} marks every pair: nothing is left to train on")
+    return edits
+
+
+def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
+    """What a table changes, which may be nothing; arguments as for `read_corrections`.
+
+    Raises:
+        DataError: names the file and line: no such table, a pair of other data or noise, or an empty caption.
+    """
+    columns, rows = read_rows(file)
+    for names in (("pair",), ("caption",), ("image", "original")):
+        if not set(names) & set(columns):
+            found = ", ".join(columns)[:80] or "none"
+            raise DataError(f"{file} has no column {' or '.join(names)}, but {found}: tools.audit writes such a file")
+    edits, lines = Edits(set(), {}), {}
+    for line, row in rows:
+        where = f"{file}, line {line}"
+        pair = pair_of(row, split, permutation, where)
+        if lines.setdefault(pair, line) != line:
+            raise DataError(f"{where}: pair {pair} stands in line {lines[pair]}, too")
+        caption = split.captions[permutation[pair]]
+        if (original := (row.get("original") or "").strip()) and original != original_of(caption):
+            raise DataError(f"{where}: pair {pair} had another caption than {caption!r:.60}: of other data or noise?")
+        if "exclude" in row and is_marked(row, where):
+            edits.excluded.add(pair)
+        elif not same_caption(given := row["caption"] or "", caption):
+            if not given.strip():
+                raise DataError(f"{where}: pair {pair} has an empty caption: write one, or mark the pair to exclude it")
+            edits.captions[pair] = _typed(given)
+    return edits
+
+
+def _typed(cell: str) -> str:
+    """The text of a cell without the apostrophe that keeps it from being a formula."""
+    text = cell.removeprefix("'")
+    return text if as_cell(text) == cell else cell
