@@ -17,7 +17,7 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
 
     P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Pairs
-    that a person has marked or corrected in an older `file` stay so; those that are no longer suspects follow at the end.
+    that a person has marked or corrected in an older `file` stay so; those that are suspect no more follow at the end.
 
     Raises:
         DataError: the older file can't be read, or is of other data.
