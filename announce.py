@@ -13,7 +13,8 @@ from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
 from processor.best import chosen_by
-from solver.settings import split_loss_names
+from solver.schedule import learning_rate
+from solver.settings import ScheduleSettings, split_loss_names
 from utils.devices import describe, why_no_gpu
 from utils.log import logger
 from utils.ranks import is_main, world_size
@@ -86,6 +87,15 @@ def _log_model(options: Options) -> None:
     logger.info("  loss: %s, division: %s, seed: %d", options.loss_names, options.division, options.seed)
     logger.info("  batch: %d pairs, epochs: %d, learning rate: %g", options.batch_size, options.num_epoch, options.lr)
     logger.info("  every flag: configs.yaml in the run folder")
+
+
+def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began_with: int) -> None:
+    """Log what more epochs than the run began with mean for its learning rate."""
+    rate, epochs = learning_rate(lr, epochs_done, schedule), schedule.num_epoch
+    logger.info(
+        "  extended from %d to %d epochs: their schedule holds from epoch %d on", began_with, epochs, epochs_done + 1
+    )
+    logger.info("  (learning rate %.3g); the epochs before followed that of %d", rate, began_with)
 
 
 def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from announce import log_end, log_start, log_test
+from announce import log_end, log_extension, log_start, log_test
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.loaders import Inputs, LoadingSettings, open_gallery
@@ -77,6 +77,8 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     if resumed and is_main() and state.epoch < options.num_epoch:
         (run.path / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
     log_start(options, data, run, device, state.epoch if resumed else None)
+    if resumed and is_main() and (began_with := run.extend(options.num_epoch)):
+        log_extension(options.of(ScheduleSettings), options.lr, state.epoch, began_with)
     for remark in remarks:
         logger.info("%s: %s", options.pretrain_choice, remark)
     splits = RunSplits(data.pairs, data.validation, data.test if options.record_test else None)
@@ -226,23 +228,27 @@ class Request:
     image_to_text: bool
     saved: Sequence[Path] = ()
     rerank: RerankSettings | None = None
+    split: str = "test"
 
 
 def test(options: Options, request: Request) -> None:
-    """Evaluate checkpoints on the test split, print a table each and write their metrics."""
+    """Evaluate checkpoints on a split, print a table each and write their metrics."""
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
     place, entries = read_annotations(options.dataset_name, Path(options.root_dir), options.split_all)
-    split = build_splits(place, entries, ["test"])["test"]
+    splits = build_splits(place, entries, [request.split])
+    if request.split not in splits:
+        raise OptionError(f"--split {request.split}: {options.dataset_name} has none")
     models = {file: load(file, options) for file in request.files}
     taken = inputs(options, next(iter(models.values())))
-    gallery = open_gallery(options.of(DataSettings), taken, "test", split, device)
+    gallery = open_gallery(options.of(DataSettings), taken, request.split, splits[request.split], device)
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")
-    title = f"{options.dataset_name}, test{direction[0]}"
+    title = f"{options.dataset_name}, {request.split}{direction[0]}"
     start_logging(request.run.path / "test_log.txt")
     log_test(request.run, request.files, device)
     saving = Saving(request.saved, place.imgs) if request.saved else None
-    suffix = _suffix(options, request.own) + direction[1] + ("_reranked" if request.rerank else "")
+    of_split = "" if request.split == "test" else f"_{request.split}"
+    suffix = _suffix(options, request.own) + of_split + direction[1] + ("_reranked" if request.rerank else "")
     report = Report(title, suffix, request.image_to_text, saving, request.rerank)
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
 

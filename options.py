@@ -47,7 +47,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="RUN_DIR",
-        help="resume a run; without a folder, the newest unfinished one in output_dir",
+        help="resume a run; without a folder, the newest unfinished one in output_dir; a larger --num_epoch extends it",
     )
     options.add_flags(parser, _HEADINGS)
     return parser

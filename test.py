@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", metavar="FILE", help="this checkpoint alone; its folder is the run")
     parser.add_argument("--output_dir", default="logs", help="where to look for the newest run (default: %(default)s)")
     parser.add_argument("--dataset_name", help="another data set than the run was trained on")
+    parser.add_argument("--split", default="test", choices=["test", "val"], help="(default: %(default)s)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
     parser.add_argument("--plugin", help="Python file that the run's own names are in (default: the run's)")
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
     from assembly import Request, test  # torch and the rest, once the flags are known to be right
 
-    test(options, Request(run, own, files, args["image_to_text"], saved, rerank))
+    test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))
 
 
 def find_checkpoints(args: Mapping[str, Any]) -> tuple[RunFolder, list[Path]]:

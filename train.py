@@ -8,9 +8,9 @@ from typing import Any
 
 from options import parse, resolve
 from utils.errors import OptionError
+from utils.options import changed_for_good
 from utils.program import run_program
 from utils.run_folder import RunFolder
-from utils.settings import FLAGS
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,8 +26,7 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = broadcast_from_main(lambda: _checkpoint_to_resume(given))
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
-    changed = [name for name in options if not FLAGS[name].resumable and options[name] != was[name]]
-    if changed:
+    if changed := changed_for_good(options, was):
         raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be resumed has {was[changed[0]]}")
     train(options, run, checkpoint)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from model.backbones.base import Backbone, Needed, Tokens, union
 from model.heads.base import Head
 from model.names import BACKBONE, PUBLISHED_BACKBONE, load_named, published_head_name, without_wrapper
 from model.precision import autocast, half_parameters, halve_weights
+from utils.checkpoints import misfit
 from utils.errors import OptionError
 
 Embeddings = dict[str, Tensor]  # by the heads' names: (B, width) float32, not normalised
@@ -127,6 +128,21 @@ class DualEncoder(nn.Module):
         """The state dict as checkpoints hold it, which the published code can load."""
         names = self.published_names()
         return {names[name]: value for name, value in self.state_dict().items()}
+
+    def load_heads(self, state: Mapping[str, Tensor], log: Callable[[str], None]) -> None:
+        """Load those heads whose weights are all in a run's checkpoint, under their published names, and fit."""
+        names = self.published_names()
+        found = without_wrapper(state, names.values())
+        for head, module in self.heads.items():
+            prefix = f"heads.{head}."
+            own = {name: names[prefix + name] for name in module.state_dict()}
+            there = {theirs: found[theirs] for theirs in own.values() if theirs in found}
+            if complaint := misfit({own[name]: value for name, value in module.state_dict().items()}, there):
+                if there:
+                    log(f"head {head} is new, the file's does not fit: {complaint}")
+            elif own:
+                load_named(module, there, own, head)
+                log(f"head {head} has the file's weights")
 
     def load_published(self, state: Mapping[str, Tensor], source: str) -> None:
         """Load the weights of a checkpoint, ours or the authors'; `source` is named in messages.

@@ -76,7 +76,7 @@ def read_clip(pretrain_choice: str) -> Pretrained:
         remarks.append(f"{towers} (from {config.name})")
     state, others = clip_alone(state, prefix)
     if others:
-        remarks.append(f"skipped, not part of CLIP: {grouped(others)}")
+        remarks.append(f"not part of CLIP: {grouped(others)}")
     if huggingface.ANCHOR in state:
         state = huggingface.to_openai(state)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.backbones.base import Backbone, Log
 from model.encoder import DualEncoder
 from model.heads.base import Head
 from model.settings import BACKBONES, HEADS, ModelSettings, PrecisionSettings, SettingsOf, head_names, own_settings
 from utils.checkpoints import load_checkpoint, without_objectives
-from utils.errors import OptionError
+from utils.errors import OptionError, WeightsError
 
 
 def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
-    """A model with a pretrained backbone and fresh heads (drawn from torch's global generator).
+    """A model with a pretrained backbone; heads are drawn from torch's global generator, or a run's, where its file is.
 
     Args:
         of: gives each settings class its object, `Options.of`.
@@ -27,7 +27,18 @@ def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
     """
     settings = of(ModelSettings)
     backbone = BACKBONES[settings.backbone]
-    return with_heads(backbone.build(settings, own_settings(backbone, of), log), of)
+    model = with_heads(backbone.build(settings, own_settings(backbone, of), log), of)
+    if Path(settings.pretrain_choice).is_file():
+        model.load_heads(_weights_of_run(Path(settings.pretrain_choice)), log)
+    return model
+
+
+def _weights_of_run(file: Path) -> dict[str, Tensor]:
+    """The model's weights in a checkpoint of train.py's or of the authors'; none in another file that holds a CLIP."""
+    try:
+        return without_objectives(load_checkpoint(file)["model"])
+    except WeightsError:
+        return {}
 
 
 def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:

@@ -12,6 +12,7 @@ import numpy as np
 
 from processor import figures
 from processor.evaluation import Encoded, Ranking, evaluate, table
+from processor.metrics import queries_at_a_time
 from processor.saving import Saving, save_results
 from processor.settings import RerankSettings
 from processor.types import Encoder, EvaluationData
@@ -72,9 +73,25 @@ def evaluate_run(
         write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
 
 
-def draw_retrieval(encoded: Encoded, data: EvaluationData, title: str, file: Path) -> None:
-    """Draw the best images of a few captions of a split; `title` names checkpoint and data."""
-    drawn = np.unique(np.linspace(0, len(data.caption_pids) - 1, _DRAWN).astype(int))
+def wrong_captions(encoded: Encoded, data: EvaluationData) -> np.ndarray:
+    """Positions of the captions whose first image is of another person, by the fused similarity."""
+    first, chunk = [], queries_at_a_time(len(data.image_pids))
+    for start in range(0, len(data.caption_pids), chunk):
+        first.append(encoded.similarity(slice(start, start + chunk))[encoded.fused].argmax(dim=1).cpu().numpy())
+    return np.flatnonzero(data.image_pids[np.concatenate(first)] != data.caption_pids)
+
+
+def spread(positions: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of some positions, evenly."""
+    return positions[np.unique(np.linspace(0, len(positions) - 1, min(count, len(positions))).astype(int))]
+
+
+def draw_retrieval(
+    encoded: Encoded, data: EvaluationData, title: str, file: Path, drawn: np.ndarray | None = None
+) -> None:
+    """Draw the best images of some captions of a split, without `drawn` of a few; `title` names checkpoint and data."""
+    if drawn is None:
+        drawn = spread(np.arange(len(data.caption_pids)), _DRAWN)
     similarity = encoded.similarity(drawn.tolist())[encoded.fused].cpu().numpy()
     captions = [
         figures.Ranked(data.split.captions[caption], scores, data.image_pids == data.caption_pids[caption])

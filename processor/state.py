@@ -20,8 +20,8 @@ from solver.objectives.training import TrainingLoss
 from utils.checkpoints import load_checkpoint, misfit, save_checkpoint, without_objectives
 from utils.errors import WeightsError, brief
 from utils.log import logger
+from utils.options import changed_for_good
 from utils.ranks import is_main
-from utils.settings import FLAGS
 
 CHECKPOINT_FORMAT = 2
 _TRAINING = ("optimizer", "scaler", "correspondence")  # of last.pth alone
@@ -115,9 +115,7 @@ class TrainState:
     def _check(self, content: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> None:
         if content.get("format") != CHECKPOINT_FORMAT or not {"optimizer", "options"} <= content.keys():
             raise ValueError("only a last.pth of this version of train.py can")
-        kept = {**options, **content["options"]}
-        changed = [name for name in options if kept[name] != options[name]]
-        if other := [name for name in changed if name not in FLAGS or not FLAGS[name].resumable]:
+        if other := changed_for_good(options, content["options"]):
             raise ValueError(f"it is of another run, with another {other[0]}")
         if (towers := content.get("towers", self.model.towers())) != self.model.towers():
             raise WeightsError(

@@ -137,6 +137,13 @@ def resolve(
     return options
 
 
+def changed_for_good(options: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
+    """The flags that a resumed run has changed and may not; `--num_epoch` may grow."""
+    other = [name for name in options if name in was and options[name] != was[name]]
+    kept = [name for name in other if name not in FLAGS or not FLAGS[name].resumable]
+    return [name for name in kept if name != "num_epoch" or options[name] < was[name]]
+
+
 def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
     """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
 

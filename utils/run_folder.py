@@ -123,6 +123,17 @@ class RunFolder:
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         write_text(self.config, yaml.safe_dump({**plain, "_run_": dict(facts)}, sort_keys=False, allow_unicode=True))
 
+    def extend(self, num_epoch: int) -> int:
+        """Note in its configuration that it has more epochs than so far, and return how many it had; 0 if as many."""
+        flags, facts = self.flags(), self.facts()
+        had = flags.get("num_epoch", num_epoch)
+        if num_epoch <= had:
+            return 0
+        self.write_config(
+            flags | {"num_epoch": num_epoch}, facts | {"extended_from": [*facts.get("extended_from", ()), had]}
+        )
+        return had
+
     def keep(self, files: Iterable[Path]) -> None:
         """Copy plugins into the folder, where they are found if the originals go."""
         for file in files:

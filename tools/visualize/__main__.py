@@ -1,6 +1,7 @@
 """Draw the paper's figures out of runs, as PNG and PDF; a run's own are shown in TensorBoard.
 
     python -m tools.visualize RUN_DIR                # everything about one run, into RUN_DIR/figures
+    python -m tools.visualize RUN_DIR --wrong 40     # captions whose first image is wrong, alone
     python -m tools.visualize RUN_DIR RUN_DIR …      # what compares several, into logs/figures
 
 One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures over the epochs, the density of similarities
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    wrong = "of one run: only a sheet of up to N captions whose first image is of another person"
+    parser.add_argument("--wrong", type=int, default=0, metavar="N", help=wrong)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser
 
@@ -48,14 +51,16 @@ def main(argv: Sequence[str]) -> None:
     from tools.visualize.runs import read_run
 
     args = parse(build_parser(), argv)
+    single = len(args["run_dirs"]) == 1
+    if args["wrong"] < 0 or (args["wrong"] and not single):
+        raise OptionError(f"--wrong {args['wrong']}: must be at least 1, with one run")
     runs = [read_run(Path(folder)) for folder in args["run_dirs"]]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise OptionError("a run folder is given twice")
-    single = len(runs) == 1
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    drawn, skipped = draw(of_one(runs[0], device, given) if single else of_several(runs), out)
+    drawn, skipped = draw(of_one(runs[0], device, given, args["wrong"]) if single else of_several(runs), out)
     reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
         raise OptionError("; ".join(reasons))
@@ -66,18 +71,20 @@ def main(argv: Sequence[str]) -> None:
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
 
-def of_one(run: Run, device: torch.device, given: dict[str, str]) -> dict[str, Callable[[Path], None]]:
-    """How to draw each figure of one run, by its name."""
+def of_one(run: Run, device: torch.device, given: dict[str, str], wrong: int) -> dict[str, Callable[[Path], None]]:
+    """How to draw each figure of one run, by its name; with `wrong` that many failures alone."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
 
     loaded = cache(lambda: load_run(run.folder, device, **given))
+    if wrong:
+        return {"retrieval_wrong": lambda file: pictures.retrieval_sheet(loaded(), wrong, file)}
     return {
         "curves": partial(curves.training_curves, run),
         "r1": partial(curves.r1_of_run, run),
         "losses_over_epochs": partial(densities.losses_over_epochs, run),
         "similarities": partial(densities.similarities_over_epochs, [run]),
-        "retrieval": lambda file: pictures.retrieval_sheet(loaded(), file),
+        "retrieval": lambda file: pictures.retrieval_sheet(loaded(), 0, file),
         "selection": lambda file: pictures.selection_sheet(loaded(), file),
     }
 

@@ -14,10 +14,11 @@ from datasets.annotations import Split, read_splits
 from datasets.loaders import open_gallery
 from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
-from processor.evaluate_run import draw_retrieval
+from processor.evaluate_run import draw_retrieval, spread, wrong_captions
 from processor.evaluation import encode
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
+from tools.visualize.runs import NothingToDraw
 from utils.figures import TITLE_LINE, save
 
 _PAIRS = 6
@@ -29,17 +30,30 @@ _LEGEND = (
 )
 
 
-def retrieval_sheet(run: LoadedRun, file: Path) -> None:
+def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
     """The best images for captions of the test split, framed by right and wrong.
+
+    Args:
+        wrong: 0, or up to how many captions to draw of those alone whose first image is of another person.
 
     Raises:
         DataError: the data are missing or damaged.
+        NothingToDraw: no caption is wrong.
     """
     device = next(run.model.parameters()).device
     gallery = open_gallery(
         run.options.of(DataSettings), inputs(run.options, run.model), "test", _test_split(run), device
     )
-    draw_retrieval(encode(run.model, gallery), gallery, _source(run), file)
+    encoded = encode(run.model, gallery)
+    if not wrong:
+        draw_retrieval(encoded, gallery, _source(run), file)
+        return
+    failed = wrong_captions(encoded, gallery)
+    if not len(failed):
+        raise NothingToDraw("the first image of every caption is right")
+    drawn = spread(failed, wrong)
+    count = f"{len(drawn):,} of {len(failed):,} captions of {len(gallery.caption_pids):,} with a wrong first image"
+    draw_retrieval(encoded, gallery, f"{count}\n{_source(run)}", file, drawn)
 
 
 def selection_sheet(run: LoadedRun, file: Path) -> None:
