@@ -69,7 +69,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         data.check(run)
     elif is_main():
         data.keep_noise(run.path)
-        run.keep(plugin_files(options.plugin))
+        run.keep([*plugin_files(options.plugin), *model.backbone.files])
         run.write_config(options, _facts(data, model))
     start_logging(run.path / "train_log.txt")
     if checkpoint and checkpoint.is_file():
@@ -169,7 +169,8 @@ def _check_parts(model: DualEncoder) -> None:
         OptionError: names a layer of a plugin's that sees the whole batch or draws.
     """
     for name, module in model.train().named_modules():
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+        sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
             raise OptionError(
                 f"--grad_accum: {name} ({type(module).__name__}) needs a batch to be encoded at once, once"
             )

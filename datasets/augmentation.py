@@ -78,19 +78,20 @@ def apply_image(images: Tensor, draws: Tensor) -> Tensor:
     return torch.where(erased, _per_channel(MEAN, images.device), normalised, out=normalised)
 
 
-def augment_text(ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment_text(ids: np.ndarray, rng: np.random.Generator, mask: int = MASK, words: int = MASK) -> np.ndarray:
     """Change each word with p = 0.2: 60% become the mask, 20% any random word, 20% are removed.
 
     Args:
         ids: (L,) token ids, zero-padded.
+        mask, words: the mask's id, and the number above all words' ids, of the tokenizer.
 
     Returns:
         (L,) of the same type; what follows a removed word moves up and zeros fill the end.
     """
-    word = (ids > 0) & (ids < MASK)
+    word = (ids > 0) & (ids < words)
     changed = word & (rng.random(len(ids)) < 0.2)
     kind = rng.random(len(ids))
-    result = np.where(changed & (kind < 0.6), MASK, ids)
-    result = np.where(changed & (kind >= 0.6) & (kind < 0.8), rng.integers(1, MASK, len(ids)), result)
+    result = np.where(changed & (kind < 0.6), mask, ids)
+    result = np.where(changed & (kind >= 0.6) & (kind < 0.8), rng.integers(1, words, len(ids)), result)
     kept = result[~(changed & (kind >= 0.8))]
     return np.pad(kept, (0, len(ids) - len(kept))).astype(ids.dtype)

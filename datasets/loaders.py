@@ -18,7 +18,7 @@ from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_di
 from datasets.masking import Masking, mask_words
 from datasets.samplers import identity_order, random_order
 from datasets.settings import DataSettings
-from datasets.tokenizer import CaptionTokenizer
+from datasets.tokenizer import MASK, CaptionTokenizer
 from utils.errors import DataError
 from utils.ranks import share
 
@@ -69,6 +69,7 @@ class LoadingSettings:
         sampler: one of `settings.SAMPLERS`; num_instance belongs to "identity" and divides batch_size.
         num_workers: processes that load; 0 loads in this one.
         masking: of words in training batches, whose captions are not trimmed then.
+        mask, words: of the tokenizer, as for `augment_text`.
     """
 
     batch_size: int
@@ -80,6 +81,8 @@ class LoadingSettings:
     num_workers: int = 0
     seed: int = 1
     masking: Masking | None = None
+    mask: int = MASK
+    words: int = MASK
 
     @classmethod
     def of(cls, settings: DataSettings, device: torch.device, seed: int, masking: Masking | None) -> LoadingSettings:
@@ -115,21 +118,16 @@ class _PairBatches(Dataset[Any]):
             rng = np.random.default_rng((data.settings.seed, self.epoch, self.purpose, int(pair)))
             draws[row] = draw_image(rng, data.images.shape[2:], data.settings.img_aug)
             if data.settings.txt_aug:
-                ids[row] = augment_text(ids[row], rng)
+                ids[row] = augment_text(ids[row], rng, data.settings.mask, data.settings.words)
             if masking:
-                masked[row], labels[row] = mask_words(ids[row], rng, masking)
+                drawn = mask_words(ids[row], rng, masking, data.settings.mask, data.settings.words)
+                masked[row], labels[row] = drawn
         images, pids = data.images[data.image_of_pair[own]], data.pids[pairs]
         if masking is None:
             return images, draws, trim(ids), pids, pairs, None, None
-        return (
-            images,
-            draws,
-            masked if masking.all_see else ids,
-            pids,
-            pairs,
-            labels,
-            None if masking.all_see else masked,
-        )
+        if masking.all_see:
+            return images, draws, masked, pids, pairs, labels, None
+        return images, draws, ids, pids, pairs, labels, masked
 
 
 class TrainingPairs:

@@ -25,18 +25,21 @@ class Masking:
     all_see: bool
 
 
-def mask_words(ids: np.ndarray, rng: np.random.Generator, masking: Masking) -> tuple[np.ndarray, np.ndarray]:
+def mask_words(
+    ids: np.ndarray, rng: np.random.Generator, masking: Masking, mask: int = MASK, words: int = MASK
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw each word with p = 0.15, the first token where none was drawn, and change those drawn.
 
     Args:
         ids: (L,) token ids, zero-padded.
+        mask, words: as for `augment_text`.
 
     Returns:
         (L,) ids with masks, and (L,) labels: the ids that were drawn, elsewhere 0.
     """
-    drawn = (ids > 0) & (ids < MASK) & (rng.random(len(ids)) < _DRAWN)
-    kind, other = rng.random(len(ids)), rng.integers(1, MASK, len(ids))
-    masked = np.where(kind < masking.mask_share, MASK, np.where(kind < 1 - masking.unchanged_share, other, ids))
+    drawn = (ids > 0) & (ids < words) & (rng.random(len(ids)) < _DRAWN)
+    kind, other = rng.random(len(ids)), rng.integers(1, words, len(ids))
+    masked = np.where(kind < masking.mask_share, mask, np.where(kind < 1 - masking.unchanged_share, other, ids))
     if not drawn.any():
-        drawn[1], masked[1] = True, MASK
+        drawn[1], masked[1] = True, mask
     return np.where(drawn, masked, ids).astype(ids.dtype), np.where(drawn, ids, 0).astype(ids.dtype)

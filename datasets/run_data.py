@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,8 @@ def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resum
     validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
     images = open_training_images(settings, inputs.size, split, resumed=resumed)
     ids = tokenizer(split.captions, inputs.text_length)
+    words = {name: getattr(tokenizer, name) for name in ("mask", "words") if hasattr(tokenizer, name)}
+    loading = replace(loading, **words)
     pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
     of_edits = tokenizer(list(edits.captions.values()), inputs.text_length)
     pairs.correct(dict(zip(edits.captions, of_edits, strict=True)))

@@ -51,7 +51,11 @@ def _tables() -> tuple[dict[int, str], dict[str, int], dict[tuple[str, str], int
 
 
 class CaptionTokenizer(Protocol):
-    """What training and evaluation need of a backbone's tokenizer."""
+    """What training and evaluation need of a backbone's tokenizer.
+
+    With the attributes `mask` and `words`, as `datasets.augmentation.augment_text` takes them, it says how captions are
+    augmented; otherwise they are as CLIP's.
+    """
 
     def encode(self, caption: str) -> list[int]:
         """The ids of a caption's words, without those that begin and end it, uncut."""
@@ -111,4 +115,5 @@ class Tokenizer:
 def count_cut(tokenizer: CaptionTokenizer, captions: Sequence[str], ids: np.ndarray) -> int:
     """How many captions were cut to fit their row of the (N, L) `ids`; only full rows can have been."""
     full = np.flatnonzero(ids[:, -1]).tolist()
-    return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - 2 for row in full)
+    around = np.count_nonzero(tokenizer([""], ids.shape[1]))  # tokens that are no words
+    return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - around for row in full)

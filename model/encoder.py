@@ -32,6 +32,8 @@ class DualEncoder(nn.Module):
         self.heads = nn.ModuleDict({name: nn.ModuleDict(dict(both)) for name, both in heads.items()})
         self.precision = precision
         if precision == "fp16_weights":
+            if not backbone.half_weights:
+                raise OptionError("--precision fp16_weights: this backbone does not compute in it, take fp16 or bf16")
             halve_weights(self)
 
         for name in self.heads:

@@ -64,7 +64,7 @@ def read_clip(pretrain_choice: str) -> Pretrained:
         DownloadError: a name that can't be fetched.
     """
     path = _find(pretrain_choice)
-    content, archived = _read(path)
+    content, archived = read_content(path)
     state, prefix = find_clip(content, path)
     known = archived or prefix + _ROWS in state  # OpenAI's archives and what tools.pretrain_tiny writes
     towers, remarks = None, []
@@ -83,8 +83,12 @@ def read_clip(pretrain_choice: str) -> Pretrained:
     return Pretrained(_expand_rows(state), towers, known, prefix.endswith("base_model."), remarks)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bool]:
-    """A file's content, whatever its format, and whether it is a TorchScript archive like OpenAI's."""
+def read_content(path: Path) -> tuple[dict[str, Any], bool]:
+    """A file's content, whatever its format, and whether it is a TorchScript archive like OpenAI's.
+
+    Raises:
+        WeightsError: it can't be read, or is no dict.
+    """
     try:
         refuse_unfolding(path)
         if path.suffix == ".safetensors":

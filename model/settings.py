@@ -9,7 +9,9 @@ from utils.errors import OptionError
 from utils.registry import Registry
 from utils.settings import option, settings
 
-BACKBONES = Registry("backbone", {"clip": "model.backbones.clip"})
+BACKBONES = Registry(
+    "backbone", {"clip": "model.backbones.clip", "open_clip": "model.backbones.open_clip"}, variants=True
+)
 HEADS = Registry("head", {"BGE": "model.heads.bge", "TSE": "model.heads.tse"})
 T = TypeVar("T")
 
@@ -39,7 +41,12 @@ class PrecisionSettings:
 class ModelSettings:
     """Of any backbone and any heads."""
 
-    backbone: str = option("clip", "the dual tower", choices=BACKBONES, tested=True)
+    backbone: str = option(
+        "clip",
+        "the dual tower: clip, or open_clip:NAME, one of open_clip's models (its weights' file is pretrain_choice)",
+        choices=BACKBONES,
+        tested=True,
+    )
     heads: str = option("BGE+TSE", "the embeddings, joined by +", tested=True)
     pretrain_choice: str = option(
         "ViT-B/16",

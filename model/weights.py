@@ -26,7 +26,7 @@ def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
         WeightsError: the weights can't be read or don't fit.
     """
     settings = of(ModelSettings)
-    backbone = BACKBONES[settings.backbone]
+    backbone = backbone_class(settings.backbone)
     model = with_heads(backbone.build(settings, own_settings(backbone, of), log), of)
     if Path(settings.pretrain_choice).is_file():
         model.load_heads(_weights_of_run(Path(settings.pretrain_choice)), log)
@@ -53,10 +53,23 @@ def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:
             text length or vocabulary.
     """
     settings, content = of(ModelSettings), load_checkpoint(file)
-    backbone = BACKBONES[settings.backbone]
+    backbone = backbone_class(settings.backbone)
     model = with_heads(backbone.from_checkpoint(settings, own_settings(backbone, of), content, str(file)), of)
     model.load_published(without_objectives(content["model"]), str(file))
     return model
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The class that `--backbone` names.
+
+    Raises:
+        OptionError: it is unknown, or takes no variant, or one is missing.
+    """
+    backbone: type[Backbone] = BACKBONES[name]
+    if backbone.takes_variant != (":" in name):
+        shown = f"{name}:NAME" if backbone.takes_variant else name.partition(":")[0]
+        raise OptionError(f"--backbone {name}: give it as {shown}")
+    return backbone
 
 
 def with_heads(backbone: Backbone, of: SettingsOf) -> DualEncoder:

@@ -35,7 +35,7 @@ FLAGS = {
     "identity_loss.py": ["--loss_names", "TAL+person"],
     "lowest.py": ["--division", "lowest", "--kept", "0.6"],
     "csv_people.py": ["--dataset_name", "CSVPeople", "--noisy_rate", "0"],
-    "open_clip_backbone.py": ["--backbone", "open_clip"],
+    "small_clip_backbone.py": ["--backbone", "small_clip"],
 }
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
     plugins = plugin_files(options.plugin)
-    RunFolder(out).keep(plugins)
+    RunFolder(out).keep([*plugins, *model.backbone.files])
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}

@@ -19,10 +19,11 @@ class Registry(Mapping[str, type[T]]):
     Args:
         kind: what the names are of, for messages.
         built_in: the module that registers each built-in name.
+        variants: whether a colon and anything may follow a name, which the class then reads itself.
     """
 
-    def __init__(self, kind: str, built_in: Mapping[str, str]) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, built_in: Mapping[str, str], *, variants: bool = False) -> None:
+        self.kind, self._variants = kind, variants
         self._modules = dict(built_in)
         self._found: dict[str, type[T]] = {}
 
@@ -48,13 +49,18 @@ class Registry(Mapping[str, type[T]]):
 
     def __getitem__(self, name: str) -> type[T]:
         """The class; an unknown name is an OptionError that lists the choices."""
+        name = self._without_variant(name)
         if name not in self._found and name in self._modules:
             import_module(self._modules[name])
         if name not in self._found:
             raise OptionError(f"{self.kind} {name}: choose from {', '.join(self)}")
         return self._found[name]
 
+    def _without_variant(self, name: str) -> str:
+        return name.partition(":")[0] if self._variants else name
+
     def __contains__(self, name: object) -> bool:
+        name = self._without_variant(str(name))
         return name in self._found or name in self._modules
 
     def __iter__(self) -> Iterator[str]:

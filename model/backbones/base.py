@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,9 @@ class Backbone(nn.Module):
         pretrained: names of its parameters that pretrained weights filled; all others learn at the rate of new layers.
         mean, std: of the channels, by which its images are normalised.
         tokenizer: as `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
+        files: kept with a run: what a checkpoint can't hold.
+        takes_variant: whether `--backbone NAME:VARIANT` is allowed.
+        half_weights: whether it computes in `--precision fp16_weights`.
     """
 
     Settings: ClassVar[type | None] = None
@@ -65,6 +69,9 @@ class Backbone(nn.Module):
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     tokenizer: Any = None
+    files: tuple[Path, ...] = ()
+    takes_variant: ClassVar[bool] = False
+    half_weights: ClassVar[bool] = True
 
     @classmethod
     def build(cls, settings: ModelSettings, own: Any, log: Log) -> Backbone:

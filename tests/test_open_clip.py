@@ -1,0 +1,262 @@
+"""Models of open_clip as backbones: their own embeddings from the same weights, and whole runs of small ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip import factory
+from safetensors.torch import save_file
+from timm.models import register_model
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+
+import assembly
+import test as evaluation_root
+import train as training_root
+from datasets.augmentation import augment_text
+from datasets.tokenizer import Tokenizer
+from options import resolve
+from tests import datasets_on_disk
+from tests.test_training import SMALL
+from utils.errors import OptionError, UserError, WeightsError
+from utils.run_folder import RunFolder
+
+tokenizers = pytest.importorskip("tokenizers")
+NAMES = ("tiny-ViT", "tiny-EVA02", "tiny-SigLIP2")
+SIZE = (96, 32)
+CAPTIONS = ["A woman in a red coat.", "he walks", "", "A man with a very long description " * 6]
+
+
+def own(given: dict) -> dict:
+    """What timm gives a model's function besides how to fetch weights."""
+    return {name: value for name, value in given.items() if name in ("num_classes", "global_pool")}
+
+
+@register_model
+def tiny_eva02(pretrained: bool = False, **kwargs) -> Eva:  # noqa: ARG001
+    shape = {"embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 8 / 3, "ref_feat_shape": (4, 4)}
+    eva = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "use_rot_pos_emb": True}
+    return Eva(img_size=64, patch_size=16, **shape, **eva, **own(kwargs))
+
+
+@register_model
+def tiny_siglip(pretrained: bool = False, **kwargs) -> VisionTransformer:  # noqa: ARG001
+    shape = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    return VisionTransformer(**shape, class_token=False, **own(kwargs))
+
+
+TEXT = {"width": 48, "heads": 3, "layers": 2}
+CONFIGS = {
+    "tiny-ViT": {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": 2, "width": 48, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, **TEXT},
+    },
+    "tiny-EVA02": {
+        "embed_dim": 32,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 64, "timm_model_name": "tiny_eva02", "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, **TEXT},
+    },
+    "tiny-SigLIP2": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 64, "timm_model_name": "tiny_siglip", "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": {
+            "context_length": 20,
+            "vocab_size": 64,
+            "hf_tokenizer_name": "somebody/tokenizer",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+            "act_kwargs": {"approximate": "tanh"},
+            **TEXT,
+        },
+    },
+}
+LENGTH = {"tiny-ViT": 77, "tiny-EVA02": 77, "tiny-SigLIP2": 20}
+
+
+@pytest.fixture(autouse=True)
+def configs(tmp_path, monkeypatch):
+    """The small models stand among open_clip's."""
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
+    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+    (tmp_path / "configs").mkdir()
+    for name, config in CONFIGS.items():
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "configs")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer of whole words, in the layout of Gemma's: padding 0, the end 1, which it adds."""
+    words = sorted({word for caption in CAPTIONS for word in caption.lower().replace(".", "").split()})
+    vocabulary = {token: n for n, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *words])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", vocabulary["<eos>"])]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_weights(folder: Path, name: str, size: tuple[int, int] = SIZE) -> tuple[torch.nn.Module, Path]:
+    """A model of open_clip's with random weights, as itself for an image size, and its file."""
+    torch.manual_seed(0)
+    native = open_clip.create_model(name, pretrained=None)
+    for parameter in native.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)  # nothing is left at 0 or 1
+    folder.mkdir(exist_ok=True)
+    write_tokenizer(folder)
+    file = folder / "open_clip_model.safetensors"
+    save_file({key: value.contiguous() for key, value in native.state_dict().items()}, file)
+    return open_clip.create_model(name, pretrained=str(file), force_image_size=size).eval(), file
+
+
+def flags(name: str, file: Path) -> dict:
+    given = {"backbone": f"open_clip:{name}", "pretrain_choice": str(file), "img_size": SIZE}
+    return given | {"text_length": LENGTH[name], "num_workers": 0}
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(64, 64), SIZE])
+def test_embeddings_equal_open_clips_own(tmp_path, name, size):
+    theirs, file = write_weights(tmp_path / "w", name, size)
+    remarks: list[str] = []
+    options = resolve(flags(name, file) | {"img_size": size})
+    model = assembly.build(options, remarks.append).eval()
+    images = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(1))
+    ids = assembly.inputs(options, model).tokenizer(CAPTIONS, LENGTH[name])
+    of_theirs = torch.from_numpy(ids).long()
+    if name == "tiny-SigLIP2":
+        of_theirs[of_theirs == 64] = 1
+        single = tokenizers.Tokenizer.from_file(str(file.with_name("tokenizer.json")))
+        expected = single.encode("a woman in a red coat").ids
+        assert of_theirs[0, : len(expected)].tolist() == expected, "canonical, as open_clip's tokenizer has it"
+        assert of_theirs[3, -1] == 1
+    if name == "tiny-ViT" and size == SIZE:  # open_clip resizes its own positions otherwise than we do
+        theirs.visual.positional_embedding.data = model.backbone.visual.positional_embedding.data.clone()
+    with torch.no_grad():
+        expected = theirs.encode_image(images), theirs.encode_text(of_theirs)
+        short = torch.from_numpy(ids[:3, :16]).long()
+        found = model.encode_image(images)["BGE"], model.encode_text(torch.from_numpy(ids).long())["BGE"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        cut = model.encode_text(short)
+        torch.testing.assert_close(cut["BGE"], expected[1][:3], rtol=0, atol=1e-4)
+        torch.testing.assert_close(cut["TSE"], model.encode_text(torch.from_numpy(ids[:3]).long())["TSE"])
+    assert not [name for name in model.new_parameters() if name.startswith("backbone.")]
+    assert any("mean and deviation" in remark for remark in remarks)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", NAMES)
+def test_the_attention_is_the_last_blocks(tmp_path, name):
+    """Against probabilities that torch's own attention returns, and timm's without its fused kernel."""
+    _, file = write_weights(tmp_path / "w", name)
+    backbone = assembly.build(resolve(flags(name, file))).eval().backbone
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    ids = torch.from_numpy((backbone.tokenizer or Tokenizer())(CAPTIONS, LENGTH[name])).long()
+    inputs: list = []
+    hook = backbone.text.transformer.resblocks[-1].ln_1.register_forward_hook(lambda *parts: inputs.append(parts[2]))
+    with torch.no_grad():
+        of_image, of_text = backbone.encode_image(images), backbone.encode_text(ids)
+        hook.remove()
+        x, mask = inputs[0], backbone.text.attn_mask
+        _, whole = backbone.text.transformer.resblocks[-1].attn(x, x, x, attn_mask=mask, average_attn_weights=True)
+    for row, (summary, end) in enumerate(zip(of_text.summary[:, 0], ids.argmax(dim=1), strict=True)):
+        torch.testing.assert_close(of_text.attention[row, : end + 1], whole[row, summary, : end + 1])
+        assert not of_text.attention[row, end + 1 :].any(), "padding is never selected before words"
+    assert of_image.attention.shape == (2, 1 + 6 * 2)
+    assert of_image.features.shape == (2, 13, backbone.width)
+    total = of_image.attention.sum(dim=1)
+    torch.testing.assert_close(total, torch.ones(2))
+    if name == "tiny-SigLIP2":
+        assert not of_image.attention[:, 0].any()
+        with torch.no_grad():  # attended to alone, a patch is what is pooled
+            patches = backbone.trunk.forward_features(images)
+            alone = backbone.pool(patches[:, 4:5])
+        torch.testing.assert_close(of_image.features[:, 5], alone)
+
+
+@pytest.mark.parametrize("name", ["tiny-ViT", "tiny-SigLIP2"])
+def test_the_normalisation_is_the_weights_own(tmp_path, name):
+    _, file = write_weights(tmp_path / "w", name)
+    (tmp_path / "w/open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIGS[name], "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}})
+    )
+    model = assembly.build(resolve(flags(name, file)))
+    assert (model.backbone.mean, model.backbone.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert model.towers()["preprocessing"]["mean"] == [0.5] * 3
+
+
+def test_siglips_words_are_masked_by_its_own_mask(tmp_path):
+    _, file = write_weights(tmp_path / "w", "tiny-SigLIP2")
+    tokenizer = assembly.build(resolve(flags("tiny-SigLIP2", file))).backbone.tokenizer
+    ids = tokenizer(["a woman in a red coat"] * 500, 20)
+    rng = np.random.default_rng(0)
+    changed = np.stack([augment_text(row, rng, tokenizer.mask, tokenizer.words) for row in ids])
+    assert tokenizer.mask == 4
+    assert 0.08 < (changed[:, :6] == 4).mean() < 0.16
+    assert (changed.max(axis=1) == 64).all(), "the end stays the highest id"
+    assert not (changed > 64).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backbone": "open_clip"}, "--backbone open_clip: give it as open_clip:NAME"),
+        ({"backbone": "clip:ViT-B-16"}, "--backbone clip:ViT-B-16: give it as clip"),
+        ({"backbone": "nothing:ViT-B-16"}, "--backbone nothing:ViT-B-16: choose from clip, open_clip"),
+        ({"backbone": "open_clip:ViT-B-17"}, "open_clip:ViT-B-17: give one of open_clip's models .*ViT-B-16"),
+        ({"backbone": "open_clip:convnext_base"}, "the attention of this kind of image tower can't be read"),
+        ({"backbone": "open_clip:coca_ViT-B-32"}, "a captioner or another library's text tower is not supported"),
+        ({"pretrain_choice": "ViT-B/16"}, "takes a file of open_clip's weights"),
+        ({"backbone": "open_clip:tiny-EVA02"}, "does not fit this model: missing visual"),
+        ({"precision": "fp16_weights"}, "--precision fp16_weights: this backbone does not compute in it"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, given, message):
+    _, file = write_weights(tmp_path / "w", "tiny-ViT")
+    with pytest.raises(UserError, match=message) as caught:
+        assembly.build(resolve(flags("tiny-ViT", file) | given))
+    assert isinstance(caught.value, OptionError | WeightsError)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_beside_the_weights_is_named(tmp_path):
+    _, file = write_weights(tmp_path / "w", "tiny-SigLIP2")
+    file.with_name("tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"tokenizer.json is missing: put tiny-SigLIP2's tokenizer beside"):
+        assembly.build(resolve(flags("tiny-SigLIP2", file)))
+    _, file = write_weights(tmp_path / "v", "tiny-ViT")
+    (tmp_path / "v/open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    with pytest.raises(WeightsError, match=r"was trained with QuickGELU .*open_clip:tiny-ViT has the other one"):
+        assembly.build(resolve(flags("tiny-ViT", file)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
+@pytest.mark.parametrize("name", ["tiny-EVA02", "tiny-SigLIP2"])
+def test_a_run_is_trained_resumed_and_tested(tmp_path, name):
+    _, file = write_weights(tmp_path / "w", name)
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    given = ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "logs")]
+    given += [*SMALL, "--backbone", f"open_clip:{name}", "--pretrain_choice", str(file), "--txt_aug"]
+    given += ["--text_length", str(LENGTH[name]), "--noisy_rate", "0", "--num_epoch", "1", "--grad_accum", "2"]
+    training_root.main([*given, "--grad_checkpointing"])
+    (run,) = (tmp_path / "logs/RSTPReid").iterdir()
+    before = RunFolder(run).test_metrics()
+    file.rename(tmp_path / "elsewhere.safetensors")
+    file.with_name("tokenizer.json").unlink(missing_ok=True)
+    evaluation_root.main([str(run), "--device", "cpu"])
+    after = RunFolder(run).test_metrics()
+    assert after["best.pth"]["BGE"] == pytest.approx(before["best.pth"]["BGE"])
