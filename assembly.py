@@ -137,9 +137,9 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     """The training state before the first epoch."""
     if options.grad_accum > 1:
         _check_parts(model)
-    sizes = Sizes(
-        model.widths, int(data.pairs.pids.max()) + 1, model.backbone.width, options.vocab_size, options.batch_size
-    )
+    vocabulary = max(options.vocab_size, getattr(model.backbone.tokenizer, "words", 0))
+    identities = int(data.pairs.pids.max()) + 1
+    sizes = Sizes(model.widths, identities, model.backbone.width, vocabulary, options.batch_size)
     loss = build_loss(options, sizes).to(device)
     rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
     if options.precision == "fp16_weights":
