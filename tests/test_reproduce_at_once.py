@@ -39,13 +39,14 @@ def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
     def finished(run: runs.Run) -> Path | None:
         return next(iter(run.folder.glob("*/*/done")), None)
 
-    def report(*arguments: object, **_: object) -> str:
-        reports.append(sum(bool(finished(run)) for row in arguments[1] for run in row))
-        return ""
+    def summarise(of_row: list[runs.Run], **_: object) -> dict:
+        reports.append(sum(bool(finished(run)) for run in of_row))
+        return {"results": {}}
 
     monkeypatch.setattr(runs.Run, "_execute", train)
     monkeypatch.setattr(runs.Run, "finished", finished)
-    monkeypatch.setattr(reproduce, "write_report", report)
+    monkeypatch.setattr(reproduce, "summarise", summarise)
+    monkeypatch.setattr(reproduce, "write_report", lambda *_: "")
     monkeypatch.setattr(reproduce, "draw_curves", lambda *_: False)
     command = ["--table", "1", "--row", "rde", "--dataset", "RSTPReid", "--noise", "0.5", "--seeds", "4"]
     command += ["--output_dir", str(tmp_path), "--root_dir", "/data"]

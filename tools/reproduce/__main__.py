@@ -12,7 +12,6 @@ takes the next run that no other is at.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from prettytable import PrettyTable
 from tools.reproduce import paper
 from tools.reproduce.curves import draw_curves
 from tools.reproduce.noise import draw_over_noise
-from tools.reproduce.report import write_report
+from tools.reproduce.report import summarise, write_report
 from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError, UserError
@@ -83,9 +82,10 @@ def main(argv: Sequence[str]) -> None:
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
-    report = write_report(title, runs, further, file, TABLES[args["table"]].more)
+    extra = TABLES[args["table"]].more
+    summaries = [summarise(of_row, comparable=not further, more=extra) for of_row in runs]
+    report = write_report(title, summaries, further, file, extra)
     kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
-    summaries = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["rows"]
     kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
     if taken:

@@ -67,14 +67,15 @@ def _statistics(values: Sequence[float], printed: float | None) -> dict:
     }
 
 
-def write_report(title: str, rows: Sequence[Sequence[Run]], further: str, file: Path, more: str = "") -> str:
-    """Write each row's runs to `file` as Markdown and, with the ending .json, as JSON; returns the text.
+def write_report(title: str, summaries: Sequence[dict], further: str, file: Path, more: str = "") -> str:
+    """Write the rows, as `summarise` gives them, to `file` as Markdown and, with the ending .json, as JSON.
+
+    Returns the text.
 
     Args:
         further: flags that all runs were given beside their rows' own and that change their numbers, "" for none.
         more: one of `MORE`, to be reported too.
     """
-    summaries = [summarise(runs, comparable=not further, more=more) for runs in rows]
     table = PrettyTable(["row", "data", "noise", "arithmetic", "checkpoint", *METRICS, "seeds"])
     for summary in summaries:
         data = f"{summary['dataset']} → {summary['target']}" if summary["target"] else summary["dataset"]
