@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py run, those that it forks and torchrun's: `ranks_worker.py FOLDER`."""
+"""What the processes of tests/test_distributed.py run: forked ones, and torchrun's by `ranks_worker.py FOLDER`."""
 
 from __future__ import annotations
 

@@ -140,10 +140,15 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     [
         ("start_logging(Path('/dev/full')); logger.info('a line')", "/dev/full"),
         ("start_logging(Path('/dev/null')); logger.info('a line')", "standard output"),
-        ("recorder = Recorder(folder, 0); recorder.file = Path('/dev/full'); recorder.add({'epoch': 1})", "/dev/full"),
+        (
+            "from utils.recorder import Recorder; recorder = Recorder(folder, 0); "
+            "recorder.file = Path('/dev/full'); recorder.add({'epoch': 1})",
+            "/dev/full",
+        ),
         ("(folder / 'a.txt.partial').symlink_to('/dev/full'); write_text(folder / 'a.txt', 'a')", "{folder}/a.txt"),
         (
-            "(folder / 'a.png.partial').symlink_to('/dev/full'); save(pyplot.figure(), folder / 'a.png')",
+            "from utils.figures import plt, save; (folder / 'a.png.partial').symlink_to('/dev/full'); "
+            "save(plt.figure(), folder / 'a.png')",
             "{folder}/a.png",
         ),
     ],
@@ -151,13 +156,10 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
 def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
     program = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
-from collections.abc import Iterator
 from pathlib import Path
-from utils.figures import plt as pyplot, save
 from utils.files import write_text
 from utils.log import logger, start_logging
 from utils.program import run_program
-from utils.recorder import Recorder
 
 def main(_):
     folder = Path({str(tmp_path)!r})

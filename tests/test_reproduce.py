@@ -64,7 +64,18 @@ def small(tmp_path_factory) -> list[str]:
     """Arguments that make every run small."""
     root = tmp_path_factory.mktemp("data")
     annotations = datasets_on_disk.write(root, "RSTPReid")
-    more = ["--dataset_name", str(annotations), *SMALL, "--num_epoch", "1", "--warmup_epochs", "0"]
+    more = [
+        "--dataset_name",
+        str(annotations),
+        *SMALL,
+        "--img_size",
+        "48",
+        "16",
+        "--num_epoch",
+        "1",
+        "--warmup_epochs",
+        "0",
+    ]
     return ["--root_dir", str(root), "--seeds", "1", "--dataset", "SynthPEDES", "--", *more]
 
 
@@ -254,6 +265,7 @@ def test_runs_that_fail_are_reported_and_the_others_run(tmp_path, small, capsys)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path, small, capsys):
     """Two seeds; the first is killed in its second epoch, and tested by hand before it is resumed."""
     more = small[small.index("--") + 1 :]
