@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str) -> None:
     """Write everything into `out` and print what it says."""
     from tools.audit.figures import most_suspicious, precision_recall
-    from tools.audit.page import write_page
+    from tools.audit.page import Heading, write_page
     from tools.audit.table import write_table
 
     out.mkdir(parents=True, exist_ok=True)
@@ -77,10 +77,10 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
         f"{len(findings.epochs)} epochs, {by_all:,} by all."
     )
     print(about)
-    write_table(findings, pairs, suspects, out / "pairs.csv")
+    marked = write_table(findings, pairs, suspects, out / "pairs.csv")
     shown = suspects[:top]
-    title, about = f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}."
-    write_page(findings, pairs, shown, title, about, out / "pairs.html")
+    heading = Heading(f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}.")
+    write_page(findings, pairs, shown, marked, heading, out / "pairs.html")
     if len(suspects):
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():

@@ -1,50 +1,87 @@
-"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9)."""
+"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9), in which they are marked."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.exclusion import as_cell
 from datasets.images import read_image
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import write_text
 
+_EXPLAINED = (
+    "P(clean) is how probably a pair's loss belongs to the smaller of the two components that CCD fitted to the losses "
+    "of an embedding in the last epoch. Suspicion is 1 − P(clean), averaged over all embeddings and epochs: near 1 the "
+    "pair was doubted throughout, near 0.5 the votes differed or changed, and it is for you to decide."
+)
+_KEYS = (
+    "Mark what is wrong: j and k go to the next and the previous pair, x marks, / filters, s saves; then "
+    "train.py … --exclude marks.csv. The file is written by this page alone, nothing is sent anywhere."
+)
+_SCRIPT = Path(__file__).with_name("page.js")
 _SIZE = (192, 96)  # height, width of a thumbnail
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+script-src 'sha256-{digest}'">
 <meta name="viewport" content="width=device-width">
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1rem }}
 article {{ display: flex; gap: .8rem; border: 1px solid #ccc; border-radius: 6px; padding: .7rem }}
 article img {{ width: {width}px; height: {height}px; flex: none }}
+article {{ scroll-margin-top: 6rem }}
 article p {{ margin: 0 0 .5rem; overflow-wrap: anywhere }}
 small {{ color: #555; display: block }}
+header {{ position: sticky; top: 0; background: #fff; padding: .6rem 0; z-index: 1 }}
+header input[type=search] {{ width: 16rem; max-width: 100% }}
+header * {{ font: inherit }}
+[hidden] {{ display: none !important }}
+.marked {{ background: #fdeee3 }} .current {{ outline: 3px solid #1a1a1a }}
 .noisy {{ border-left: 5px solid #D55E00 }} .clean {{ border-left: 5px dashed #0072B2 }}
-</style></head><body><h1>{title}</h1><p>{about}</p><main>
+</style></head><body><h1>{title}</h1><p>{about}</p><p>{explained}</p><p>{keys}</p>
+<header><input id="words" type="search" placeholder="filter: words of caption, path, votes" aria-label="filter">
+<select id="which" aria-label="which pairs"><option value="all">all</option><option value="marked">marked</option>
+<option value="unmarked">not marked</option></select>
+<button id="save">save marks (marks.csv)</button> <span id="count"></span></header><main>
 {cards}
-</main></body></html>
+</main><script>{script}</script></body></html>
 """
 
 
-def write_page(findings: Findings, pairs: Pairs, suspects: Sequence[int], title: str, about: str, file: Path) -> None:
-    """Write the page; it holds its pictures and loads nothing."""
+@dataclass(frozen=True)
+class Heading:
+    """What stands above the suspects."""
+
+    title: str
+    about: str
+
+
+def write_page(
+    findings: Findings, pairs: Pairs, suspects: Sequence[int], marked: Container[int], heading: Heading, file: Path
+) -> None:
+    """Write the page; it holds its pictures and loads nothing. `marked` pairs are so from the start."""
+    script = _SCRIPT.read_text(encoding="utf-8")
     shown = tqdm(suspects, "thumbnails", leave=False, disable=None)
-    cards = "\n".join(_card(findings, pairs, int(pair)) for pair in shown)
+    cards = "\n".join(_card(findings, pairs, int(pair), marked=pair in marked) for pair in shown)
     height, width = _SIZE
-    text = _PAGE.format(title=html.escape(title), about=html.escape(about), cards=cards, width=width, height=height)
-    write_text(file, text)
+    said = {"title": heading.title, "about": heading.about, "explained": _EXPLAINED, "keys": _KEYS}
+    said = {name: html.escape(text) for name, text in said.items()}
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
+    write_text(file, _PAGE.format(**said, cards=cards, width=width, height=height, script=script, digest=digest))
 
 
-def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
+def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     last, times = findings.last, findings.times_noisy[:, pair]
     votes = "".join(
         f"<small>{html.escape(name)}: P(clean) {last.clean_probability[n, pair]:.2f}, loss {last.loss[n, pair]:.3f}, "
@@ -53,8 +90,11 @@ def _card(findings: Findings, pairs: Pairs, pair: int) -> str:
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
     known = f"<small>in truth <b>{truth}</b></small>" if truth else ""
+    data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(pairs.caption(pair))}
+    attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
     return (
-        f'<article class="{truth}"><img alt="" src="{_thumbnail(pairs.file(pair))}"><div>'
+        f'<article class="{truth}" {attributes}><img alt="" src="{_thumbnail(pairs.file(pair))}"><div>'
+        f'<label><input type="checkbox"{" checked" if marked else ""}> exclude</label>'
         f"<p>{html.escape(pairs.caption(pair))}</p>"
         f"<small>pair {pair}, {html.escape(pairs.image(pair))}</small>"
         f"<small>suspicion {findings.suspicion[pair]:.3f}, flagged by {findings.flagged_by(pair)}</small>"

@@ -13,11 +13,14 @@ from tools.audit.pairs import Pairs
 from utils.files import in_one_step
 
 
-def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
+def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> set[int]:
     """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
 
     P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Pairs
     that a person has marked or corrected in an older `file` stay so; those that are suspect no more follow at the end.
+
+    Returns:
+        The marked pairs.
 
     Raises:
         DataError: the older file can't be read, or is of other data.
@@ -54,3 +57,4 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
             row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(edits.captions.get(pair, caption))]
             row += [original_of(pairs.original(pair))]
             writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])
+    return set(edits.excluded)
