@@ -40,7 +40,7 @@ from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, Sche
 from utils.devices import check_compiler, choose_device, seed_everything
 from utils.distributed import broadcast_from_main, wait_for_all
 from utils.errors import OptionError
-from utils.log import logger, start_logging
+from utils.log import logger, start_logging, status
 from utils.plugins import plugin_files
 from utils.ranks import is_main, world_size
 from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
@@ -105,7 +105,9 @@ def _prepare(
 ) -> tuple[DualEncoder, RunData]:
     """The model to begin with and the data: all that takes time before a run is begun or touched."""
     try:
+        status(f"reading {options.dataset_name}")
         read = read_data(options.of(DataSettings))  # a mistyped folder is noticed before weights are fetched
+        status(f"reading {options.pretrain_choice}")
         model = build(options, log).to(device)
         model.backbone.set_grad_checkpointing(options.grad_checkpointing)
         if options.compile:
@@ -236,10 +238,12 @@ def test(options: Options, request: Request) -> None:
     """Evaluate checkpoints on a split, print a table each and write their metrics."""
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
+    status(f"reading {options.dataset_name}")
     place, entries = read_annotations(options.dataset_name, Path(options.root_dir), options.split_all)
     splits = build_splits(place, entries, [request.split])
     if request.split not in splits:
         raise OptionError(f"--split {request.split}: {options.dataset_name} has none")
+    status(f"reading {', '.join(file.name for file in request.files)}")
     models = {file: load(file, options) for file in request.files}
     taken = inputs(options, next(iter(models.values())))
     gallery = open_gallery(options.of(DataSettings), taken, request.split, splits[request.split], device)

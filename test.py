@@ -9,6 +9,7 @@ from typing import Any
 
 from options import SAVED, add_rerank, check_rerank, check_saved, resolve_run
 from utils.errors import OptionError
+from utils.log import status
 from utils.options import parse
 from utils.program import run_program
 from utils.run_folder import CHECKPOINTS, RunFolder
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
     options, own = resolve_run(config, given), resolve_run(config, {})
 
+    status("loading PyTorch")
     from assembly import Request, test  # torch and the rest, once the flags are known to be right
 
     test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))

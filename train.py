@@ -8,6 +8,7 @@ from typing import Any
 
 from options import parse, resolve
 from utils.errors import OptionError
+from utils.log import status
 from utils.options import changed_for_good
 from utils.program import run_program
 from utils.run_folder import RunFolder
@@ -18,6 +19,7 @@ def main(argv: Sequence[str]) -> None:
     given = parse(str(__doc__), argv)
     options = None if _resumes(given) else resolve(given)
 
+    status("loading PyTorch")
     from assembly import broadcast_from_main, train  # torch and the rest, once the flags are known to be right
 
     if options is not None:

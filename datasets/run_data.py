@@ -19,6 +19,7 @@ from datasets.settings import DataSettings
 from datasets.tokenizer import count_cut
 from utils.errors import OptionError
 from utils.files import in_one_step
+from utils.log import status
 from utils.run_folder import RunFolder
 
 
@@ -127,6 +128,7 @@ def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resum
     test = open_gallery(settings, inputs, "test", splits["test"], device)
     validation = open_gallery(settings, inputs, "val", splits["val"], device) if "val" in splits else test
     images = open_training_images(settings, inputs.size, split, resumed=resumed)
+    status(f"tokenizing {len(split.captions):,} captions")
     ids = tokenizer(split.captions, inputs.text_length)
     words = {name: getattr(tokenizer, name) for name in ("mask", "words") if hasattr(tokenizer, name)}
     loading = replace(loading, **words)

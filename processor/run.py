@@ -24,7 +24,7 @@ from processor.settings import LoopSettings
 from processor.start import evaluate_start
 from processor.state import TrainState
 from processor.types import EvaluationData, TrainingData
-from processor.wording import epoch_line
+from processor.wording import busy_host, epoch_line
 from solver.correspondence.base import Verdict
 from solver.schedule import set_learning_rates
 from solver.settings import ScheduleSettings
@@ -33,6 +33,7 @@ from utils.errors import NotFiniteError, OptionError
 from utils.log import logger
 from utils.ranks import is_main, rank
 from utils.recorder import Recorder
+from utils.threads import core_time
 
 Arrays = dict[str, np.ndarray]
 _PURPOSE = 4  # keys these draws among those of an epoch; the others' keys are in datasets/loaders.py
@@ -77,6 +78,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
     began, first = time.perf_counter(), state.epoch
     while state.epoch < epochs:
         epoch = state.epoch  # counted from 0 within, from 1 in everything written
+        cores = core_time()
         start, length = state.correspondence.round(epoch, epochs)
         if epoch == start > 0:
             logger.info("A new round of %d epochs, from fresh weights", length)
@@ -94,6 +96,8 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
             if state.epoch % settings.loop.eval_period == 0 or state.epoch == epochs:
                 metrics, history["similarity"] = _validate(state, splits)
                 record |= metrics
+        if warning := busy_host(core_time().waited_since(cores)):
+            logger.warning("  %s", warning)
         left = (time.perf_counter() - began) / (state.epoch - first) * (epochs - state.epoch)
         logger.info("%s", epoch_line(record, epochs, state.loss.trained, left))
         if recorder:

@@ -1,4 +1,4 @@
-"""The log's line an epoch, made to be searched: `grep epoch= train_log.txt`."""
+"""The log's lines on an epoch; one is made to be searched: `grep epoch= train_log.txt`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from processor.best import chosen_by
+
+_BUSY = 0.3  # share of their time for which threads wait for a core, beyond which a run is clearly slower than need be
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float) -> str:
@@ -23,3 +25,11 @@ def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...],
         words += ["split=val", f"R1={row['R1']:.2f}", f"mAP={row['mAP']:.2f}"]
     words += [f"loss={record['loss']:.3f}", f"pairs/s={record['pairs_per_second']:.0f}"]
     return " ".join([*words, f"ETA={timedelta(seconds=round(seconds_left))}"])
+
+
+def busy_host(waited: float) -> str:
+    """A warning where threads waited for a core for a large share, in [0, 1], of the time that they could have run."""
+    if waited < _BUSY:
+        return ""
+    why = "other programs, or more threads than cores, slow this run down"
+    return f"threads waited for a core {waited:.0%} of the time: {why} (OMP_NUM_THREADS sets how many compute)"

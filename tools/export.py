@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     run = RunFolder(run_dir)
     options = resolve_run(run.config, {})
     metrics = run.test_metrics().get(file.name, {})
+    print(f"reading {file} …", flush=True)
     model = model_from_checkpoint(file, options.of)
     about = run.facts()
     flags = _flags({"dataset_name": options.dataset_name, **run.flags()})

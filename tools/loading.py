@@ -13,6 +13,7 @@ from assembly import load
 from model.encoder import DualEncoder
 from options import resolve_run
 from utils.errors import OptionError
+from utils.log import status
 from utils.run_folder import RunFolder
 from utils.settings import Options
 
@@ -38,6 +39,7 @@ def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None
     """
     file = checkpoint or RunFolder(run_dir).weights()
     options = resolve_run(run_dir / "configs.yaml", given)
+    status(f"reading {file}")
     return LoadedRun(run_dir, options, file, load(file, options).to(device).eval())
 
 

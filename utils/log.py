@@ -55,6 +55,12 @@ def start_logging(file: Path) -> None:
     logger.addHandler(to_file)
 
 
+def status(what: str) -> None:
+    """Say on a terminal what takes its time now; the main process alone does."""
+    if is_main() and sys.stderr.isatty():
+        print(printable(f"{what} …"), file=sys.stderr, flush=True)
+
+
 def progress(work: Iterable, what: str, total: int | None = None) -> tqdm:
     """A bar over long work, on a terminal; the main process alone shows it."""
     return tqdm(work, what, total, leave=False, disable=None if is_main() else True)

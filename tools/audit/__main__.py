@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     run_dir = Path(args["run_dir"])
     if args["top"] < 1:
         raise OptionError(f"--top {args['top']}: must be at least 1")
+    print(f"reading what {run_dir} has kept …", flush=True)
     division = RunFolder(run_dir).flags().get("division")
     epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
     if not epochs:

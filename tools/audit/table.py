@@ -57,4 +57,4 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
             row += [pairs.person(pair), as_cell(pairs.image(pair)), as_cell(edits.captions.get(pair, caption))]
             row += [original_of(pairs.original(pair))]
             writer.writerow([*row, *([] if truth is None else ["noisy" if truth[pair] else "clean"])])
-    return set(edits.excluded)
+    return edits.excluded

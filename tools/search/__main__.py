@@ -18,6 +18,7 @@ from pathlib import Path
 
 from options import add_rerank, check_rerank
 from utils.errors import OptionError
+from utils.log import status
 from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):
         args[name] = Path(args[name]) if args.get(name) else None
 
+    status("loading PyTorch")
     from tools.search import commands  # torch waits until the flags are known to be right
 
     getattr(commands, args.pop("command"))(args)

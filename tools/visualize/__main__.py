@@ -19,7 +19,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.devices import choose_device
 from utils.errors import OptionError, UserError, printable
 from utils.options import command_parser, parse
 from utils.program import run_program
@@ -48,12 +47,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Draw what the runs hold."""
-    from tools.visualize.runs import read_run
-
     args = parse(build_parser(), argv)
     single = len(args["run_dirs"]) == 1
     if args["wrong"] < 0 or (args["wrong"] and not single):
         raise OptionError(f"--wrong {args['wrong']}: must be at least 1, with one run")
+    print(f"reading {', '.join(args['run_dirs'])} …", flush=True)
+
+    from tools.visualize.runs import read_run
+    from utils.devices import choose_device
+
     runs = [read_run(Path(folder)) for folder in args["run_dirs"]]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise OptionError("a run folder is given twice")
@@ -104,6 +106,7 @@ def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list
     """Draw what can be drawn; the files without their ending, and the names of the others by what was in their way."""
     drawn, skipped = [], defaultdict(list)
     for name, figure in figures.items():
+        print(f"drawing {name} …", flush=True)  # the first of one run waits for its model
         try:
             figure(out / name)
             drawn.append(out / name)

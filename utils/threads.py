@@ -1,0 +1,31 @@
+"""Whether this process's threads had to wait for a core: another program's, or more threads than there are cores."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+_TASKS = Path("/proc/self/task")
+
+
+class CoreTime(NamedTuple):
+    """Seconds so far in which the threads that there are now ran, and in which they were ready but had no core."""
+
+    ran: float
+    waited: float
+
+    def waited_since(self, earlier: CoreTime) -> float:
+        """The share, in [0, 1], of the time since then in which threads that could have run waited."""
+        ran, waited = (max(0.0, now - then) for now, then in zip(self, earlier, strict=True))
+        return waited / (ran + waited) if ran + waited else 0.0
+
+
+def core_time() -> CoreTime:
+    """As Linux counts it; zeros where it does not, and elsewhere."""
+    ran = waited = 0
+    for task in _TASKS.glob("*"):
+        with suppress(OSError, ValueError):  # a thread has ended meanwhile, or the kernel does not count
+            nanoseconds = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(nanoseconds[0]), waited + int(nanoseconds[1])
+    return CoreTime(ran / 1e9, waited / 1e9)
