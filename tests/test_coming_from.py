@@ -1,0 +1,51 @@
+"""docs/coming_from.md names every flag of the published programs, and what it says of them is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import test as evaluation_root
+from options import build_parser, resolve
+from utils.settings import FLAGS
+
+TEXT = (Path(__file__).parents[1] / "docs/coming_from.md").read_text(encoding="utf-8")
+PUBLISHED = re.findall(
+    r"\w+",
+    """
+local_rank name output_dir log_period eval_period val_dataset resume resume_ckpt_file pretrain_choice
+temperature img_aug txt_aug cmt_depth masked_token_rate masked_token_unchanged_rate lr_factor MLM loss_names
+mlm_loss_weight id_loss_weight img_size stride_size text_length vocab_size optimizer lr bias_lr_factor
+momentum weight_decay weight_decay_bias alpha beta num_epoch milestones gamma warmup_factor warmup_epochs
+warmup_method lrscheduler target_lr power dataset_name sampler num_instance root_dir batch_size
+test_batch_size num_workers test noisy_rate noisy_file tau select_ratio margin
+""",
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_flag_is_named_and_taken(name):
+    assert f"`--{name}" in TEXT
+    assert f"--{name} " in build_parser("").format_help()
+
+
+def test_the_flags_it_names_exist_and_the_idle_ones_are_named_as_such():
+    flags = set(re.findall(r"--(\w+)", TEXT))
+    others = {name for parser in (build_parser(""), evaluation_root.build_parser()) for name in vars(parser)}
+    taken = {action.dest for parser in (build_parser(""), evaluation_root.build_parser()) for action in parser._actions}
+    assert flags <= taken | others
+    without_effect = TEXT[TEXT.index("**without effect**") :].split("\n\n")[0]
+    idle = {name for name, flag in FLAGS.items() if flag.idle}
+    assert idle == set(re.findall(r"--(\w+)`", without_effect.split("IRRA's flags")[0]))
+
+
+def test_the_defaults_it_names_are_ours():
+    options = resolve({})
+    assert (options.precision, options.val_dataset, options.noisy_rate, options.tse_bn) == (
+        "fp32",
+        "val",
+        0.2,
+        "frozen",
+    )
