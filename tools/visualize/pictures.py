@@ -19,6 +19,7 @@ from processor.evaluation import encode
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
 from tools.visualize.runs import NothingToDraw
+from utils.checkpoints import epoch_of
 from utils.figures import TITLE_LINE, save
 
 _PAIRS = 6
@@ -83,7 +84,9 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
 
 def _source(run: LoadedRun) -> str:
     """What a picture is of, in a title."""
-    return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test"
+    epoch = epoch_of(run.file)
+    after = "" if epoch is None else f" (epoch {epoch})"
+    return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test{after}"
 
 
 def _test_split(run: LoadedRun) -> Split:
