@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import train as training_root
 from assembly import build
 from benchmarks import plain, whole_run
 from benchmarks.__main__ import SECTIONS
 from benchmarks.__main__ import main as benchmark
-from benchmarks.made_up import VIT_B_16, image_size, learning, random_model, training_state
+from benchmarks.made_up import SMALLEST, VIT_B_16, image_size, learning, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
@@ -209,7 +212,8 @@ def test_only_our_way_leaves_linear_layers_to_onednn(mkl, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_fills_its_file_section_by_section(tmp_path, capsys):
+def test_the_command_fills_its_file_section_by_section(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.epoch.TINY", SMALLEST)
     file = tmp_path / "benchmarks.json"
     quick = ["--quick", "--device", "cpu", "--batch_size", "2", "--repeats", "1", "--out", str(file)]
     benchmark([*quick, "start", "ranking"])
@@ -243,7 +247,14 @@ def test_mistakes_are_one_line(arguments, message):
 
 
 @pytest.mark.slow
-def test_a_whole_run_is_measured_and_projected(tmp_path):
+@pytest.mark.usefixtures("small_figures")
+def test_a_whole_run_is_measured_and_projected(tmp_path, monkeypatch):
+    def run(command: list[str]) -> SimpleNamespace:
+        assert command[:2] == [sys.executable, training_root.__file__]
+        training_root.main(command[2:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(whole_run, "subprocess", SimpleNamespace(run=run))
     file = tmp_path / "benchmarks.json"
     own = ["--folder", str(tmp_path), "--share", "0.001", "--tiny", "--epochs", "1", "--out", str(file)]
     more = ["--num_workers", "0", "--batch_size", "16", "--device", "cpu", "--output_dir", str(tmp_path / "else")]

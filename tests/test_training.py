@@ -628,6 +628,7 @@ def test_a_broken_image_is_told_before_training(tmp_path):
 def test_a_machine_that_cannot_compile_is_told(root_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")  # where inductor looks for a compiler
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing was compiled before
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # without processes to compile in
     command = [sys.executable, ROOT / "train.py", *arguments(root_dir, tmp_path / "logs", "--compile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr

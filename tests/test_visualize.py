@@ -95,9 +95,8 @@ def test_one_run_becomes_its_figures(run_dir, tmp_path):
     assert not list(tmp_path.glob("events*")), "no run of TensorBoard's"
     folder = tmp_path / "run"
     shutil.copytree(run_dir, folder)
-    for _ in range(2):  # a second time replaces the first
-        visualize.main([str(folder), "--device", "cpu"])
-        check_figures(folder / "figures", names)
+    visualize.main([str(folder), "--device", "cpu"])
+    check_figures(folder / "figures", names)
     assert {file.parent for file in folder.rglob("events*")} == {folder}
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert {f"figures/{name}" for name in names} <= set(events.Tags()["images"])
@@ -219,14 +218,15 @@ def test_legends_name_the_components_and_curves_tell_how_right_the_division_was(
 def test_what_can_not_be_drawn_is_skipped_with_the_reason(run_dir, tmp_path, capsys):
     poor = copy_of(run_dir, tmp_path / "poor")
     (poor / "epochs/0001.npz").write_bytes(b"PK")
-    visualize.main([str(poor), "--device", "cpu"])
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 3
-    assert "skipped losses_over_epochs, similarities: " in told[0]
-    assert "0001.npz is damaged" in told[0]
-    assert "skipped retrieval, selection: " in told[1]
-    assert "holds no best.pth" in told[1]
-    check_figures(poor / "figures", ["curves", "r1"])
+    for _ in range(2):  # a second time replaces the first
+        visualize.main([str(poor), "--device", "cpu"])
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == 3
+        assert "skipped losses_over_epochs, similarities: " in told[0]
+        assert "0001.npz is damaged" in told[0]
+        assert "skipped retrieval, selection: " in told[1]
+        assert "holds no best.pth" in told[1]
+        check_figures(poor / "figures", ["curves", "r1"])
     visualize.main([str(run_dir), "--root_dir", "/nowhere", "--out", str(tmp_path / "moved"), "--device", "cpu"])
     assert "skipped retrieval, selection: --root_dir /nowhere: no such folder" in capsys.readouterr().out
     check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
@@ -249,9 +249,17 @@ def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
             command.main([str(folders[1])])
 
 
+@pytest.fixture(scope="module")
+def audited(run_dir, tmp_path_factory) -> Path:
+    """What an audit writes."""
+    folder = tmp_path_factory.mktemp("audited")
+    audit.main([str(run_dir), "--out", str(folder)])
+    return folder
+
+
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.html", "audit.json", "precision_recall.png"])
-def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, tmp_path, monkeypatch, name):
-    replace = Path.replace
+def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, audited, tmp_path, monkeypatch, name):
+    folder, replace = shutil.copytree(audited, tmp_path / "audit"), Path.replace
 
     def breaks_off(partial: Path, file: Path) -> None:
         if file.name == name and file.is_file():
@@ -259,12 +267,11 @@ def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, tmp_path, monke
         replace(partial, file)
 
     monkeypatch.setattr(Path, "replace", breaks_off)
-    audit.main([str(run_dir), "--out", str(tmp_path), "--top", "1"])
-    older = (tmp_path / name).read_bytes()
+    older = (folder / name).read_bytes()
     with pytest.raises(OSError, match="Input/output"):
-        audit.main([str(run_dir), "--out", str(tmp_path), "--top", "2"])
-    assert (tmp_path / name).read_bytes() == older
-    assert not list(tmp_path.glob("*.partial"))
+        audit.main([str(run_dir), "--out", str(folder), "--top", "2"])
+    assert (folder / name).read_bytes() == older
+    assert not list(folder.glob("*.partial"))
 
 
 def test_a_run_without_division_has_the_other_figures(others, tmp_path):
@@ -378,11 +385,10 @@ def test_the_audit_lists_what_was_flagged(root, run_dir, tmp_path, capsys):
         assert (tmp_path / f"{name}.pdf").is_file()
 
 
-def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
-    audit.main([str(run_dir), "--out", str(tmp_path)])
-    page = (tmp_path / "pairs.html").read_text(encoding="utf-8")
+def test_the_audits_page_shows_captions_as_they_are(audited):
+    page = (audited / "pairs.html").read_text(encoding="utf-8")
     shown = page.count("<article")
-    assert shown == sum(1 for _ in csv.DictReader((tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="")))
+    assert shown == sum(1 for _ in csv.DictReader((audited / "pairs.csv").open(encoding="utf-8-sig", newline="")))
     assert page.count("data:image/jpeg;base64,") == shown
     assert page.count("<script") == 1, "the page's own"
     assert "<b>red" not in page
@@ -390,9 +396,8 @@ def test_the_audits_page_shows_captions_as_they_are(run_dir, tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "it loads nothing"
 
 
-def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, tmp_path):
-    audit.main([str(run_dir), "--out", str(tmp_path)])
-    with (tmp_path / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
+def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, audited, tmp_path):
+    with (audited / "pairs.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows[:3]:
         row["exclude"] = "x"

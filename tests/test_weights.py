@@ -406,14 +406,15 @@ SMALL += ["--num_epoch", "1", "--warmup_epochs", "0", "--dataset_name", "RSTPRei
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
 def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp_path):
     """Training, testing, resuming, exporting and loading for a search, all rebuild the same network."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
     np.save(tmp_path / "noise.npy", draw_permutation(24, 0.2))
-    tiny = read_clip("tiny").state
-    save_file({f"base_model.{name}": value for name, value in tiny.items()} | HEADS, tmp_path / "ours.safetensors")
-    towers = {"vision_cfg": {"width": 128, "layers": 3, "head_width": 32}}
-    towers |= {"text_cfg": {"width": 128, "layers": 2, "heads": 8}}
+    clip = read_clip(str(small_clip.FILE)).state
+    save_file({f"base_model.{name}": value for name, value in clip.items()} | HEADS, tmp_path / "ours.safetensors")
+    towers = {"vision_cfg": {"width": 32, "layers": 1, "head_width": 8}}
+    towers |= {"text_cfg": {"width": 16, "layers": 1, "heads": 8}}
     (tmp_path / "ours.json").write_text(json.dumps(towers))
     given = ["--root_dir", tmp_path, "--output_dir", tmp_path / "logs", "--noisy_file", tmp_path / "noise.npy"]
     given += ["--pretrain_choice", tmp_path / "ours.safetensors", "--text_length", "8", *SMALL]
@@ -429,8 +430,8 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
         assert any(part in line for line in lines), part
     assert "captions of train are cut to --text_length 8" in log
 
-    image = {"width": 128, "layers": 3, "heads": 4, "activation": "gelu"}
-    record = {"image": image, "text": {"width": 128, "layers": 2, "heads": 8, "activation": "gelu"}}
+    image = {"width": 32, "layers": 1, "heads": 4, "activation": "gelu"}
+    record = {"image": image, "text": {"width": 16, "layers": 1, "heads": 8, "activation": "gelu"}}
     assert RunFolder(run_dir).facts()["towers"] == record
     export.main([str(run_dir), "--out", str(tmp_path / "exported")])
     assert RunFolder(tmp_path / "exported").facts()["towers"] == record
