@@ -172,8 +172,12 @@ class ScheduleSettings:
 
 
 def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, noisy_rate: float) -> str:
-    """`--loss_names` with a label, as the published script writes it for its run folders; one's own label stays."""
-    label = f"sr{select_ratio}_tau{tau}_margin{margin}_n{noisy_rate}"
+    """`--loss_names` with a label, as the published script writes it for its run folders; one's own label stays.
+
+    Where no triplet loss is trained, the label is the noise alone.
+    """
+    triplets = {"TAL", "TRL", "TRL-S"}.intersection(loss_names.split("+"))
+    label = f"sr{select_ratio}_tau{tau}_margin{margin}_n{noisy_rate}" if triplets else f"n{noisy_rate}"
     return loss_names if _LABEL.fullmatch(loss_names.rpartition("+")[2]) else f"{loss_names}+{label}"
 
 

@@ -27,6 +27,7 @@ OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
 def test_run_folders_are_named_as_the_published_script_names_them():
     assert labelled("TAL", 0.3, 0.015, 0.1, 0.2) == "TAL+sr0.3_tau0.015_margin0.1_n0.2"
     assert labelled("TAL+id", 0.3, 0.015, 0.1, 0.0) == "TAL+id+sr0.3_tau0.015_margin0.1_n0.0"
+    assert labelled("sdm+mlm+id", 0.3, 0.015, 0.1, 0.5) == "sdm+mlm+id+n0.5"
     assert labelled("TAL+sr0.4_tau0.01_margin0.2_n0.5", 0.3, 0.015, 0.1, 0.2) == "TAL+sr0.4_tau0.01_margin0.2_n0.5"
     assert split_loss_names(labelled("TAL", 0.3, 0.015, 0.1, 0.2)) == ["TAL"]
 
