@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+# The files that take the longest. They are begun first, so that no process is left alone with one in the end.
+LONG = ("distributed", "arithmetic", "training", "search", "visualize", "benchmarks", "reproduce", "page", "platforms")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture
 def float64() -> Iterator[None]:

@@ -85,10 +85,11 @@ def golden_steps(loss_name: str, precision: str) -> Steps:
         losses.append([part.item() for part in parts])
         similarities.append(torch.stack(both).detach().numpy())
         slopes.append(np.stack([s.grad.numpy() for s in both]))
-        moved[number] = {
-            name: ((value.double() - start[name]).norm().item(), (value != start[name]).sum().item(), value.numel())
-            for name, value in model.published_state().items()
-        }
+        if number in (1, 8):
+            moved[number] = {
+                name: ((value.double() - start[name]).norm().item(), (value != start[name]).sum().item(), value.numel())
+                for name, value in model.published_state().items()
+            }
     types = {name: str(value.dtype) for name, value in model.published_state().items()}
     return Steps(np.array(losses), np.array(similarities), np.array(slopes), moved, types)
 
