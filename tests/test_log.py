@@ -46,7 +46,7 @@ def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
         "device: cpu",
         " threads; processes: 1",
         "precision: fp32",
-        "backbone: clip, tiny, images 96×32",
+        "images 96×32",
         "seed: 7",
     ):
         assert part in head

@@ -59,7 +59,7 @@ def why_no_gpu() -> str:
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return f"PyTorch, built for CUDA {torch.version.cuda}, can use no GPU: {brief(error)}"
+        return f"PyTorch, built for CUDA {torch.version.cuda}, can use no GPU: {brief(error).partition('. ')[0]}"
     return ""
 
 
