@@ -39,6 +39,6 @@ $(VENV)/.installed: requirements.txt
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-demo.txt requirements-milvus.txt requirements-siglip.txt requirements-tables.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-demo.txt requirements-milvus.txt requirements-onnx.txt requirements-siglip.txt requirements-tables.txt $(VENV)/.installed
 	$(PIP) -r requirements-dev.txt
 	@touch $@

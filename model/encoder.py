@@ -92,7 +92,7 @@ class DualEncoder(nn.Module):
         """The embeddings of the backbone's tokens, of "image" or "text"."""
         embeddings = {name: self.head(name, modality)(tokens) for name in self.heads}
         for name, rows in embeddings.items():
-            expected = (len(tokens.summary), self.head(name, modality).width)
+            expected = (tokens.summary.shape[0], self.head(name, modality).width)
             if rows.shape != expected:
                 raise OptionError(f"head {name}, {modality}: expected shape {expected}, found {tuple(rows.shape)}")
             if rows.dtype in (torch.float16, torch.bfloat16):

@@ -1,6 +1,7 @@
 """Export a model: a run's inference weights alone, its configuration and a model card.
 
     python -m tools.export RUN_DIR
+    python -m tools.export RUN_DIR --onnx    # image.onnx and text.onnx too
 
 The folder it writes is accepted by `test.py` and by `python -m tools.search` in place of a run's.
 """
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dir", help="a run folder, ours or the authors'")
     parser.add_argument("--checkpoint", default="best.pth", help="which of its checkpoints (default: %(default)s)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/export)")
+    parser.add_argument("--onnx", action="store_true", help="write both towers, with their heads, in ONNX too")
     return parser
 
 
@@ -66,7 +68,14 @@ def main(argv: Sequence[str]) -> None:
     metadata |= {} if epoch is None else {"epoch": str(epoch)}
     with in_one_step(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, metadata))
-    print(f"wrote {out}: {EXPORTED} ({(out / EXPORTED).stat().st_size / 1e6:.1f} MB), configs.yaml, README.md")
+    more = []
+    if args["onnx"]:
+        from tools.onnx_towers import write_towers
+        from tools.search.encode import fingerprint
+
+        more = [file.name for file in write_towers(model, options, fingerprint(model, options), out)]
+    size = (out / EXPORTED).stat().st_size / 1e6
+    print(f"wrote {out}: {', '.join((f'{EXPORTED} ({size:.1f} MB)', 'configs.yaml', 'README.md', *more))}")
 
 
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,8 +153,8 @@ class Clip(Backbone):
 
     def encode_image(self, images: Tensor, needed: Needed | None = None) -> Tokens:
         """(B, 3, H, W) normalised images → their tokens: [CLS], then the patches row by row."""
-        cls = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
-        patches = torch.full((len(images),), self.image_tokens, device=images.device)
+        cls = torch.zeros(images.shape[0], 1, dtype=torch.long, device=images.device)
+        patches = torch.full_like(cls[:, 0], self.image_tokens)
         tokens = Tokens(summary=cls, hidden=cls, selectable=patches)
         features, attention = self.visual(images, _select(tokens, needed))
         return replace(tokens, attention=attention, features=features)

@@ -147,7 +147,7 @@ class OpenClip(Backbone):
         """See `Backbone.encode_image`: the summary, then the patches row by row."""
         del needed
         features, attention = self._image_tokens(images) if self.trunk is None else self._trunk_tokens(images)
-        cls = torch.zeros(len(images), 1, dtype=torch.long, device=images.device)
+        cls = torch.zeros(images.shape[0], 1, dtype=torch.long, device=images.device)
         return Tokens(cls, cls, torch.full_like(cls[:, 0], self.image_tokens), attention, features)
 
     def _image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:

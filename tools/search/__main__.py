@@ -51,6 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
+    for name in ("index", "query", "captions", "serve"):
+        add[name].add_argument(
+            "--engine",
+            choices=["torch", "onnx"],
+            default="torch",
+            help="computes the embeddings: torch, or onnx from what tools.export --onnx writes (default: %(default)s)",
+        )
     for name in ("index", "captions"):
         add[name].add_argument("--run", required=True, help="a run's folder, or one that tools.export has written")
         add[name].add_argument("--checkpoint", help="in place of the run's best.pth")

@@ -22,9 +22,14 @@ from utils.errors import OptionError, printable
 from utils.run_folder import RunFolder
 
 
-def open_encoder(run: Path, checkpoint: Path | None, device: str) -> Encoder:
-    """A run's model."""
-    return Encoder(load_run(run, choose_device(device), checkpoint))
+def open_encoder(run: Path, checkpoint: Path | None, args: dict[str, Any]) -> Encoder:
+    """A run's model, to be computed by `--engine` on `--device`."""
+    loaded = load_run(run, choose_device(args["device"]), checkpoint)
+    if args["engine"] == "onnx":
+        from tools.search.onnx_encoder import OnnxEncoder
+
+        return OnnxEncoder(loaded)
+    return Encoder(loaded)
 
 
 def open_searcher(args: dict[str, Any]) -> Searcher:
@@ -50,7 +55,7 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
                     "say with --run where the run is, or with --checkpoint where its weights are"
                 )
     for file in files:
-        encoder = open_encoder(run, file, args["device"])
+        encoder = open_encoder(run, file, args)
         if encoder.fingerprint == store.about.fingerprint:
             break
     return Searcher(store, encoder, approximate=args["faiss"])
@@ -58,7 +63,7 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
 
 def index(args: dict[str, Any]) -> None:
     """Bring an index up to date."""
-    encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
+    encoder = open_encoder(args["run"], args["checkpoint"], args)
     loading = (args["batch_size"], args["num_workers"])
     update_index(args["index"], args["store"], args["gallery"], encoder, loading, faiss=args["faiss"])
 
@@ -79,7 +84,7 @@ def query(args: dict[str, Any]) -> None:
 def captions(args: dict[str, Any]) -> None:
     """Print the sentences for pictures."""
     texts = read_sentences([], args["file"])
-    encoder = open_encoder(args["run"], args["checkpoint"], args["device"])
+    encoder = open_encoder(args["run"], args["checkpoint"], args)
     similarity = encoder.similarity(args["similarity"])
     warn_long(texts, encoder)
     pixels = np.stack([read_image(Path(picture), encoder.size, upright=True) for picture in args["picture"]])

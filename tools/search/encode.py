@@ -13,10 +13,12 @@ from tqdm import tqdm
 from assembly import inputs
 from datasets.augmentation import normalise
 from datasets.loaders import trim
+from model.encoder import DualEncoder
 from processor.evaluation import similarity_names
 from processor.types import Embeddings
 from tools.loading import LoadedRun
 from utils.errors import OptionError, UserError
+from utils.settings import Options
 
 _TEXTS_AT_A_TIME = 256
 
@@ -37,14 +39,22 @@ class Encoder:
         self.size, self.words = run.options.img_size, run.options.text_length - 2
         self.device = next(run.model.parameters()).device
         self.tokenizer = inputs(run.options, run.model).tokenizer
-        self.fingerprint = _fingerprint(run)
+        self.fingerprint = fingerprint(run.model, run.options)
         self.widths = dict(run.model.widths)
         self.similarities = similarity_names(self.widths)
 
     @torch.no_grad()
     def images(self, pixels: np.ndarray) -> np.ndarray:
         """(B, 3, H, W) uint8 → (B, D) float32 unit vectors: all unit embeddings over the root of their number."""
-        return _vectors(self.model.encode_image(normalise(torch.from_numpy(pixels).to(self.device))))
+        return _vectors(self.embed_images(pixels))
+
+    def embed_images(self, pixels: np.ndarray) -> Embeddings:
+        """(B, 3, H, W) uint8 → the embeddings."""
+        return self.model.encode_image(normalise(torch.from_numpy(pixels).to(self.device)))
+
+    def embed_texts(self, ids: np.ndarray) -> Embeddings:
+        """(B, L) token ids → the embeddings."""
+        return self.model.encode_text(torch.from_numpy(ids).long().to(self.device))
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
@@ -53,7 +63,7 @@ class Encoder:
         starts = range(0, len(captions), _TEXTS_AT_A_TIME)
         for start in tqdm(starts, "sentences", unit="batch", leave=False, disable=len(starts) < 2 or None):
             ids = self.tokenizer(captions[start : start + _TEXTS_AT_A_TIME], self.words + 2)
-            parts.append(_vectors(self.model.encode_text(torch.from_numpy(trim(ids)).long().to(self.device))))
+            parts.append(_vectors(self.embed_texts(trim(ids))))
         return np.concatenate(parts)
 
     def similarity(self, name: str | None) -> str:
@@ -85,13 +95,14 @@ def _vectors(embeddings: Embeddings) -> np.ndarray:
     return vectors.cpu().numpy()
 
 
-def _fingerprint(run: LoadedRun) -> str:
+def fingerprint(model: DualEncoder, options: Options) -> str:
+    """SHA-256 of a model's weights and of what else decides about its embeddings."""
     names = ("img_size", "stride_size", "select_ratio", "tse_head", "tse_pool")
-    kind = [(name, run.options[name]) for name in names]
-    if list(run.model.widths) != ["BGE", "TSE"]:  # of which fingerprints of older indexes say nothing
-        kind.append(("heads", list(run.model.widths)))
+    kind = [(name, options[name]) for name in names]
+    if list(model.widths) != ["BGE", "TSE"]:  # of which fingerprints of older indexes say nothing
+        kind.append(("heads", list(model.widths)))
     digest = hashlib.sha256(repr(kind).encode())
-    for name, value in sorted(run.model.published_state().items()):
+    for name, value in sorted(model.published_state().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
