@@ -20,21 +20,7 @@ ALLOWED = {
     "train.py": {"options", "assembly", "utils"},
     "test.py": {"options", "assembly", "utils"},
 }
-PROJECT = {
-    "train",
-    "test",
-    "options",
-    "announce",
-    "assembly",
-    "datasets",
-    "model",
-    "solver",
-    "processor",
-    "utils",
-    "tools",
-    "tests",
-    "benchmarks",
-}
+PROJECT = {place.removesuffix(".py") for place in ALLOWED} | {"tools", "tests", "benchmarks"}
 
 
 def imports(file: Path) -> set[str]:

@@ -60,20 +60,9 @@ def free_port() -> int:
 def address(indexed) -> Iterator[str]:
     """The page, served by the real command."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "tools.search",
-        "serve",
-        "--index",
-        indexed[1],
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, "-m", "tools.search", "serve", "--index", str(indexed[1])]
     server = subprocess.Popen(
-        [*map(str, command)],
+        [*command, "--port", str(port), "--device", "cpu"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

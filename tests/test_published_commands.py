@@ -59,14 +59,9 @@ def options_of(command: str) -> dict:
 def test_the_published_scripts_own_command_is_taken():
     options = options_of(PUBLISHED_COMMAND)
     assert options.noisy_rate == 0
-    assert options_of(f"{PUBLISHED_COMMAND} {' '.join(WITHOUT_EFFECT)}") == options | {
-        "lr_factor": 3.0,
-        "cmt_depth": 2,
-        "masked_token_rate": 0.7,
-        "masked_token_unchanged_rate": 0.2,
-        "MLM": True,
-        "local_rank": 0,
-    }
+    more = {"lr_factor": 3.0, "cmt_depth": 2, "masked_token_rate": 0.7, "masked_token_unchanged_rate": 0.2}
+    found = options_of(f"{PUBLISHED_COMMAND} {' '.join(WITHOUT_EFFECT)}")
+    assert found == options | more | {"MLM": True, "local_rank": 0}
 
 
 def test_at_rate_0_no_noise_file_is_looked_at(tmp_path):

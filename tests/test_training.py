@@ -85,8 +85,12 @@ def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
     return [*map(str, wanted), "--img_aug", "--txt_aug", *SMALL, *more]
 
 
-def histories(run_dir: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (run_dir / "epochs").iterdir()}
+def assert_left_the_same(run_dir: Path, other: Path) -> None:
+    """Records, test results and histories."""
+    assert records(run_dir) == records(other)
+    assert RunFolder(run_dir).test_metrics() == RunFolder(other).test_metrics() != {}
+    histories = [{file.name: file.read_bytes() for file in (run / "epochs").iterdir()} for run in (run_dir, other)]
+    assert histories[0] == histories[1] != {}
 
 
 @pytest.fixture(scope="module")
@@ -100,22 +104,18 @@ def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
     return run_dir, printed
 
 
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    """The finished run again, to be changed."""
+    return shutil.copytree(trained[0], tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_a_run_leaves_what_the_field_knows(trained):
     run_dir, printed = trained
     names = {path.name for path in run_dir.iterdir()}
-    expected = {
-        "configs.yaml",
-        "train_log.txt",
-        "test_log.txt",
-        "best.pth",
-        "last.pth",
-        "start_metrics.json",
-        "metrics.jsonl",
-        "figures",
-        "epochs",
-    }
-    assert expected | {"test_metrics.json"} <= names
+    expected = {"configs.yaml", "train_log.txt", "test_log.txt", "best.pth", "last.pth", "figures", "epochs"}
+    assert expected | {"start_metrics.json", "metrics.jsonl", "test_metrics.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert {path.name for path in (run_dir / "figures").iterdir()} == {"r1.png", "losses.png", "retrieval.png"}
     assert not [name for name in names if "partial" in name]
@@ -297,11 +297,8 @@ def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tm
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     assert not (run_dir / "test_metrics.json").exists(), "it was killed, and had not ended"
     training_root.main(["--resume", "--output_dir", str(tmp_path), "--num_workers", "0"])
-    assert records(run_dir) == records(trained[0])
     assert "Resuming after epoch" in (run_dir / "train_log.txt").read_text()
-    metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
-    assert metrics[0] == metrics[1]
-    assert histories(run_dir) == histories(trained[0])
+    assert_left_the_same(run_dir, trained[0])
 
 
 class Killed(BaseException):
@@ -335,25 +332,20 @@ def train_killed_and_continued(
 def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch, epoch, name):
     train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch, epoch, name)
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
-    assert records(run_dir) == records(trained[0])
-    metrics = [json.loads((path / "test_metrics.json").read_text()) for path in (run_dir, trained[0])]
-    assert metrics[0] == metrics[1]
-    assert histories(run_dir) == histories(trained[0])
+    assert_left_the_same(run_dir, trained[0])
 
 
 @pytest.mark.slow
-def test_from_an_older_copy_the_best_is_chosen_anew(trained, tmp_path):
+def test_from_an_older_copy_the_best_is_chosen_anew(copied):
     """best.pth has gone on since the copy was made, and what it was then is lost."""
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pth", "best.pth"))
-    torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, run_dir / "copy.pth")
-    torch.save(best | {"epoch": 3}, run_dir / "best.pth")
-    training_root.main(["--resume_ckpt_file", str(run_dir / "copy.pth")])
-    last, best = (torch.load(run_dir / name, weights_only=True) for name in ("last.pth", "best.pth"))
+    last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
+    torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, copied / "copy.pth")
+    torch.save(best | {"epoch": 3}, copied / "best.pth")
+    training_root.main(["--resume_ckpt_file", str(copied / "copy.pth")])
+    last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
     assert best["epoch"] == last["best_epoch"] == 3
     torch.testing.assert_close(best["model"], last["model"], rtol=0, atol=0)
-    assert "best.pth is of epoch 3, not 1: the best is chosen again" in (run_dir / "train_log.txt").read_text()
+    assert "best.pth is of epoch 3, not 1: the best is chosen again" in (copied / "train_log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -422,24 +414,14 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     spy.chmod(0o755)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHON": str(spy),
-        "NAME": "a b'c",
-        "TAU": "0.02",
-        "ROOT_DIR": "my data",
-    }
+    own = {"PATH": os.environ["PATH"], "PYTHON": str(spy)}
+    environment = {**own, "NAME": "a b'c", "TAU": "0.02", "ROOT_DIR": "my data"}
     done = subprocess.run(
         ["sh", ROOT / "run_rde.sh", "--tau", "0.5"], capture_output=True, text=True, env=environment, cwd=tmp_path
     )
     argv = done.stdout.splitlines()
-    assert argv[:5] == [
-        str(ROOT / "train.py"),
-        "--config",
-        str(ROOT / "configs/SynthPEDES.yaml"),
-        "--dataset_name",
-        "SynthPEDES",
-    ]
+    config = str(ROOT / "configs/SynthPEDES.yaml")
+    assert argv[:5] == [str(ROOT / "train.py"), "--config", config, "--dataset_name", "SynthPEDES"]
     options = parse(training_options.build_parser(""), argv[1:])
     assert options["name"] == "a b'c"
     assert options["root_dir"] == "my data"
@@ -447,7 +429,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     environment |= {"DATASET_NAME": "CUHK-PEDES"}
     done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[2].endswith("configs/base.yaml")
-    environment = {"PATH": os.environ["PATH"], "PYTHON": str(spy), "CONFIG": "configs/ablation/trl_0.5.yaml"}
+    environment = {**own, "CONFIG": "configs/ablation/trl_0.5.yaml"}
     done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[1:] == ["--config", "configs/ablation/trl_0.5.yaml"], "it names its data set"
     refused = subprocess.run(["sh", ROOT / "run_rde.sh", "--dataset_name", "X"], capture_output=True, env=environment)
@@ -530,10 +512,8 @@ def test_mistakes_in_a_configuration_are_one_line(tmp_path, text, message):
 def test_flags_override_a_configuration_and_that_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 1e-3\nname: a\ntau: 0.5\nimg_aug: true\n", encoding="utf-8")
     (tmp_path / "c.yaml").write_text("_base_: base.yaml\nname: b\ntau: 0.25\n", encoding="utf-8")
-    given = parse(
-        training_options.build_parser(""), ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
-    )
-    options = training_options.resolve(given)
+    command = ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
+    options = training_options.resolve(parse(training_options.build_parser(""), command))
     assert (options.lr, options.name, options.tau, options.img_aug) == (1e-3, "b", 0.1, False)
     assert options.margin == 0.1
 
@@ -673,15 +653,13 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_not_continued_on_other_noise(trained, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    config = yaml.safe_load((run_dir / "configs.yaml").read_text())
+def test_a_run_is_not_continued_on_other_noise(copied):
+    config = yaml.safe_load((copied / "configs.yaml").read_text())
     config["_run_"]["noise_index"]["sha256"] = "0" * 64
-    (run_dir / "configs.yaml").write_text(yaml.safe_dump(config))
+    (copied / "configs.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="the noise index is not the run's own"):
-        training_root.main(["--resume", str(run_dir)])
-    assert (run_dir / "test_metrics.json").is_file()
+        training_root.main(["--resume", str(copied)])
+    assert (copied / "test_metrics.json").is_file()
 
 
 @pytest.mark.slow
@@ -704,13 +682,11 @@ def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, roo
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(trained, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    (run_dir / "last.pth").unlink()
+def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(copied, trained):
+    (copied / "last.pth").unlink()
     with pytest.raises(UserError, match=r"no checkpoint .*last.pth to resume from"):
-        training_root.main(["--resume", str(run_dir)])
-    assert records(run_dir) == records(trained[0])
+        training_root.main(["--resume", str(copied)])
+    assert records(copied) == records(trained[0])
 
 
 def states(content: dict) -> list[dict]:
@@ -736,18 +712,16 @@ def states(content: dict) -> list[dict]:
         lambda content: [s.update(step=torch.zeros(0)) for s in states(content)],
     ],
 )
-def test_a_checkpoint_that_cannot_be_continued_is_told(trained, tmp_path, change):
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    content = torch.load(run_dir / "last.pth", weights_only=True)
+def test_a_checkpoint_that_cannot_be_continued_is_told(copied, change):
+    content = torch.load(copied / "last.pth", weights_only=True)
     change(content)
-    torch.save(content, run_dir / "last.pth")
-    best = (run_dir / "best.pth").read_bytes()
+    torch.save(content, copied / "last.pth")
+    best = (copied / "best.pth").read_bytes()
     with pytest.raises(UserError, match=r"last.pth can't be resumed from") as caught:
-        training_root.main(["--resume", str(run_dir)])
+        training_root.main(["--resume", str(copied)])
     assert "\n" not in str(caught.value)
-    assert (run_dir / "best.pth").read_bytes() == best
-    assert (run_dir / "test_metrics.json").is_file(), "nothing that was there is lost"
+    assert (copied / "best.pth").read_bytes() == best
+    assert (copied / "test_metrics.json").is_file(), "nothing that was there is lost"
 
 
 def stepped(options: Options, folder: Path) -> TrainState:
@@ -858,25 +832,21 @@ def test_a_run_of_the_first_version_is_tested_exported_searched_and_drawn(traine
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_numbers_are_not_evaluated(trained, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    content = torch.load(run_dir / "best.pth", weights_only=True)
+def test_weights_that_are_not_numbers_are_not_evaluated(copied):
+    content = torch.load(copied / "best.pth", weights_only=True)
     content["model"]["base_model.text_projection"].fill_(float("nan"))
-    torch.save(content, run_dir / "best.pth")
+    torch.save(content, copied / "best.pth")
     with pytest.raises(UserError, match="NaN or infinite"):
-        evaluation_root.main(["--checkpoint", str(run_dir / "best.pth")])
+        evaluation_root.main(["--checkpoint", str(copied / "best.pth")])
 
 
 @pytest.mark.slow
-def test_a_flipped_byte_in_a_checkpoint_is_noticed(trained, tmp_path):
-    run_dir = tmp_path / "run"
-    shutil.copytree(trained[0], run_dir)
-    content = bytearray((run_dir / "best.pth").read_bytes())
+def test_a_flipped_byte_in_a_checkpoint_is_noticed(copied):
+    content = bytearray((copied / "best.pth").read_bytes())
     content[len(content) // 2] ^= 255
-    (run_dir / "best.pth").write_bytes(content)
+    (copied / "best.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"best.pth can't be read: .* is damaged"):
-        evaluation_root.main([str(run_dir)])
+        evaluation_root.main([str(copied)])
 
 
 @pytest.mark.slow

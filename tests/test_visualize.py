@@ -419,25 +419,12 @@ def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, audited, tmp_path)
     with pytest.raises(UserError, match=r"pairs.csv, line 2: pair '99' is none of"):
         audit.main([str(run_dir), "--out", str(tmp_path)])
     assert "99,x" in (tmp_path / "pairs.csv").read_text(), "a table that can't be read is left as it is"
+    more = ["--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""]
     with pytest.raises(UserError, match="a list of other data or noise"):
-        train(
-            root, tmp_path / "other", "--exclude", str(tmp_path / "mine.csv"), "--noisy_rate", "0", "--noisy_file", ""
-        )
+        train(root, tmp_path / "other", *more)
 
 
-FORMULAS = (
-    "=1+1",
-    "+1",
-    "-1",
-    "@SUM(1)",
-    "\t=1",
-    "\r=1",
-    "  =1",
-    "'=1",
-    "say 'red'",
-    'plain, "red"\nand blue',
-    "",
-)
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "  =1", "'=1", "say 'red'", 'plain, "red"\nand blue', "")
 
 
 def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
@@ -488,14 +475,8 @@ def test_without_the_truth_nothing_is_judged(run_dir):
 
 def test_confusion_counts_every_pair_once():
     truth, flagged = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 0, 1, 0, 0, 0], bool)
-    assert confusion(truth, flagged) == {
-        "noisy_flagged": 1,
-        "clean_flagged": 1,
-        "noisy_missed": 2,
-        "clean_passed": 3,
-        "precision": 1 / 2,
-        "recall": 1 / 3,
-    }
+    counts = {"noisy_flagged": 1, "clean_flagged": 1, "noisy_missed": 2, "clean_passed": 3}
+    assert confusion(truth, flagged) == counts | {"precision": 1 / 2, "recall": 1 / 3}
     assert confusion(truth, np.zeros(7, bool))["precision"] == 0
 
 

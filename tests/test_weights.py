@@ -363,11 +363,8 @@ NUMBERS = [
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.dtype.name)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_numpys_numbers_in_a_checkpoint_are_read(tmp_path, number, zipped):
-    content = {
-        "model": {"weight": torch.ones(2)},
-        "best_top1": number,
-        "other": [number.astype(number.dtype, copy=True)],
-    }
+    other = [number.astype(number.dtype, copy=True)]
+    content = {"model": {"weight": torch.ones(2)}, "best_top1": number, "other": other}
     torch.save(content, tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
     read = load_checkpoint(tmp_path / "best.pth")
     assert read["best_top1"] == number.item()
@@ -422,11 +419,8 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
     (run_dir,) = (tmp_path / "logs" / "RSTPReid").iterdir()
     log = (run_dir / "train_log.txt").read_text()
     lines = [line for line in log.splitlines() if "ours.safetensors: " in line]
-    for part in (
-        "image 4 heads, GELU, text 8 heads, GELU (from ours.json)",
-        "classifier (2 tensors)",
-        "cut from 77 to 8",
-    ):
+    towers_of_both = "image 4 heads, GELU, text 8 heads, GELU (from ours.json)"
+    for part in (towers_of_both, "classifier (2 tensors)", "cut from 77 to 8"):
         assert any(part in line for line in lines), part
     assert "captions of train are cut to --text_length 8" in log
 
