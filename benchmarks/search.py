@@ -100,7 +100,15 @@ def made_up(sizes: Sequence[int]) -> Iterator[tuple[str, np.ndarray, Queries]]:
 def own(index: Path, file: Path) -> tuple[str, np.ndarray, Queries]:
     """A gallery's vectors, and those of a file's sentences."""
     searcher = open_searcher(
-        {"index": index, "run": None, "checkpoint": None, "device": "auto", "store": None, "faiss": False}
+        {
+            "index": index,
+            "run": None,
+            "checkpoint": None,
+            "device": "auto",
+            "engine": "torch",
+            "store": None,
+            "faiss": False,
+        }
     )
     return str(index), searcher.store.everything()[1], {"sentences": searcher.encoder.texts(read_sentences([], file))}
 
