@@ -16,7 +16,8 @@ from torch import nn
 from announce import log_end, log_extension, log_start, log_test
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
-from datasets.loaders import Inputs, LoadingSettings, open_gallery
+from datasets.gallery import open_gallery
+from datasets.loaders import Inputs, LoadingSettings
 from datasets.masking import Masking
 from datasets.run_data import RunData, open_data, read_data
 from datasets.settings import DataSettings, MaskingSettings, own_annotations

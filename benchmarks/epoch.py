@@ -14,8 +14,9 @@ from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from benchmarks.setting import Rows, Setting, compare
 from datasets.annotations import Split, read_splits
+from datasets.gallery import Gallery, GalleryLoading
 from datasets.image_cache import open_images
-from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs
+from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.tokenizer import Tokenizer
 from processor.epoch import train_epoch
 from processor.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""Batches for training, scoring and evaluation: uint8 images, draws of the augmentation, token ids."""
+"""Batches for training and scoring: uint8 images, draws of the augmentation, token ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
-from datasets.augmentation import apply_image, augment_text, draw_image, normalise
+from datasets.augmentation import apply_image, augment_text, draw_image
 from datasets.exclusion import NOTHING_EXCLUDED
 from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.masking import Masking, mask_words
@@ -201,64 +201,16 @@ class Batches:
 
     def __init__(self, dataset: _PairBatches) -> None:
         self.device = dataset.data.settings.device
-        self._loader = _loader(dataset, dataset.data.settings.num_workers, self.device)
+        self._loader = loader(dataset, dataset.data.settings.num_workers, self.device)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for images, draws, ids, pids, pairs, *words in self._loader:
-            images = apply_image(_send(images, self.device), _send(draws, self.device))
-            labels, masked = (None if of is None else _send(of, self.device).long() for of in words)
-            yield Batch(images, _send(ids, self.device).long(), _send(pids, self.device), pairs, labels, masked)
-
-
-class _Slices(Dataset[Any]):
-    """This process's share of the images in order, a batch at a time."""
-
-    def __init__(self, rows: CachedImages, batch_size: int) -> None:
-        self.rows, self.batches = rows, _batches_of_share(len(rows), batch_size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self.rows[self.batches[number]]
-
-
-class GalleryLoading(NamedTuple):
-    """How an evaluation split becomes batches."""
-
-    batch_size: int
-    num_workers: int
-    device: torch.device
-
-
-class Gallery:
-    """An evaluation split: each image and each caption once, of several processes each its share.
-
-    Args:
-        name: of the split, for tables.
-        images: of the split.
-        ids: (C, L) token ids.
-    """
-
-    def __init__(self, name: str, split: Split, images: CachedImages, ids: np.ndarray, loading: GalleryLoading) -> None:
-        self.name, self.split, self.images, self.ids, self.loading = name, split, images, ids, loading
-        self.image_pids, self.caption_pids = split.image_pids, split.caption_pids
-
-    def image_batches(self) -> Iterator[Tensor]:
-        """(B, 3, H, W) normalised images, in the split's order."""
-        batch_size, num_workers, device = self.loading
-        for images in _loader(_Slices(self.images, batch_size), num_workers, device):
-            yield normalise(_send(images, device))
-
-    def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
-        order = np.argsort(self.ids.argmax(axis=1), kind="stable")
-        for batch in _batches_of_share(len(order), self.loading.batch_size):
-            rows = order[batch]
-            yield torch.from_numpy(rows), _send(torch.from_numpy(trim(self.ids[rows])), self.loading.device).long()
+            images = apply_image(send(images, self.device), send(draws, self.device))
+            labels, masked = (None if of is None else send(of, self.device).long() for of in words)
+            yield Batch(images, send(ids, self.device).long(), send(pids, self.device), pairs, labels, masked)
 
 
 def open_training_images(settings: DataSettings, size: tuple[int, int], split: Split, *, resumed: bool) -> CachedImages:
@@ -287,33 +239,16 @@ def _pairs_of(split: Split, image: int) -> list[int]:
     return np.flatnonzero(split.caption_images == image).tolist()
 
 
-def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split, device: torch.device) -> Gallery:
-    """The split `name` with its images and token ids.
-
-    Raises:
-        DataError: as `open_images`.
-    """
-    images = open_images(split.images, inputs.size, image_cache_dir(settings))
-    ids = inputs.tokenizer(split.captions, inputs.text_length)
-    loading = GalleryLoading(settings.test_batch_size, settings.num_workers, device)
-    return Gallery(name, split, images, ids, loading)
-
-
-def _batches_of_share(count: int, batch_size: int) -> list[slice]:
-    """This process's share of `count` rows in batches; at least one, which may be empty."""
-    rows = range(count)[share(count)]
-    starts = range(rows.start, rows.stop, batch_size) or [rows.start]
-    return [slice(start, min(start + batch_size, rows.stop)) for start in starts]
-
-
-def _send(tensor: Tensor, device: torch.device) -> Tensor:
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting for it."""
     return tensor.to(device, non_blocking=True)
 
 
-def _loader(dataset: _PairBatches | _Slices, num_workers: int, device: torch.device) -> DataLoader:
+def loader(dataset: Dataset[Any], num_workers: int, device: torch.device) -> DataLoader:
+    """Whole batches, by at most `num_workers` processes."""
     return DataLoader(
         dataset,
         batch_size=None,
-        num_workers=min(num_workers, len(dataset)),
+        num_workers=min(num_workers, len(dataset)),  # type: ignore[arg-type]
         pin_memory=device.type == "cuda",
     )

@@ -13,7 +13,8 @@ from datasets.catalogue import short_name
 from datasets.check import check_splits, odd_entries
 from datasets.corrections import NOTHING_EDITED, Edits, read_corrections
 from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
-from datasets.loaders import Gallery, Inputs, LoadingSettings, TrainingPairs, open_gallery, open_training_images
+from datasets.gallery import Gallery, open_gallery
+from datasets.loaders import Inputs, LoadingSettings, TrainingPairs, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
 from datasets.settings import DataSettings
 from datasets.tokenizer import count_cut

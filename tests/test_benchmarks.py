@@ -22,8 +22,9 @@ from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
 from datasets.annotations import read_splits
+from datasets.gallery import Gallery, GalleryLoading
 from datasets.image_cache import open_images
-from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs
+from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from model import accelerate

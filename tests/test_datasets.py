@@ -16,9 +16,10 @@ from PIL import Image
 from datasets import noise
 from datasets.annotations import read_annotations, read_splits
 from datasets.check import check_dataset, odd_entries
+from datasets.gallery import Gallery, GalleryLoading
 from datasets.image_cache import open_images
 from datasets.images import read_image
-from datasets.loaders import Gallery, GalleryLoading, LoadingSettings, TrainingPairs, trim
+from datasets.loaders import LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk

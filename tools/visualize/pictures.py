@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 
 from assembly import inputs
 from datasets.annotations import Split, read_splits
-from datasets.loaders import open_gallery
+from datasets.gallery import open_gallery
 from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
 from processor.evaluate_run import draw_retrieval, spread, wrong_captions

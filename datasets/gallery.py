@@ -1,0 +1,85 @@
+"""Batches of an evaluation split: its images in order, and its captions by length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.annotations import Split
+from datasets.augmentation import normalise
+from datasets.image_cache import CachedImages, image_cache_dir, open_images
+from datasets.loaders import Inputs, loader, send, trim
+from datasets.settings import DataSettings
+from utils.ranks import share
+
+
+class _Slices(Dataset[Any]):
+    """This process's share of the images in order, a batch at a time."""
+
+    def __init__(self, rows: CachedImages, batch_size: int) -> None:
+        self.rows, self.batches = rows, _batches_of_share(len(rows), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.rows[self.batches[number]]
+
+
+class GalleryLoading(NamedTuple):
+    """How an evaluation split becomes batches."""
+
+    batch_size: int
+    num_workers: int
+    device: torch.device
+
+
+class Gallery:
+    """An evaluation split: each image and each caption once, of several processes each its share.
+
+    Args:
+        name: of the split, for tables.
+        images: of the split.
+        ids: (C, L) token ids.
+    """
+
+    def __init__(self, name: str, split: Split, images: CachedImages, ids: np.ndarray, loading: GalleryLoading) -> None:
+        self.name, self.split, self.images, self.ids, self.loading = name, split, images, ids, loading
+        self.image_pids, self.caption_pids = split.image_pids, split.caption_pids
+
+    def image_batches(self) -> Iterator[Tensor]:
+        """(B, 3, H, W) normalised images, in the split's order."""
+        batch_size, num_workers, device = self.loading
+        for images in loader(_Slices(self.images, batch_size), num_workers, device):
+            yield normalise(send(images, device))
+
+    def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
+        order = np.argsort(self.ids.argmax(axis=1), kind="stable")
+        for batch in _batches_of_share(len(order), self.loading.batch_size):
+            rows = order[batch]
+            yield torch.from_numpy(rows), send(torch.from_numpy(trim(self.ids[rows])), self.loading.device).long()
+
+
+def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split, device: torch.device) -> Gallery:
+    """The split `name` with its images and token ids.
+
+    Raises:
+        DataError: as `open_images`.
+    """
+    images = open_images(split.images, inputs.size, image_cache_dir(settings))
+    ids = inputs.tokenizer(split.captions, inputs.text_length)
+    loading = GalleryLoading(settings.test_batch_size, settings.num_workers, device)
+    return Gallery(name, split, images, ids, loading)
+
+
+def _batches_of_share(count: int, batch_size: int) -> list[slice]:
+    """This process's share of `count` rows in batches; at least one, which may be empty."""
+    rows = range(count)[share(count)]
+    starts = range(rows.start, rows.stop, batch_size) or [rows.start]
+    return [slice(start, min(start + batch_size, rows.stop)) for start in starts]
