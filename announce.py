@@ -76,7 +76,7 @@ def _without_effect(options: Options) -> list[str]:
 def _log_machine(options: Options, device: torch.device) -> None:
     logger.info("  device: %s, %s; processes: %d", device, describe(device), world_size())
     if options.device == "auto" and device.type == "cpu" and (reason := why_no_gpu()):
-        logger.warning("  --device auto takes the CPU: %s; see Troubleshooting in the README", reason)
+        logger.warning("  --device auto takes the CPU: %s; see docs/troubleshooting.md", reason)
     logger.info("  precision: %s, %s", options.precision, ARITHMETIC[options.precision])
 
 
