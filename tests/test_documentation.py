@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def untrained(tmp_path_factory, root_dir) -> Path:
 def trained(tmp_path_factory, root_dir) -> Path:
     logs = tmp_path_factory.mktemp("runs")
     given = ["--dataset_name", "RSTPReid", "--root_dir", str(root_dir), "--output_dir", str(logs)]
-    train(small(given, root_dir))
+    without_figures(training_root, small(given, root_dir))
     (run_dir,) = logs.glob("*/*")
     return run_dir
 
@@ -89,9 +90,9 @@ def small(arguments: Sequence[str], root_dir: Path) -> list[str]:
     return [*arguments, *less, "--noisy_rate", "0.5", "--noisy_file", str(root_dir / "noise.npy")]
 
 
-def train(arguments: Sequence[str]) -> None:
+def without_figures(root: ModuleType, arguments: Sequence[str]) -> None:
     with figures.of_one_pixel():
-        training_root.main(arguments)
+        root.main(arguments)
 
 
 def program(module: str) -> Callable[[list[str]], None]:
@@ -119,9 +120,9 @@ def test_an_example_runs(code, root_dir, tmp_path, monkeypatch, request):
         words = [reduce(lambda word, name: word.replace(name, stands_for[name]), stands_for, word) for word in line]
         assert words[0] == "python", words
         if words[1] == "train.py":
-            train(small(words[2:], root_dir))
+            without_figures(training_root, small(words[2:], root_dir))
         elif words[1] == "test.py":
-            evaluation_root.main([*words[2:], "--device", "cpu"])
+            without_figures(evaluation_root, [*words[2:], "--device", "cpu"])
         else:
             assert words[1] == "-m"
             with contextlib.suppress(SystemExit):  # 1 of tools.check_data: it finds no index of this size
