@@ -165,6 +165,19 @@ def flags_of_the_project() -> set[str]:
     return declared
 
 
+def test_messages_that_troubleshooting_quotes_are_printed():
+    files = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/**/*.py")]
+    sources = re.sub(r'"\n\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in files))
+    rows = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
+    quoted = [message for row in rows if "make train" not in row for message in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 15
+    for message in quoted:
+        for part in re.split(
+            r"…|\b[A-Z]\b|\b[\w.]+\.json\b|PyTorch|seems to be GBK", message
+        ):  # what a message fills in
+            assert part.strip() in sources, f"{message}: {part}"
+
+
 OTHERS = {
     *("--nproc_per_node", "--logdir", "--index-url", "--follow-tags"),  # torchrun, TensorBoard, pip, git
     *("--sharpness", "--kept"),  # of docs/extending.md's examples
