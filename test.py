@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """test.py's parser."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("run_dir", nargs="?", help="a run folder; without it, the newest run in --output_dir")
-    parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, in place of RUN_DIR")
+    parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, instead of RUN_DIR")
     parser.add_argument("--checkpoint", metavar="FILE", help="this checkpoint alone; its folder is the run")
     parser.add_argument("--output_dir", default="logs", help="where to look for the newest run (default: %(default)s)")
     parser.add_argument("--dataset_name", help="another data set than the run was trained on")

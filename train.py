@@ -1,4 +1,4 @@
-"""Train RDE: text-to-image person re-identification that survives wrong captions."""
+"""Train RDE: text-to-image person re-identification under noisy correspondence."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class DataSettings:
     )
     val_dataset: str = option("val", "the split that chooses the best checkpoint", choices=("val", "test"))
     noisy_rate: float = option(
-        0.2, "share of captions that change places; 0 by default for your annotation file", low=0, high=1
+        0.2, "share of training captions that are shuffled; default for your own annotation file: 0", low=0, high=1
     )
     noisy_file: str = option(
         "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn", path=True
@@ -81,7 +81,7 @@ class DataSettings:
         512, "images or captions encoded at a time in evaluation", low=1, tested=True, resumable=True
     )
     num_workers: int = option(
-        8, "processes that load data for each that trains; 0 loads in this one", low=0, tested=True, resumable=True
+        8, "data-loading processes per training process; 0: none", low=0, tested=True, resumable=True
     )
     sampler: str = option("random", "order of the training pairs", choices=SAMPLERS)
     num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1)
@@ -102,7 +102,7 @@ class MaskingSettings:
     )
     mlm_captions: str = option(
         "masked",
-        "captions that other objectives see beside mlm: masked, as IRRA's, or whole (a second pass of the text tower)",
+        "captions for the objectives other than mlm: masked, as in IRRA, or whole (a second pass of the text tower)",
         choices=("masked", "whole"),
         only=("mlm",),
     )

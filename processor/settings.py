@@ -33,7 +33,7 @@ class RerankSettings:
 class FolderSettings:
     """Where a run is kept."""
 
-    name: str = option("baseline", "a word for the run folder's name")
+    name: str = option("baseline", "name of the run, part of its folder's name")
     output_dir: str = option("logs", "where run folders are made", path=True, resumable=True)
 
 
@@ -42,14 +42,14 @@ class FolderSettings:
 class LoopSettings:
     """What happens when."""
 
-    seed: int = option(1, "of weights, order, augmentation and division", low=0, high=2**63 - 1)
+    seed: int = option(1, "random seed of weights, order, augmentation and division", low=0, high=2**63 - 1)
     device: str = option(
         "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps", tested=True, resumable=True
     )
-    log_period: int = option(100, "training steps between two lines of the log", low=1, resumable=True)
-    eval_period: int = option(1, "epochs between two validations", low=1)
+    log_period: int = option(100, "training steps between log lines", low=1, resumable=True)
+    eval_period: int = option(1, "epochs between validations", low=1)
     record_test: bool = option(
-        False, "evaluate the test split in every validation too; it is recorded and chooses nothing"
+        False, "also evaluate the test split at each validation; recorded only, never used for selection"
     )
     grad_accum: int = option(
         1,
@@ -79,6 +79,4 @@ class IdleSettings:
     """The published code accepts these, and so does ours."""
 
     MLM: bool = option(False, "IRRA's; words are masked whenever mlm is trained", idle=True, resumable=True)
-    local_rank: int = option(
-        0, "the process's number on its machine, which the launcher says", idle=True, resumable=True
-    )
+    local_rank: int = option(0, "the process's rank on its machine, set by the launcher", idle=True, resumable=True)

@@ -87,7 +87,7 @@ class IrraSettings:
     id_loss_weight: float = option(1.0, "weight of id", low=0, only=("id",))
     mlm_loss_weight: float = option(1.0, "weight of mlm", low=0, only=("mlm",))
     cmt_depth: int = option(4, "blocks of mlm's cross-modal transformer", low=1, only=("mlm",))
-    lr_factor: float = option(5.0, "times lr for the new layers of id and mlm", above=0, only=("id", "mlm"))
+    lr_factor: float = option(5.0, "learning-rate multiplier of id's and mlm's new layers", above=0, only=("id", "mlm"))
 
 
 @settings(_LOSS)
@@ -95,7 +95,7 @@ class IrraSettings:
 class DeclSettings:
     """How long DECL takes every pair for clean. No value is published for person search."""
 
-    decl_warmup: int = option(2, "epochs before division decl first doubts a pair", low=0, only=("decl",))
+    decl_warmup: int = option(2, "epochs in which division decl treats all pairs as clean", low=0, only=("decl",))
 
 
 @settings(_LOSS)
@@ -109,8 +109,8 @@ class CrclSettings:
         low=0,
         only=("crcl",),
     )
-    crcl_warmup: int = option(2, "epochs of each round that leave the labels as they are", low=0, only=("crcl",))
-    crcl_beta: float = option(0.8, "how much of its label a pair keeps at a visit", low=0, high=1, only=("crcl",))
+    crcl_warmup: int = option(2, "epochs of each round before labels are refined", low=0, only=("crcl",))
+    crcl_beta: float = option(0.8, "share of its label that a pair keeps at each update", low=0, high=1, only=("crcl",))
 
 
 @settings(_LOSS)
@@ -145,11 +145,11 @@ class OptimizerSettings:
 
     optimizer: str = option("Adam", "optimizer", choices=OPTIMIZERS)
     lr: float = option(1e-5, "learning rate of the CLIP towers", above=0)
-    head_lr: float = option(1e-3, "learning rate of everything that no pretrained weights fill", above=0)
-    bias_lr_factor: float = option(2.0, "times lr for biases", low=0)
+    head_lr: float = option(1e-3, "learning rate of layers without pretrained weights", above=0)
+    bias_lr_factor: float = option(2.0, "learning-rate multiplier of biases", low=0)
     momentum: float = option(0.9, "SGD's momentum", low=0, below=1)
-    weight_decay: float = option(4e-5, "of weights", low=0)
-    weight_decay_bias: float = option(0.0, "of biases", low=0)
+    weight_decay: float = option(4e-5, "weight decay of weights", low=0)
+    weight_decay_bias: float = option(0.0, "weight decay of biases", low=0)
     alpha: float = option(0.9, "Adam's first beta", low=0, below=1)
     beta: float = option(0.999, "Adam's second beta", low=0, below=1)
 
@@ -161,13 +161,13 @@ class ScheduleSettings:
     rate at the end) to cosine and poly."""
 
     num_epoch: int = option(60, "epochs", low=1)
-    lrscheduler: str = option("cosine", "decay of the rate", choices=SCHEDULES)
+    lrscheduler: str = option("cosine", "learning-rate decay", choices=SCHEDULES)
     warmup_epochs: int = option(5, "epochs of warm-up", low=0)
-    warmup_factor: float = option(0.1, "share of the rate that the warm-up starts with", low=0, high=1)
+    warmup_factor: float = option(0.1, "share of the learning rate at the start of the warm-up", low=0, high=1)
     warmup_method: str = option("linear", "warm-up", choices=WARMUPS)
     milestones: tuple[int, ...] = option((20, 50), "epochs at which step decays", low=0)
     gamma: float = option(0.1, "step's factor", above=0)
-    target_lr: float = option(0.0, "rate at the end of cosine and poly", low=0)
+    target_lr: float = option(0.0, "final learning rate of cosine and poly", low=0)
     power: float = option(0.9, "base of exp and poly", above=0)
 
 

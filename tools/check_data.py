@@ -4,9 +4,9 @@
     python -m tools.check_data --dataset_name mine.json
     python -m tools.check_data --dataset_name ICFG-PEDES --against RSTPReid   # images that both have
 
-Every image is decoded and everything that is found is counted, with what to do about it; a JSON file lists all places.
-The exit status is 0 when nothing grave was found, 1 when training would stop at something, 2 when there is nothing to
-check. Remarks, such as sizes other than the published ones, do not stop training: read them all the same.
+Every image is decoded and everything that is found is counted, with what to do about it; a JSON file lists all
+places. The exit status is 0 if training would start, 1 if something found would stop it, 2 if there is nothing to
+check. Remarks, such as sizes other than the published ones, do not stop training, but read them.
 """
 
 from __future__ import annotations

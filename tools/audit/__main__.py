@@ -1,12 +1,13 @@
-"""List the training pairs that CCD classifies as noisy, with every vote, for a person to look at.
+"""List the training pairs that CCD classifies as noisy, with every vote, for review.
 
     python -m tools.audit RUN_DIR
 
 It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over all votes and epochs);
 `pairs.html`, the first of them with thumbnails; figures; and where the run's own noise misplaced captions
-`audit.json`, how right the votes were. In `pairs.csv` put an x into the column `exclude` of pairs that must not train,
-or write a right caption into the column `caption`; a later audit keeps both. `train.py --corrections pairs.csv` trains
-with the captions as they are now and without the marked pairs; `train.py --exclude pairs.csv` reads the marks alone.
+`audit.json`, the votes' precision and recall. In `pairs.csv` put an x into the column `exclude` of pairs that must
+not train, or write a right caption into the column `caption`; a later audit keeps both. `train.py --corrections
+pairs.csv` trains with the captions as they are now and without the marked pairs; `train.py --exclude pairs.csv` reads
+the marks alone.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m tools.reproduce --list                                      # every row and its command
     python -m tools.reproduce --table 1 --row rde --dataset RSTPReid --noise 0.5 --seeds 3 --root_dir /path/to/data
-    python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in small, on a CPU
+    python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in miniature, on a CPU
 
 Runs that are done are not repeated and a killed one is resumed, so the same command may be given again. Rows that are
-read off the same run share it, across tables too. The same command may run several times at once, on a GPU each: each
-takes the next run that no other is at.
+evaluated on the same run share it, across tables too. The same command may run several times at once, on a GPU each:
+each takes the next run that no other has taken.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = {}
     for name, what in {
-        "index": "embed the pictures of a folder and its subfolders; only new and changed ones the next time",
+        "index": "embed the images of a folder and its subfolders; later only new and changed ones",
         "query": "rank an index's images for sentences",
-        "captions": "rank the sentences of a file for pictures",
+        "captions": "rank the sentences of a file for images",
         "export": "write an index's vectors as safetensors, and as .npy with JSON Lines",
         "serve": "a page in the browser, on this machine only",
     }.items():
@@ -60,8 +60,8 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
         )
     for name in ("index", "captions"):
         add[name].add_argument("--run", required=True, help="a run's folder, or one that tools.export has written")
-        add[name].add_argument("--checkpoint", help="in place of the run's best.pth")
-    add["index"].add_argument("--gallery", required=True, help="the folder of pictures")
+        add[name].add_argument("--checkpoint", help="instead of the run's best.pth")
+    add["index"].add_argument("--gallery", required=True, help="the folder of images")
     add["index"].add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     workers = os.cpu_count() or 1
     add["index"].add_argument("--num_workers", type=int, default=workers, help="threads that decode (default: cores)")
