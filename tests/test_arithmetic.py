@@ -324,9 +324,8 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
 def test_the_study_is_rehearsed(tmp_path, monkeypatch):
     """Every arithmetic on a tiny draw, one epoch, in this process."""
 
-    def in_this_process(_: runs.Run, command: list[str], dry_run: bool) -> None:
-        if not dry_run:
-            training_root.main(command[1:])
+    def in_this_process(_: runs.Run, command: list[str]) -> None:
+        training_root.main(command[1:])
 
     monkeypatch.setattr(runs.Run, "_execute", in_this_process)
     annotations = datasets_on_disk.write(tmp_path, "RSTPReid")

@@ -42,7 +42,10 @@ from processor.history import read_history
 from processor.metrics import retrieval_metrics
 from processor.settings import SAVED, LoopSettings
 from processor.state import TrainState
+from solver.correspondence.base import Facts
+from solver.correspondence.fixed import All
 from solver.objectives.base import cosine_similarity
+from solver.objectives.training import TrainingLoss
 from tests import datasets_on_disk, published, small_clip
 from tests.objectives import state_of
 from tests.test_model import golden_model
@@ -256,7 +259,9 @@ def test_the_share_of_its_time_that_an_epoch_waits_for_data(monkeypatch):
     layer = torch.nn.Linear(1, 1)
     batch = SimpleNamespace(pids=torch.zeros(2), pairs=torch.tensor([0, 1]))
     optimizer, scaler = torch.optim.SGD(layer.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    whole = TrainState(layer, None, optimizer, scaler, None)
+    whole = TrainState(
+        layer, TrainingLoss({}, {}, ["BGE", "TSE"]), optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up"))
+    )
     result = epoch.train_epoch(whole, Batches([batch] * 5), np.ones(2, np.float32), LoopSettings(log_period=5))
     assert result.data_wait_share == pytest.approx(0.75)
     assert result.pairs_per_second == pytest.approx(10 / 20)
