@@ -179,6 +179,7 @@ def test_a_plugins_flags_are_parsed_checked_and_listed(tmp_path):
 
 
 def test_built_in_objectives_are_known_by_name():
-    assert {"TAL", "TRL", "TRL-S", "InfoNCE", "SDM"} <= set(OBJECTIVES)
-    for name in OBJECTIVES:
+    names = {"TAL", "TRL", "TRL-S", "InfoNCE", "SDM", "sdm", "itc", "cmpm", "id", "mlm", "DECL", "CRCL"}
+    assert names <= set(OBJECTIVES)  # another test's plugin may have added to them
+    for name in names:
         assert OBJECTIVES[name].__module__.startswith("solver.objectives")
