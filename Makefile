@@ -1,6 +1,6 @@
 # make train         install into .venv, render the built-in data set, train RDE on it and print its retrieval table
 # make test          install into .venv, run the tests
-# make test-fast     only those that need no training, no process of their own and no browser
+# make test-fast     only those that need no training, no index, no process of their own and no browser
 # make test-numeric  only those that compare floating-point numbers, as a processor without AVX-512 computes them
 # make lint          check style, formatting and types
 

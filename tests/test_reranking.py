@@ -106,6 +106,7 @@ def test_wrong_values_are_refused(values):
         check_rerank(values)
 
 
+@pytest.mark.slow
 def test_a_search_is_reranked(tmp_path):
     run, gallery = write_run(tmp_path / "logs/SynthPEDES/run"), write_gallery(tmp_path / "mine")
     index = ["--index", str(tmp_path / "index"), "--device", "cpu"]

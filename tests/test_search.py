@@ -129,6 +129,7 @@ def test_one_inner_product_gives_each_similarity(gallery, indexed, oracle, simil
             assert hit[key] == pytest.approx(expected[name][3, position], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(run_dir, gallery, tmp_path, capsys):
     folder, pictures = tmp_path / "index", tmp_path / "pictures"
     shutil.copytree(gallery.folder, pictures)
@@ -147,6 +148,7 @@ def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(ru
     assert changed == {Path("camera 0/00.jpg"), Path("new.png.jpg"), Path("camera 2/02.jpg")}
 
 
+@pytest.mark.slow
 def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, capsys):
     folder, pictures = tmp_path / "index", tmp_path / "pictures"
     pictures.mkdir()
@@ -271,6 +273,7 @@ def test_an_index_is_used_with_the_model_and_the_folder_that_made_it(run_dir, ga
         index(run_dir, tmp_path / "others", indexed)
 
 
+@pytest.mark.slow
 def test_weights_outside_a_run_are_found_again(run_dir, gallery, tmp_path):
     weights, folder = tmp_path / "elsewhere.pth", tmp_path / "index"
     shutil.copy(write_run(tmp_path / "other", seed=4) / "best.pth", weights)
@@ -293,11 +296,13 @@ def test_a_line_of_pixels_has_a_thumbnail(tmp_path, size):
     assert shown.getpixel(((CELL[1] - 1) // 2, (CELL[0] - 1) // 2)) == (255, 0, 0)
 
 
+@pytest.mark.slow
 def test_an_exported_model_searches_its_runs_index(run_dir, indexed, tmp_path):
     export.main([str(run_dir), "--out", str(tmp_path / "export")])
     search.main(["query", "a man", "--index", str(indexed), "--run", str(tmp_path / "export")])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gallery, tmp_path):
     run_dir, folder = write_run(tmp_path / "run"), tmp_path / "index"
     index(run_dir, gallery.folder, folder)
@@ -356,6 +361,7 @@ def test_galleries_without_pictures_are_told_and_lose_nothing(run_dir, indexed, 
     assert (indexed / "index.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_index_has_a_folder_of_its_own(run_dir, gallery, tmp_path):
     shutil.copytree(gallery.folder / "camera 0", tmp_path / "mine")
     with pytest.raises(UserError, match="is the gallery itself: choose another folder"):
@@ -369,6 +375,7 @@ def test_an_index_has_a_folder_of_its_own(run_dir, gallery, tmp_path):
         assert len(open_store(tmp_path / "mine/index").stamps()) == 8, f"{expected}: its contact sheet is none of them"
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_kept(run_dir, gallery, tmp_path, capsys):
     pictures, folder, out = (Path(os.fsdecode(os.fsencode(tmp_path / name) + b"\xff\x1b")) for name in "pio")
     shutil.copytree(gallery.folder / "camera 0", pictures)
@@ -448,6 +455,7 @@ def test_an_older_versions_index_is_made_again(run_dir, gallery, tmp_path):
 ABOUT = About(Path("gallery"), Path("run"), Path("run/best.pth"), "fingerprint", {"BGE": 8, "TSE": 8})
 
 
+@pytest.mark.slow
 def test_an_index_from_before_embeddings_had_names_is_searched(run_dir, gallery, indexed, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(indexed, folder)
@@ -548,6 +556,7 @@ def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
     assert len(np.load(tmp_path / "out/vectors.npy")) == 24
 
 
+@pytest.mark.slow
 def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
     text = "a woman in a red coat " * 834
     search.main(["query", text, "--index", str(indexed), "--out", str(tmp_path / "long")])
@@ -683,6 +692,7 @@ def test_faiss_finds_as_many_as_are_asked_for(clustered):
             assert rows.min() >= 0
 
 
+@pytest.mark.slow
 def test_recall_is_measured_on_made_up_vectors_and_on_an_index(gallery, indexed, tmp_path, capsys):
     pytest.importorskip("faiss")
     (tmp_path / "captions.txt").write_text("\n".join(gallery.captions.values()), encoding="utf-8")
