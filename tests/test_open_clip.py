@@ -217,7 +217,11 @@ def test_siglips_words_are_masked_by_its_own_mask(tmp_path):
         ({"backbone": "clip:ViT-B-16"}, "--backbone clip:ViT-B-16: give it as clip"),
         ({"backbone": "nothing:ViT-B-16"}, "--backbone nothing:ViT-B-16: choose from clip, open_clip"),
         ({"backbone": "open_clip:ViT-B-17"}, "open_clip:ViT-B-17: give one of open_clip's models .*ViT-B-16"),
-        ({"backbone": "open_clip:convnext_base"}, "the attention of this kind of image tower can't be read"),
+        pytest.param(
+            {"backbone": "open_clip:convnext_base"},
+            "the attention of this kind of image tower can't be read",
+            marks=pytest.mark.slow,  # open_clip builds it whole
+        ),
         ({"backbone": "open_clip:coca_ViT-B-32"}, "a captioner or another library's text tower is not supported"),
         ({"pretrain_choice": "ViT-B/16"}, "takes a file of open_clip's weights"),
         ({"backbone": "open_clip:tiny-EVA02"}, "does not fit this model: missing visual"),
