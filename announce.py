@@ -12,7 +12,7 @@ import torch
 from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
-from processor.best import chosen_by
+from processor.records import chosen_by
 from solver.schedule import learning_rate
 from solver.settings import ScheduleSettings, split_loss_names
 from utils.devices import describe, why_no_gpu

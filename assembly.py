@@ -34,7 +34,7 @@ from processor.saving import Saving
 from processor.settings import LoopSettings, RerankSettings
 from processor.state import TrainState
 from solver.correspondence.base import Correspondence, Facts
-from solver.objectives.base import PairwiseObjective, Sizes
+from solver.objectives.base import PairwiseObjective, Sizes, TokenObjective
 from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
 from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, labelled, split_loss_names
@@ -45,7 +45,7 @@ from utils.log import logger, start_logging, status
 from utils.plugins import plugin_files
 from utils.ranks import is_main, world_size
 from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
-from utils.settings import Options
+from utils.settings import Options, own_settings
 
 
 def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> None:
@@ -158,7 +158,7 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
 def _masking(options: Options) -> Masking | None:
     """How words are masked, if an objective asks for it."""
     objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
-    if not any(getattr(objective, "masks_words", False) for objective in objectives):
+    if not any(issubclass(objective, TokenObjective) and objective.masks_words for objective in objectives):
         return None
     chosen = options.of(MaskingSettings)
     all_see = chosen.mlm_captions == "masked"
@@ -186,7 +186,7 @@ def _check_scores(options: Options) -> None:
         OptionError: no objective scores pairs as it needs; its settings don't go with the run.
     """
     kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
-    kind.check(options.of(kind.Settings) if kind.Settings else None, options.num_epoch)
+    kind.check(own_settings(kind, options.of), options.num_epoch)
     if kind.objective and kind.objective not in names:
         raise OptionError(f"--division {options.division}: needs the objective {kind.objective} in --loss_names")
     pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
@@ -198,7 +198,7 @@ def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence
     """The correspondence that `--division` names, for a training split with these usable pairs, (N,) bool."""
     kind = CORRESPONDENCES[options.division]
     facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name, usable)
-    return kind(options.of(kind.Settings) if kind.Settings else None, facts)
+    return kind(own_settings(kind, options.of), facts)
 
 
 def _make_run(options: Options) -> RunFolder:

@@ -8,56 +8,21 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import regex
 
 from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release
+from datasets.caption_check import cut_captions, odd_captions
 from datasets.catalogue import Place, locate, short_name
 from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
+from datasets.findings import Finding, noted
 from datasets.noise import NOISEINDEX, read_permutation
-from datasets.tokenizer import Tokenizer
-from utils.errors import DataError, OptionError, printable
-from utils.log import progress
+from utils.errors import DataError, OptionError
 
 SPLITS = ("train", "val", "test")
-_CONTROL = regex.compile(r"\p{Cc}")
-_SURROGATE = regex.compile(r"\p{Cs}")
-_CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
-# Braces and the like, tags, entities, addresses, operators, and calls such as print(x), but no plural(s).
-_MARKUP = regex.compile(
-    r"[{}\\`|]|</?[a-z!][^>]*>|&(?:[a-z]+|#[0-9]+);|https?://|www\.|[=!]=|&&"
-    r"""|\b[a-z_]\w*\((?!e?s\))(?:["'][^()]*|[^()\s]*)\)""",
-    regex.IGNORECASE,
-)
 _RATES = (0.2, 0.5, 0.8)
-_TEXT_LENGTH = 77  # --text_length's default, CLIP's
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of thing that was found.
-
-    Attributes:
-        what: in a few words.
-        where: every place it was found at, in printable characters.
-        remedy: what to do about it.
-        grave: training would stop at it; otherwise it is a remark.
-    """
-
-    what: str
-    where: list[str]
-    remedy: str
-    grave: bool = True
-
-    @property
-    def line(self) -> str:
-        """For a log."""
-        more = f" and {len(self.where) - 1:,} more" if len(self.where) > 1 else ""
-        return f"{self.what}: {self.where[0]}{more}; {self.remedy}"
 
 
 def check_dataset(
@@ -94,7 +59,7 @@ def check_dataset(
         findings += _caught("ids with gaps", ids, "download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
-    findings += _cut(splits)
+    findings += cut_captions(splits)
     digests, of_images = _images(splits, place)
     findings += of_images
     findings += _same_pixels(across_splits(splits, digests), "in {} and {}", _IN_SPLITS)
@@ -107,7 +72,7 @@ def check_dataset(
 
 def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
     """What can be seen without opening an image: sizes other than the published ones, odd captions."""
-    return [*_sizes(splits, sizes), *_captions(splits)]
+    return [*_sizes(splits, sizes), *odd_captions(splits)]
 
 
 def odd_entries(entries: Sequence[Entry]) -> list[Finding]:
@@ -120,12 +85,12 @@ def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
     for number, entry in entries:
         for remark in entry.remarks:
             forms[remark].append(f"entry {number}")
-    return [finding for remark, where in forms.items() for finding in _some(remark, where, "read as such", False)]
+    return [finding for remark, where in forms.items() for finding in noted(remark, where, "read as such", False)]
 
 
 def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
     others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
-    return _some("entries of another split", others, "only train, val and test are read", False)
+    return noted("entries of another split", others, "only train, val and test are read", False)
 
 
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
@@ -142,23 +107,18 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
             entries[checked.split].append(checked)
         else:
             elsewhere.append((number, checked.split))
-    findings = _some("malformed entries", malformed, "mend or remove them: training stops at the first")
+    findings = noted("malformed entries", malformed, "fix or remove them: training stops at the first")
     findings += [*_elsewhere(elsewhere), *_forms(read)]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
-    return entries, findings + _some("splits without entries", missing, f"is {place.file} complete?")
-
-
-def _some(what: str, where: Iterable[str], remedy: str, grave: bool = True) -> list[Finding]:
-    where = [printable(place) for place in where]
-    return [Finding(what, where, remedy, grave)] if where else []
+    return entries, findings + noted("splits without entries", missing, f"is {place.file} complete?")
 
 
 def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding]:
     try:
         check()
     except DataError as error:
-        return _some(what, [str(error)], remedy)
+        return noted(what, [str(error)], remedy)
     return []
 
 
@@ -169,7 +129,7 @@ def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
         for entry in of_split:
             splits[entry.number].add(name)
     shared = [f"id {number} in {', '.join(sorted(names))}" for number, names in splits.items() if len(names) > 1]
-    return _some("persons in two splits", shared, "results on them would flatter: give them ids of their own", False)
+    return noted("persons in two splits", shared, "results on them would flatter: give them ids of their own", False)
 
 
 def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
@@ -184,58 +144,8 @@ def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]
         more = found[1] > size[1]
         remedy = "some copies carry added captions, get the original" if more else "get the whole data set"
         remedy += ": published numbers and noise indices are not for this one"
-        findings += _some(f"another size of {name} than published", differing, remedy, grave=False)
+        findings += noted(f"another size of {name} than published", differing, remedy, grave=False)
     return findings
-
-
-def _captions(splits: Mapping[str, Split]) -> list[Finding]:
-    every = [
-        (str(split.images[image]), caption, (name, split.image_pids[image]))
-        for name, split in splits.items()
-        for image, caption in zip(split.caption_images, split.captions, strict=True)
-    ]
-    times = Counter((image, caption.strip()) for image, caption, _ in every)
-    persons = defaultdict(set)
-    for _, caption, person in every:
-        persons[" ".join(caption.lower().split())].add(person)
-    shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
-    found = {
-        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
-        "captions doubled at one image": (
-            [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
-            "one is enough, but then the noise index changes",
-        ),
-        "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
-        "code or markup in captions": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _MARKUP.search(c)],
-            "nobody describes a person so: write them again, or remove it",
-        ),
-        "control characters": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
-            "harmless: they separate words or become tokens of their own",
-        ),
-        "half surrogate pairs": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _SURROGATE.search(c)],
-            "harmless: they are read as unknown characters",
-        ),
-        "CJK characters": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
-            "harmless but strange to CLIP: translate or remove them",
-        ),
-    }
-    return [finding for what, (where, remedy) in found.items() for finding in _some(what, where, remedy, grave=False)]
-
-
-def _cut(splits: Mapping[str, Split]) -> list[Finding]:
-    """Captions that CLIP's text tower does not read to their end."""
-    tokenizer, cut = Tokenizer(), []
-    for name, split in splits.items():
-        captions = progress(split.captions, f"counting {name} tokens")
-        for image, caption in zip(split.caption_images, captions, strict=True):
-            if (tokens := len(tokenizer.encode(caption)) + 2) > _TEXT_LENGTH:
-                cut.append(f"{split.images[image]}: {tokens} tokens: {caption:.80}")
-    remedy = "their ends are not read: shorten them, or train with a larger --text_length"
-    return _some(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, grave=False)
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
@@ -249,10 +159,10 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
     digests, unreadable = pixel_digests(np.array(paths)[there].tolist())
     return digests, [
-        *_some("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
-        *_some("folders of images missing", absent, "unpack them there"),
-        *_some("images missing", map(str, missing), f"image paths start from {place.imgs}"),
-        *_some("images that can't be read", unreadable, "fetch or unpack them again"),
+        *noted("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
+        *noted("folders of images missing", absent, "unpack them there"),
+        *noted("images missing", map(str, missing), f"image paths start from {place.imgs}"),
+        *noted("images that can't be read", unreadable, "fetch or unpack them again"),
     ]
 
 
@@ -263,7 +173,7 @@ def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Dige
     found, unreadable = pixel_digests(paths)
     same = across_sets(splits, digests, others, found)
     findings = _same_pixels(same, f"in {{}} and in {short_name(name)}'s {{}}", _IN_SETS)
-    return findings + _some(f"images of {short_name(name)} that can't be read", unreadable, "not compared", False)
+    return findings + noted(f"images of {short_name(name)} that can't be read", unreadable, "not compared", False)
 
 
 _IN_SPLITS = "results on them flatter: leave them out of one of the two"
@@ -277,7 +187,7 @@ def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy
     return [
         finding
         for names, where in places.items()
-        for finding in _some(f"the same pixels {what.format(*names)}", where, remedy, grave=False)
+        for finding in noted(f"the same pixels {what.format(*names)}", where, remedy, grave=False)
     ]
 
 
@@ -289,7 +199,7 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
         files = {Path(noisy_file): noisy_rate}
     findings = []
     if noisy_rate and not files:
-        findings += _some("no noise index", [f"for rate {noisy_rate:g}"], "train.py draws one, and keeps it", False)
+        findings += noted("no noise index", [f"for rate {noisy_rate:g}"], "train.py draws one, and keeps it", False)
     remedy = (
         f"are the annotations the original ones? Else: python -m tools.noise_index --dataset_name {name} "
         f"--pairs {pairs} --noisy_rate RATE --out FOLDER, then train.py --noisy_file"
@@ -300,4 +210,4 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
             read_permutation(file, pairs, rate)
         except DataError as error:
             misfits.append(str(error))
-    return findings + _some("a noise index that does not fit", misfits, remedy)
+    return findings + noted("a noise index that does not fit", misfits, remedy)

@@ -1,7 +1,7 @@
 """Pairs that a person has marked to be excluded from training, in a CSV such as `python -m tools.audit` writes.
 
-Marked is a row with x, yes, true or 1 in its column `exclude`; rows that are not marked, and other columns, are passed
-over. What a row says of its pair is compared with the data, so that no list meets another data set or other noise.
+Marked is a row with x, yes, true or 1 in its column `exclude`; rows that are not marked, and other columns, are
+skipped. What a row says of its pair is compared with the data, so that no list meets another data set or other noise.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.clip import Clip, VisionTransformer
-from model.backbones.transformer import QuickGELU
+from utils.layers import QuickGELU
 
 M = TypeVar("M", bound=nn.Module)
 

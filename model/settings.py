@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from utils.errors import OptionError
 from utils.registry import Registry
@@ -103,11 +103,6 @@ class TseSettings:
     tse_pool: str = option(
         "max", "pooling of the selected tokens (table 7)", choices=("max", "avg", "topk10"), tested=True
     )
-
-
-def own_settings(owner: Any, of: SettingsOf) -> Any:
-    """The settings of a backbone's or head's class, None if it has none."""
-    return None if owner.Settings is None else of(owner.Settings)
 
 
 def head_names(heads: str) -> list[str]:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from model.backbones.base import Backbone, Log
 from model.encoder import DualEncoder
 from model.heads.base import Head
-from model.settings import BACKBONES, HEADS, ModelSettings, PrecisionSettings, SettingsOf, head_names, own_settings
+from model.settings import BACKBONES, HEADS, ModelSettings, PrecisionSettings, SettingsOf, head_names
 from utils.checkpoints import load_checkpoint, without_objectives
 from utils.errors import OptionError, WeightsError
+from utils.settings import own_settings
 
 
 def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:

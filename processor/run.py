@@ -15,10 +15,10 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from processor import figures
-from processor.best import chosen_by
 from processor.epoch import EpochResult, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import similarity_histograms, vote_arrays, write_epoch
+from processor.records import chosen_by
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.start import evaluate_start

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from processor.best import chosen_by
+from processor.records import chosen_by
 
 _BUSY = 0.3  # share of their time for which threads wait for a core, beyond which a run is clearly slower than need be
 

@@ -178,7 +178,13 @@ def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, no
     """
     triplets = {"TAL", "TRL", "TRL-S"}.intersection(loss_names.split("+"))
     label = f"sr{select_ratio}_tau{tau}_margin{margin}_n{noisy_rate}" if triplets else f"n{noisy_rate}"
-    return loss_names if _LABEL.fullmatch(loss_names.rpartition("+")[2]) else f"{loss_names}+{label}"
+    return f"{loss_names}+{label}" if without_label(loss_names) == loss_names else loss_names
+
+
+def without_label(loss_names: str) -> str:
+    """`--loss_names` without a label of the published script's form, which repeats other flags."""
+    names, _, last = loss_names.rpartition("+")
+    return names if names and _LABEL.fullmatch(last) else loss_names
 
 
 def split_loss_names(loss_names: str) -> list[str]:
@@ -187,9 +193,7 @@ def split_loss_names(loss_names: str) -> list[str]:
     Raises:
         OptionError: a name is unknown or given twice.
     """
-    names = loss_names.split("+")
-    if len(names) > 1 and _LABEL.fullmatch(names[-1]):
-        names.pop()
+    names = without_label(loss_names).split("+")
     for name in names:
         if name not in OBJECTIVES:
             label = "" if len(names) == 1 else ", nor is it a label like sr0.3_tau0.015_margin0.1_n0.2"

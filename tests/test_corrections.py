@@ -11,32 +11,18 @@ import pytest
 import torch
 
 import train as training_root
-from datasets.annotations import read_splits
 from datasets.corrections import original_of, read_corrections, read_edits
 from datasets.image_cache import open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
 from datasets.tokenizer import Tokenizer
 from processor.history import read_history
-from tests import datasets_on_disk
 from tests.test_training import arguments
 from tools.audit import __main__ as audit
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 
 PERMUTATION = draw_permutation(24, 0.5)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    datasets_on_disk.write(root, "RSTPReid")
-    return root
-
-
-@pytest.fixture(scope="module")
-def split(root):
-    return read_splits("RSTPReid", root, ["train"])["train"]
 
 
 def rows_of(split, pairs) -> list[dict[str, str]]:

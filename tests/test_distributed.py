@@ -38,7 +38,7 @@ COMMANDS = (
     "--heads BGE --trained BGE --division decl --loss_names DECL --decl_warmup 1",
     "--heads BGE --trained BGE --division crcl --loss_names CRCL --crcl_warmup 1",
 )
-IN_PARTS = (2, 4)  # by several processes
+IN_PARTS = (2, 4, 5, 6)  # by several processes
 BY_FOUR = (1, 2, len(COMMANDS))  # TAL over the batch's statistics, SDM by identities, pairs that are excluded
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 PRELOADED = ["tests.ranks_worker", "tests.float64", "assembly", "solver.correspondence.ccd", "torch._dynamo"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
 from processor import figures
+from tests.figures import kept
 from tools.visualize import curves
 from tools.visualize.runs import Run
 from utils import figures as house
@@ -18,13 +19,9 @@ from utils.options import defaults
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> dict[str, Figure]:
-    """The figures that are drawn, by name, in place of their files."""
-    kept = {}
-    for module in (curves, house):
-        monkeypatch.setattr(module, "save", lambda figure, file: kept.setdefault(file.name, figure))
-    yield kept
-    plt.close("all")
+def drawn() -> Iterator[dict[str, Figure]]:
+    with kept(curves, house) as found:
+        yield found
 
 
 def run(folder: str, **flags: object) -> Run:

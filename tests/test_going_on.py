@@ -27,13 +27,6 @@ from utils.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    datasets_on_disk.write(root, "RSTPReid")
-    return root
-
-
-@pytest.fixture(scope="module")
 def run_dir(root, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("logs")
     given = ["--dataset_name", "RSTPReid", "--root_dir", str(root), "--noisy_rate", "0", *SMALL, "--num_epoch", "2"]

@@ -11,7 +11,7 @@ import torch
 import announce
 import test as evaluation_root
 import train as training_root
-from processor.best import best_record
+from processor.records import best_record
 from processor.wording import epoch_line
 from tests import datasets_on_disk
 from tests.test_training import SMALL, printed_by

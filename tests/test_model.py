@@ -15,7 +15,7 @@ from model.accelerate import FastQuickGELU
 from model.backbones.base import Tokens
 from model.backbones.clip import Clip
 from model.backbones.clip_config import read_config
-from model.backbones.transformer import Block, QuickGELU, Tower, Transformer
+from model.backbones.transformer import Block, Tower, Transformer
 from model.encoder import DualEncoder
 from model.heads import tse
 from model.heads.tse import TokenSelectionEmbedding
@@ -28,6 +28,7 @@ from tests import published
 from tests.float64 import TOLERANCE
 from tests.objectives import pairwise
 from utils.errors import WeightsError
+from utils.layers import QuickGELU
 from utils.settings import Options
 
 pytestmark = pytest.mark.numeric

@@ -7,13 +7,12 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import average_precision_score
@@ -29,6 +28,7 @@ from datasets.tokenizer import Tokenizer
 from model.heads.tse import select_tokens
 from processor.history import read_history
 from tests import datasets_on_disk, figures
+from tests.figures import kept
 from tests.galleries import SIZE, write_run
 from tests.test_training import arguments
 from tools import export, selection
@@ -154,13 +154,9 @@ def test_many_runs_are_distinguished(run_dir, tmp_path, drawn):
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> dict[str, Figure]:
-    """The figures that are drawn, by name, in place of their files."""
-    figures = {}
-    for module in (curves, densities):
-        monkeypatch.setattr(module, "save", lambda figure, file: figures.setdefault(file.name, figure))
-    yield figures
-    plt.close("all")
+def drawn() -> Iterator[dict[str, Figure]]:
+    with kept(curves, densities) as found:
+        yield found
 
 
 def copy_of(run_dir: Path, folder: Path, **flags: object) -> Path:

@@ -21,7 +21,8 @@ from prettytable import PrettyTable
 
 from datasets.annotations import Split
 from datasets.catalogue import short_name, sizes_of
-from datasets.check import SPLITS, Finding, check_dataset
+from datasets.check import SPLITS, check_dataset
+from datasets.findings import Finding
 from datasets.settings import DATASETS
 from utils.errors import OptionError
 from utils.options import command_parser, parse

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import options  # noqa: F401  (declares all flags)
+from solver.settings import without_label
 from utils.options import defaults
 from utils.run_folder import RunFolder
 from utils.settings import FLAGS
@@ -21,7 +22,7 @@ def flags_of(run: RunFolder) -> dict[str, Any]:
         OptionError: it has no configuration.
     """
     flags = {**defaults(), **run.flags()}
-    return flags | {"loss_names": str(flags["loss_names"]).partition("+sr")[0]}
+    return flags | {"loss_names": without_label(str(flags["loss_names"]))}
 
 
 def differing(flags: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -161,3 +161,8 @@ class Options(dict[str, Any]):
     def of(self, owner: type[T]) -> T:
         """The settings of a class; its own defaults for flags that are missing."""
         return owner(**{own.name: self[own.name] for own in fields(owner) if own.name in self})  # type: ignore[arg-type]
+
+
+def own_settings(kind: Any, of: Callable[[type], Any]) -> Any:
+    """The settings of a registered class, by `Options.of`; None if it has none."""
+    return None if kind.Settings is None else of(kind.Settings)

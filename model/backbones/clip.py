@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from model.backbones.base import Backbone, Log, Needed, Tokens
 from model.backbones.clip_config import ClipConfig, check_vocabulary, decide_towers, read_config, with_activation
-from model.backbones.transformer import LayerNorm, Select, Transformer
+from model.backbones.transformer import Select, Transformer
 from model.names import OPENAI, load_named, without_wrapper
 from model.positions import fit_positions, grid_of, resize_text_positions
 from model.pretrained import read_clip
 from model.settings import BACKBONES, ClipSettings, ModelSettings
 from model.towers import Towers, from_record
 from utils.errors import WeightsError
+from utils.layers import LayerNorm
 
 
 class VisionTransformer(nn.Module):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from utils.layers import LayerNorm, QuickGELU
+
 # (B, L) attention of the last block → (B, k) positions of the tokens whose features will be read, none twice.
 Select = Callable[[Tensor], Tensor | None]
 
@@ -29,22 +31,7 @@ class Tower:
     activation: str
 
 
-class QuickGELU(nn.Module):
-    """x·σ(1.702x), the activation of OpenAI's CLIPs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation computed in float32 whatever the input's type."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-        return normalised.to(x.dtype)
 
 
 class Attention(nn.Module):

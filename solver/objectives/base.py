@@ -118,11 +118,15 @@ class _ModuleObjective(nn.Module):
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
-        published: its parameters stand in checkpoints under their own names, as in published files.
+        published: its parameters keep their own names in checkpoints, as in published files.
+        needs: names of the embeddings that it can't do without.
+        scores: names of the arrays that `score` gives.
     """
 
     Settings: ClassVar[type | None] = None
     published: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
         super().__init__()
@@ -132,27 +136,20 @@ class _ModuleObjective(nn.Module):
         """The rate of one of its parameters."""
         return optimizer.head_lr
 
+    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
+        """By the names in `scores`, (B,) numbers by which a correspondence judges the pairs; without gradient."""
+        return {}
+
 
 class Objective(_ModuleObjective):
     """A loss of a whole batch's embeddings: an identity loss, say.
 
     To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
-
-    Attributes:
-        needs: names of the embeddings that it can't do without.
-        scores: names of the arrays that `score` gives.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    scores: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """The batch's loss, a scalar."""
         raise NotImplementedError
-
-    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
-        """By the names in `scores`, (B,) numbers by which a correspondence judges the pairs; without gradient."""
-        return {}
 
 
 @dataclass(frozen=True)

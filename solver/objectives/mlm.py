@@ -12,22 +12,9 @@ from solver.objectives.base import PairTokens, Sizes, TokenObjective
 from solver.objectives.irra import irra_rate
 from solver.settings import OBJECTIVES, IrraSettings, OptimizerSettings
 from utils.errors import OptionError
+from utils.layers import LayerNorm, QuickGELU
 
 _HEAD_WIDTH = 64
-
-
-class _QuickGELU(nn.Module):
-    """x·σ(1.702x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class _LayerNorm(nn.LayerNorm):
-    """Computed in float32 whatever the input's type."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
 
 
 class _Attention(nn.MultiheadAttention):
@@ -47,12 +34,12 @@ class _Block(nn.Module):
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.attn = _Attention(width, depth)
-        self.ln_1 = _LayerNorm(width)
+        self.ln_1 = LayerNorm(width)
         c_fc, c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         nn.init.normal_(c_fc.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(c_proj.weight, std=width**-0.5 * (2 * depth) ** -0.5)
-        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=_QuickGELU(), c_proj=c_proj))
-        self.ln_2 = _LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=QuickGELU(), c_proj=c_proj))
+        self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         normalised = self.ln_1(x)
@@ -84,13 +71,13 @@ class MaskedLanguageModelling(TokenObjective):
     def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:
         super().__init__(settings, sizes)
         width, depth = sizes.features, settings.cmt_depth
-        self.ln_pre_t, self.ln_pre_i, self.ln_post = _LayerNorm(width), _LayerNorm(width), _LayerNorm(width)
+        self.ln_pre_t, self.ln_pre_i, self.ln_post = LayerNorm(width), LayerNorm(width), LayerNorm(width)
         self.cross_attn = _Attention(width, depth)
         self.cross_modal_transformer = _Transformer(width, depth)
         dense, fc = nn.Linear(width, width), nn.Linear(width, sizes.vocabulary)
         nn.init.normal_(dense.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(fc.weight, std=width**-0.5 * (2 * depth) ** -0.5)
-        self.mlm_head = nn.Sequential(OrderedDict(dense=dense, gelu=_QuickGELU(), ln=_LayerNorm(width), fc=fc))
+        self.mlm_head = nn.Sequential(OrderedDict(dense=dense, gelu=QuickGELU(), ln=LayerNorm(width), fc=fc))
 
     def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:
         """See `irra_rate`."""

@@ -11,7 +11,7 @@ from solver.objectives.base import EncodedBatch, Objective, PairwiseObjective, S
 from solver.settings import OBJECTIVES, ObjectiveSettings, OptimizerSettings, split_loss_names
 from utils.checkpoints import OBJECTIVE
 from utils.errors import OptionError, UserError
-from utils.settings import Options
+from utils.settings import Options, own_settings
 
 
 class TrainingLoss(nn.Module):
@@ -34,14 +34,14 @@ class TrainingLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.pairwise, self.trained = dict(pairwise), tuple(trained)
-        self._of_batch = {name: other for name, other in others.items() if isinstance(other, Objective)}
+        self._others = dict(others)
         self.of_tokens = {name: other for name, other in others.items() if isinstance(other, TokenObjective)}
         self.others = nn.ModuleDict(others)
 
     @property
     def scores(self) -> tuple[str, ...]:
         """The names of what `score` gives."""
-        own = [name for objective in self._of_batch.values() for name in objective.scores]
+        own = [name for objective in self._others.values() for name in objective.scores]
         return (*(self.trained if self.pairwise else ()), *own)
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ class TrainingLoss(nn.Module):
         for name in self.trained if self.pairwise else ():
             similarity = batch.similarity(name)
             scores[name] = sum_of([_per_pair(loss, similarity, batch.pids) for loss in self.pairwise.items()])
-        for objective in self._of_batch.values():
+        for objective in self._others.values():
             scores |= objective.score(batch)
         return scores
 
@@ -68,10 +68,9 @@ class TrainingLoss(nn.Module):
                     for loss in self.pairwise.items()
                 ]
             )
-        own = {name: objective(batch) for name, objective in self._of_batch.items()}
-        own |= {name: other.reduce(batch.rows[name], batch.weight) for name, other in self.of_tokens.items()}
-        for name in self.others:
-            losses[name] = own[name]
+        for name, other in self._others.items():
+            of_tokens = isinstance(other, TokenObjective)
+            losses[name] = other.reduce(batch.rows[name], batch.weight) if of_tokens else other(batch)
             if not isinstance(losses[name], Tensor) or losses[name].dim():
                 raise UserError(f"objective {name}: expected a scalar, found {_found(losses[name])}")
         return losses
@@ -80,7 +79,7 @@ class TrainingLoss(nn.Module):
         """The learning rate of each parameter, by its name here."""
         return {
             f"others.{name}.{parameter}": objective.learning_rate(parameter, optimizer)
-            for name, objective in (*self._of_batch.items(), *self.of_tokens.items())
+            for name, objective in self._others.items()
             for parameter, _ in objective.named_parameters()
         }
 
@@ -90,10 +89,9 @@ class TrainingLoss(nn.Module):
 
     def saved_names(self) -> dict[str, str]:
         """The name of every weight in `others` → its name in checkpoints."""
-        own = (*self._of_batch.items(), *self.of_tokens.items())
         return {
             f"{name}.{weight}": weight if objective.published else f"{OBJECTIVE}{name}.{weight}"
-            for name, objective in own
+            for name, objective in self._others.items()
             for weight in objective.state_dict()
         }
 
@@ -131,12 +129,12 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
     pairwise, others = {}, {}
     for name in split_loss_names(chosen.loss_names):
         kind = OBJECTIVES[name]
-        settings = options.of(kind.Settings) if kind.Settings else None
+        settings = own_settings(kind, options.of)
         if issubclass(kind, PairwiseObjective):
             pairwise[name] = kind(settings)
         elif name in sizes.widths or name in dir(nn.ModuleDict):
             raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
-        elif missing := set(getattr(kind, "needs", ())) - sizes.widths.keys():
+        elif missing := set(kind.needs) - sizes.widths.keys():
             raise OptionError(f"--loss_names {name}: needs the embedding {', '.join(missing)} among --heads")
         else:
             others[name] = kind(settings, sizes)

@@ -17,8 +17,8 @@ from sklearn.metrics import average_precision_score
 from datasets.synthpedes import RECIPE, write_synthpedes
 from model.precision import settle
 from options import parse, resolve
-from processor.best import chosen_by
 from processor.history import read_history
+from processor.records import best_record, seconds_of
 from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.devices import choose_device
@@ -122,10 +122,8 @@ class Run:
             file = f"{run}/test_metrics{self._suffix}.json"
             raise DataError(f"{file} is not whole: delete it, and test again with python test.py {run}")
         found: Metrics = dict(zip(("best by validation", "last"), (tested[name] for name in CHECKPOINTS), strict=True))
-        epochs = [record["test"] for record in run.records() if "test" in record]
-        if epochs and not self.row.target:
-            trained = tuple(self.row.trained.split("+"))
-            found["best by test"] = max(epochs, key=lambda metrics: metrics[chosen_by(trained, metrics)]["R1"])
+        if not self.row.target and (best := best_record(run.records(), self.row.trained, "test")):
+            found["best by test"] = best["test"]
         return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
 
     def precision(self) -> str | None:
@@ -146,8 +144,7 @@ class Run:
         run = self.finished()
         if run is None:
             return {}
-        records = run.records()
-        seconds = {"seconds": sum(r["seconds"] + (r.get("ccd") or {}).get("seconds", 0) for r in records)}
+        seconds = {"seconds": seconds_of(run.records())}
         judged = [epoch.pairs for epoch in read_history(run.path) if epoch.pairs]
         if not judged or judged[-1].truly_clean.all():
             return seconds

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processor.best import best_record, chosen_by
+from processor.records import best_record, chosen_by, seconds_of
 from tools.differing import differing, flags_of
 from utils.errors import UserError
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
@@ -53,8 +53,7 @@ def _results(run: RunFolder) -> Row:
         row |= {"best": best["epoch"]} | _metrics(best["val"], trained, "val")
     if tested:
         row |= _metrics(tested, trained, "test")
-    spent = [record.get("seconds", 0) + (record.get("ccd") or {}).get("seconds", 0) for record in records]
-    return row | {"seconds": round(sum(spent))}
+    return row | {"seconds": round(seconds_of(records))}
 
 
 def _metrics(rows: Mapping[str, Mapping[str, float]], trained: str, split: str) -> Row:

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from processor.best import best_record
 from processor.history import EpochHistory, read_history
+from processor.records import best_record
 from tools.differing import differing, flags_of
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder

@@ -1,4 +1,4 @@
-"""Which similarity chooses, and which epoch is the best."""
+"""What the records of metrics.jsonl say: which epoch is the best, and by which similarity; how long it took."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str =
     evaluated = [record for record in records if record.get(split)]
     r1 = {id(r): r[split][chosen_by(tuple(trained.split("+")), r[split])]["R1"] for r in evaluated}
     return max(evaluated, key=lambda record: r1[id(record)], default=None)
+
+
+def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
+    """The seconds that training and division took; records of other code may say neither."""
+    return sum(record.get("seconds", 0) + (record.get("ccd") or {}).get("seconds", 0) for record in records)

@@ -1,0 +1,75 @@
+"""What may be wrong with captions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+import regex
+
+from datasets.annotations import Split
+from datasets.findings import Finding, noted
+from datasets.tokenizer import Tokenizer
+from utils.log import progress
+
+_CONTROL = regex.compile(r"\p{Cc}")
+_SURROGATE = regex.compile(r"\p{Cs}")
+_CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
+# Braces and the like, tags, entities, addresses, operators, and calls such as print(x), but no plural(s).
+_MARKUP = regex.compile(
+    r"[{}\\`|]|</?[a-z!][^>]*>|&(?:[a-z]+|#[0-9]+);|https?://|www\.|[=!]=|&&"
+    r"""|\b[a-z_]\w*\((?!e?s\))(?:["'][^()]*|[^()\s]*)\)""",
+    regex.IGNORECASE,
+)
+_TEXT_LENGTH = 77  # --text_length's default, CLIP's
+
+
+def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
+    """Captions that are empty, doubled, shared by persons, or hold what no description of a person does."""
+    every = [
+        (str(split.images[image]), caption, (name, split.image_pids[image]))
+        for name, split in splits.items()
+        for image, caption in zip(split.caption_images, split.captions, strict=True)
+    ]
+    times = Counter((image, caption.strip()) for image, caption, _ in every)
+    persons = defaultdict(set)
+    for _, caption, person in every:
+        persons[" ".join(caption.lower().split())].add(person)
+    shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
+    found = {
+        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
+        "captions doubled at one image": (
+            [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
+            "one is enough, but then the noise index changes",
+        ),
+        "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
+        "code or markup in captions": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _MARKUP.search(c)],
+            "nobody describes a person so: write them again, or remove it",
+        ),
+        "control characters": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
+            "harmless: they separate words or become tokens of their own",
+        ),
+        "half surrogate pairs": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _SURROGATE.search(c)],
+            "harmless: they are read as unknown characters",
+        ),
+        "CJK characters": (
+            [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
+            "harmless but strange to CLIP: translate or remove them",
+        ),
+    }
+    return [finding for what, (where, remedy) in found.items() for finding in noted(what, where, remedy, grave=False)]
+
+
+def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
+    """Captions that CLIP's text tower does not read to their end."""
+    tokenizer, cut = Tokenizer(), []
+    for name, split in splits.items():
+        captions = progress(split.captions, f"counting {name} tokens")
+        for image, caption in zip(split.caption_images, captions, strict=True):
+            if (tokens := len(tokenizer.encode(caption)) + 2) > _TEXT_LENGTH:
+                cut.append(f"{split.images[image]}: {tokens} tokens: {caption:.80}")
+    remedy = "their ends are not read: shorten them, or train with a larger --text_length"
+    return noted(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, grave=False)

@@ -1,0 +1,22 @@
+"""CLIP's layers, for whatever stands on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QuickGELU(nn.Module):
+    """x·σ(1.702x), the activation of OpenAI's CLIPs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation computed in float32 whatever the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return normalised.to(x.dtype)
