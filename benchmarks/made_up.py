@@ -101,7 +101,7 @@ def training_state(
     """
     loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
-    optimizer = optimizer or build_optimizer(*learning(model, lr))
+    optimizer = optimizer or build_optimizer(*learning(model, lr), model.rounded_parameters())
     return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up")))
 
 

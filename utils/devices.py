@@ -34,6 +34,7 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda" and launched():
             torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
     except (RuntimeError, AssertionError):
         hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
         raise OptionError(f"--device {name}: not available here; {hint}") from None

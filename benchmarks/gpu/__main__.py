@@ -1,0 +1,127 @@
+"""Check and measure everything that needs a GPU, print it and save it as JSON: no data, weights or network needed.
+
+python -m benchmarks.gpu                   # under ten minutes
+python -m benchmarks.gpu --minutes 4       # what fits, in the order of the list
+python -m benchmarks.gpu --quick --device cpu   # a rehearsal of every part with a tiny model
+
+Every part is saved when it is done, so a stop loses nothing. Status 1 when a check does not hold or a part fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import encoders, ranking
+from benchmarks.__main__ import results_of, save, table
+from benchmarks.gpu import checks, measures, runs
+from benchmarks.made_up import SMALLEST, VIT_B_16
+from benchmarks.measure import machine
+from benchmarks.setting import Rows, Setting
+from utils.devices import choose_device
+from utils.errors import OptionError
+from utils.options import command_parser, parse
+from utils.program import run_program
+
+
+class Part(NamedTuple):
+    """One thing to check or measure.
+
+    Attributes:
+        seconds: that must be left of the time for it to begin, about what it takes on a data centre's GPU.
+    """
+
+    title: str
+    run: Callable[[Setting], Rows]
+    seconds: int
+
+
+PARTS = {
+    "step": Part("A float32 step on the device and on the CPU", checks.one_step, 10),
+    "precisions": Part("Each precision beside float32", checks.precisions, 10),
+    "adam": Part("Adam on float16 weights: all tensors together, and one by one", checks.float16_adam, 5),
+    "model": Part("Passes of the model: the plain way's float16 weights, ours in bf16", encoders.against_plain, 30),
+    "training": Part("Training steps of every precision", measures.training_steps, 40),
+    "optimizers": Part("Optimizer steps", measures.optimizers, 5),
+    "runs": Part("Runs: again, launched, killed and resumed", runs.launched_and_resumed, 40),
+    "epoch": Part("A part of a run of CUHK-PEDES's size", runs.epoch, 90),
+    "compile": Part("--compile and --grad_checkpointing: the same numbers", checks.compiled, 60),
+    "compiled": Part("Training steps with --compile", measures.compiled_steps, 60),
+    "ranking": Part("Ranking and metrics", ranking.against_plain, 40),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = command_parser("benchmarks.gpu", __doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all, in this order)")
+    parser.add_argument("--minutes", type=float, default=8, help="a part that may take longer is left (default: 8)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and little data, to see that all of it runs")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file to write (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the parts in turn, as long as there is time."""
+    args, start = parse(build_parser(), argv), time.perf_counter()
+    wanted = args["parts"] or list(PARTS)
+    if unknown := [name for name in wanted if name not in PARTS]:
+        raise OptionError(f"no part {unknown[0]}: choose from {', '.join(PARTS)}")
+    if not args["minutes"] > 0:
+        raise OptionError(f"--minutes {args['minutes']}: must be above 0")
+    results_of(args["out"])
+    device, quick = choose_device(args["device"]), args["quick"]
+    about = machine(device) | {"command": "python -m benchmarks.gpu " + " ".join(argv), "quick": quick}
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    failed = []
+    for name in wanted:
+        part, left = PARTS[name], 60 * args["minutes"] - (time.perf_counter() - start)
+        if left < part.seconds and not quick:
+            print(f"\n{part.title}: skipped, {left:.0f} of its {part.seconds} seconds are left", flush=True)
+            continue
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            rows = _rows(part, _setting(device, Path(folder), quick=quick))
+        shown = f"{part.title} ({time.perf_counter() - began:.0f} s)"
+        print(f"\n{table(shown, rows)}", flush=True)
+        save(args["out"], name, {"about": about, "seconds": time.perf_counter() - began, "rows": rows})
+        if any("failed" in row or row.get("holds") == "NO" for row in rows):
+            failed.append(name)
+    print(f"\n{args['out']} holds the numbers")
+    if failed:
+        print(f"Failed: {', '.join(failed)}")
+        sys.exit(1)
+
+
+def _setting(device, folder: Path, *, quick: bool) -> Setting:
+    gpu = device.type == "cuda"
+    return Setting(
+        device=device,
+        precision="bf16" if gpu else "fp32",
+        sizes=SMALLEST if quick else VIT_B_16,
+        batch=8 if quick else 64,
+        scale=0.02 if quick else 1.0,
+        repeats=1 if quick else 3,
+        steps=10 if gpu else 1,
+        folder=folder,
+    )
+
+
+def _rows(part: Part, setting: Setting) -> Rows:
+    """Its results, or why there are none: the other parts are measured all the same."""
+    try:
+        return part.run(setting)
+    except Exception:  # whatever a driver, a compiler or a part's own error raises
+        traceback.print_exc()
+        return [{"failed": traceback.format_exc().strip().splitlines()[-1]}]
+
+
+if __name__ == "__main__":
+    run_program(main)

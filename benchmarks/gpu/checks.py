@@ -1,0 +1,157 @@
+"""Whether the device computes what the CPU does: one step in float32, every precision beside it, the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmarks.made_up import learning, random_batch, random_model, training_state
+from benchmarks.setting import Rows, Setting
+from datasets.loaders import Batch
+from model.encoder import DualEncoder
+from model.precision import PRECISIONS
+from processor.step import backward
+from solver.optimizer import build_optimizer
+
+PAIRS = 8
+# How far the losses and the embeddings of a precision may be from float32's, relative to them. An embedding's entries
+# are sums over a dozen layers, of numbers rounded to 8 bits (bfloat16) or 11 (float16).
+BOUNDS = {"fp32": 1e-4, "fp16_adam": 1e-4, "bf16": 3e-2, "fp16": 4e-3, "fp16_weights": 6e-3}
+
+
+def compared(what: str, difference: float, bound: float) -> dict:
+    """A row of a check; one that is NaN does not hold."""
+    return {"what": what, "difference": difference, "bound": bound, "holds": "yes" if difference <= bound else "NO"}
+
+
+def decisive_model(setting: Setting, device: torch.device, precision: str) -> DualEncoder:
+    """A random model whose last attention is sharp: which tokens are selected doesn't hinge on the last bits."""
+    model = random_model(setting.sizes, torch.device("cpu"), "fp32")
+    backbone = model.backbone
+    with torch.no_grad():
+        for tower in (backbone.visual.transformer, backbone.transformer):
+            of_query = tower.resblocks[-1].attn.in_proj.weight.chunk(3)[0]
+            of_query.mul_(4)
+    other = random_model(setting.sizes, torch.device("cpu"), precision)
+    other.load_state_dict(model.state_dict())
+    return other.to(device)
+
+
+class Step:
+    """What one training step on the device comes to: embeddings, losses, gradients, how far it moved the weights."""
+
+    def __init__(self, model: DualEncoder, batch: Batch) -> None:
+        self.precision = model.precision
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        with torch.no_grad():
+            image, text = model.train()(batch.images, batch.ids)
+        self.embeddings = _flat([*image.values(), *text.values()])
+        state = training_state(model, lr=1e-4)
+        weight = torch.ones(len(batch.pids), device=batch.pids.device)
+        self.losses = _flat([*backward(state, batch, weight, 1).values()])
+        scale = state.scaler.get_scale()
+        self.gradients = _flat([p.grad for p in model.parameters() if p.grad is not None]) / scale
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        moved = [after.detach().double() - was for after, was in zip(model.parameters(), before, strict=True)]
+        self.displacement = _flat(moved)
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    """One float64 vector on the CPU."""
+    return torch.cat([part.detach().flatten().double().cpu() for part in parts])
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def one_step(setting: Setting) -> Rows:
+    """A float32 step on the device against the CPU's: forward, losses, backward, Adam."""
+    cpu = torch.device("cpu")
+    batch = random_batch(setting.sizes, PAIRS, cpu)
+    expected = Step(decisive_model(setting, cpu, "fp32"), batch)
+    found = Step(decisive_model(setting, setting.device, "fp32"), to(batch, setting.device))
+    parts = ("embeddings", "losses", "gradients", "displacement")
+    return [
+        compared(f"fp32, {part}", _apart(getattr(found, part), getattr(expected, part)), BOUNDS["fp32"])
+        for part in parts
+    ]
+
+
+def precisions(setting: Setting) -> Rows:
+    """Each precision's embeddings and losses against float32's, on the device. Gradients and displacement are told
+    without a bound: the published float16 optimizer moves weights by another amount, as it should."""
+    batch = random_batch(setting.sizes, PAIRS, setting.device)
+    expected, rows = Step(decisive_model(setting, setting.device, "fp32"), batch), []
+    for precision in PRECISIONS[1:]:
+        found = Step(decisive_model(setting, setting.device, precision), batch)
+        rows += [
+            compared(f"{precision}, {part}", _apart(getattr(found, part), getattr(expected, part)), BOUNDS[precision])
+            for part in ("embeddings", "losses")
+        ]
+        rows.append(
+            {
+                "what": f"{precision}, gradients",
+                "difference": _apart(found.gradients, expected.gradients),
+                "moved, of fp32": (found.displacement.norm() / expected.displacement.norm()).item(),
+            }
+        )
+    return rows
+
+
+def compiled(setting: Setting) -> Rows:
+    """A step with `--compile` and one with `--grad_checkpointing` against the same without, float32 and bf16."""
+    batch, rows = random_batch(setting.sizes, PAIRS, setting.device), []
+    ways: dict[str, Callable[[DualEncoder], None]] = {
+        "--grad_checkpointing": lambda model: model.backbone.set_grad_checkpointing(True),
+        "--compile": lambda model: model.backbone.compile_blocks(),
+    }
+    for precision in ("fp32", "bf16"):
+        expected = Step(decisive_model(setting, setting.device, precision), batch)
+        for name, change in ways.items():
+            model = decisive_model(setting, setting.device, precision)
+            change(model)
+            found = Step(model, batch)
+            rows += [
+                compared(f"{name}, {precision}, {part}", _apart(getattr(found, part), getattr(expected, part)), bound)
+                for part, bound in (("losses", BOUNDS[precision]), ("gradients", 10 * BOUNDS[precision]))
+            ]
+    return rows
+
+
+def float16_adam(setting: Setting) -> Rows:
+    """The published optimizer's step on float16 weights, all tensors together as PyTorch does it on a GPU, against one
+    by one: the share of weights that differ after three steps, all by their last place."""
+    found = []
+    for foreach in (False, None):
+        model = decisive_model(setting, setting.device, "fp16_weights")
+        parameters, new, settings = learning(model, 1e-4)
+        optimizer = build_optimizer(parameters, new, settings)
+        for group in optimizer.param_groups:
+            group["foreach"] = foreach
+        generator = torch.Generator(setting.device).manual_seed(0)
+        for _ in range(3):
+            for parameter in parameters.values():
+                _draw_gradient(parameter, generator)
+            optimizer.step()
+        found.append(torch.cat([p.detach().flatten() for p in parameters.values() if p.dtype == torch.float16]))
+    one_by_one, together = found
+    differing = (one_by_one != together).double().mean().item()
+    return [compared("float16 weights that differ after three steps, share", differing, 1e-2)]
+
+
+def _draw_gradient(parameter: Parameter, generator: torch.Generator) -> None:
+    """From 1e-5 to 10 in size, as much in every decade."""
+    draw = torch.randn(parameter.shape, generator=generator, device=parameter.device)
+    size = 10 ** (6 * torch.rand(parameter.shape, generator=generator, device=parameter.device) - 5)
+    parameter.grad = (draw * size).to(parameter.dtype)
+
+
+def to(batch: Batch, device: torch.device) -> Batch:
+    """The batch on another device; pairs stay."""
+    return replace(batch, images=batch.images.to(device), ids=batch.ids.to(device), pids=batch.pids.to(device))

@@ -1,0 +1,104 @@
+"""Whole runs of train.py on the device: under a launcher, killed and resumed; and one of CUHK-PEDES's kind, projected."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import whole_run
+from benchmarks.gpu.checks import compared
+from benchmarks.kill_resume import only_run
+from benchmarks.made_up import write_dataset
+from benchmarks.setting import Rows, Setting
+from utils.errors import UserError
+from utils.run_folder import read_records
+
+ROOT = Path(__file__).parents[2]
+_IMAGES = {"train": 256, "val": 32, "test": 32}
+_FLAGS = "--pretrain_choice tiny --img_size 96 32 --stride_size 8 --batch_size 32 --num_epoch 2 --warmup_epochs 0 "
+_FLAGS += "--lr 1e-4 --noisy_rate 0.5 --img_aug --txt_aug --precision fp32"
+
+
+def launched_and_resumed(setting: Setting) -> Rows:
+    """Short float32 runs with everything in them, at once: plain; again; with a process a GPU (NCCL); killed after
+    its first epoch and resumed. Steps on a GPU are not deterministic to the bit, so what the first two differ by is
+    shown too: nothing else may differ by much more."""
+    data = write_dataset(setting.folder / "few", _IMAGES, (96, 32), captions_per_image=2, images_per_person=2)
+    processes = max(1, torch.cuda.device_count()) if setting.device.type == "cuda" else 1
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    starts = {"plain": [sys.executable], "again": [sys.executable], "launched": launch, "killed": [sys.executable]}
+    device, children = ("cuda" if setting.device.type == "cuda" else str(setting.device)), {}
+    for name, start in starts.items():
+        command = [*start, str(ROOT / "train.py"), "--dataset_name", str(data), "--device", device, *_FLAGS.split()]
+        command += ["--output_dir", str(setting.folder / name), "--image_cache", str(setting.folder / name / "cache")]
+        children[name] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _kill_after_first_epoch(children["killed"], setting.folder / "killed")
+    resume = [sys.executable, str(ROOT / "train.py"), "--resume", "--output_dir", str(setting.folder / "killed")]
+    children["killed"] = subprocess.Popen(resume, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for name, child in children.items():
+        _, errors = child.communicate()
+        if child.returncode:
+            raise UserError(f"the {name} run ended with status {child.returncode}: {errors[-2000:]}")
+    losses = {name: _losses(setting.folder / name) for name in starts}
+    names = {"again": "the same again", "launched": f"{processes} processes launched", "killed": "killed and resumed"}
+    return [
+        compared(f"{what}, loss of epoch {epoch + 1}", abs(losses[name][epoch] / losses["plain"][epoch] - 1), 1e-2)
+        for name, what in names.items()
+        for epoch in (0, 1)
+    ]
+
+
+def _kill_after_first_epoch(child: subprocess.Popen, folder: Path) -> None:
+    while child.poll() is None:
+        run = only_run(folder)
+        if run and (run / "last.pth").is_file():
+            child.kill()
+        time.sleep(0.01)
+    child.communicate()
+
+
+def _losses(folder: Path) -> list[float]:
+    run = only_run(folder)
+    if run is None:
+        raise UserError(f"{folder}: no run")
+    return [record["loss"] for record in read_records(run / "metrics.jsonl")]
+
+
+def epoch(setting: Setting) -> Rows:
+    """`python -m benchmarks.whole_run` with the paper's recipe and with bf16, a part of CUHK-PEDES: 60 epochs of all
+    of it are projected from the second epoch."""
+    rows = []
+    share = 0.004 if setting.scale < 1 else 0.2
+    for precision in ("published", "bf16"):
+        file = setting.folder / f"{precision}.json"
+        command = [sys.executable, "-m", "benchmarks.whole_run", "--folder", str(setting.folder), "--share", str(share)]
+        command += ["--tiny"] * (setting.scale < 1) + ["--out", str(file), "--"]
+        command += ["--precision", precision, "--device", setting.device.type, "--num_workers", str(_workers(setting))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
+        rows += _projected(whole_run.results_of(file)["whole_run"]["rows"], precision, share)
+    return rows
+
+
+def _workers(setting: Setting) -> int:
+    return 0 if setting.device.type == "cpu" else 8
+
+
+def _projected(rows: Rows, precision: str, share: float) -> Rows:
+    found = {row["what"]: row for row in rows}
+    whole = found["epoch with validation and checkpoints"]["seconds"]
+    values = {
+        "CCD pass and division, s": found["CCD pass and division"]["seconds"],
+        "training, s": found["training"]["seconds"],
+        "epoch, s": whole,
+        "pairs/s": found["training pairs/s"]["value"],
+        "data wait share": found["data wait share"]["value"],
+        "peak memory, GB": found["peak memory, GB"]["value"],
+        f"{whole_run.EPOCHS} epochs of all, minutes": whole_run.EPOCHS * whole / share / 60,
+    }
+    return [{"what": f"{precision}, {name}", "value": value} for name, value in values.items()]
