@@ -6,7 +6,7 @@ Only here are all rooms seen at once. It is imported when the flags are known to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from model.accelerate import accelerate
 from model.encoder import DualEncoder
 from model.precision import half_parameters, halve_weights, settle
 from model.weights import build_model, model_from_checkpoint
+from processor.cuda_graphs import LENGTH_STEP
 from processor.evaluate_run import Report, evaluate_run
 from processor.evaluation import evaluate, table
 from processor.run import RunSettings, RunSplits
@@ -57,6 +58,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
     _check_scores(options)
+    _check_graphs(options, device)
     seed_everything(options.seed)
     remarks: list[str] = []  # on the weights, logged once there is a log file
     model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
@@ -115,6 +117,8 @@ def _prepare(
             check_compiler(device)
             model.backbone.compile_blocks()
         loading = LoadingSettings.of(options.of(DataSettings), device, options.seed, _masking(options))
+        if options.cuda_graphs:
+            loading = replace(loading, length_step=LENGTH_STEP)
         return model, open_data(read, inputs(options, model), loading, resumed=resumed)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note("no run was begun or changed, give the same command again")
@@ -192,6 +196,26 @@ def _check_scores(options: Options) -> None:
     pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
     if kind.scored and not kind.objective and not pairwise:
         raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
+
+
+def _check_graphs(options: Options, device: torch.device) -> None:
+    """See that steps can be recorded as CUDA graphs, if that is wanted.
+
+    Raises:
+        OptionError: what they don't go with.
+    """
+    if not options.cuda_graphs:
+        return
+    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
+    obstacles = {
+        f"the device {device}": device.type != "cuda",
+        "several processes": world_size() > 1,
+        "--grad_accum": options.grad_accum > 1,
+        f"--division {options.division}": CORRESPONDENCES[options.division].refines,
+        f"--loss_names {options.loss_names}": any(issubclass(objective, TokenObjective) for objective in objectives),
+    }
+    if found := [obstacle for obstacle, there in obstacles.items() if there]:
+        raise OptionError(f"--cuda_graphs: does not go with {found[0]}")
 
 
 def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:

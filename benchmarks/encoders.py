@@ -49,6 +49,7 @@ def training_step(
     model: DualEncoder | PlainModel,
     optimizer: Optimizer | None = None,
     log_period: int | None = None,
+    cuda_graphs: bool = False,
 ) -> Way:
     """A call that trains on `setting.steps` batches, with an optimizer of its own or one that others use too.
 
@@ -57,7 +58,7 @@ def training_step(
     own = model.model if isinstance(model, PlainModel) else model
     state = training_state(own, model, optimizer)
     weight, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
-    settings = LoopSettings(log_period=log_period or setting.steps)
+    settings = LoopSettings(log_period=log_period or setting.steps, cuda_graphs=cuda_graphs)
     return lambda: train_epoch(state, batches, weight, settings)
 
 

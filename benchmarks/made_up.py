@@ -70,10 +70,11 @@ def image_size(sizes: ClipConfig) -> tuple[int, int]:
 def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> DualEncoder:
     """RDE's model with fresh weights, the same every time; those of the towers count as pretrained."""
     torch.manual_seed(0)
-    model = _fresh(sizes, "fp32").to(device)
-    if precision == "fp32":
-        return model
-    other = _fresh(sizes, precision).to(device)
+    with device:
+        model = _fresh(sizes, "fp32")
+        if precision == "fp32":
+            return model
+        other = _fresh(sizes, precision)
     other.load_state_dict(model.state_dict())
     return other
 

@@ -55,9 +55,13 @@ class Batch:
     masked: Tensor | None = None
 
 
-def trim(ids: np.ndarray) -> np.ndarray:
-    """(B, L) ids without the columns behind the last EOS; id 0 pads, but it is also that of a "!" within a word."""
-    return ids[:, : int(ids.argmax(axis=1).max(initial=0)) + 1]
+def trim(ids: np.ndarray, step: int = 1) -> np.ndarray:
+    """(B, L) ids without the columns behind the last EOS; id 0 pads, but it is also that of a "!" within a word.
+
+    Of those columns as many stay as make their number a multiple of `step`, if there are so many.
+    """
+    length = int(ids.argmax(axis=1).max(initial=0)) + 1
+    return ids[:, : -(-length // step) * step]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class LoadingSettings:
         num_workers: processes that load; 0 loads in this one.
         masking: of words in training batches, whose captions are not trimmed then.
         mask, words: of the tokenizer, as for `augment_text`.
+        length_step: batches' captions are trimmed to a multiple of so many tokens.
     """
 
     batch_size: int
@@ -83,6 +88,7 @@ class LoadingSettings:
     masking: Masking | None = None
     mask: int = MASK
     words: int = MASK
+    length_step: int = 1
 
     @classmethod
     def of(cls, settings: DataSettings, device: torch.device, seed: int, masking: Masking | None) -> LoadingSettings:
@@ -124,7 +130,7 @@ class _PairBatches(Dataset[Any]):
                 masked[row], labels[row] = drawn
         images, pids = data.images[data.image_of_pair[own]], data.pids[pairs]
         if masking is None:
-            return images, draws, trim(ids), pids, pairs, None, None
+            return images, draws, trim(ids, data.settings.length_step), pids, pairs, None, None
         if masking.all_see:
             return images, draws, masked, pids, pairs, labels, None
         return images, draws, ids, pids, pairs, labels, masked

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from processor.cuda_graphs import Recorded
 from processor.settings import LoopSettings
 from processor.state import TrainState
-from processor.step import backward
+from processor.step import Pairs, backward
 from processor.types import PairBatch, PairBatches
 from solver.objectives.training import sum_of
 from utils.devices import peak_memory_gb
@@ -84,11 +86,16 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     sums: dict[str, Tensor] = {}
     mean: dict[str, float] = {}
     timed = _Timed(batches)
+    differentiate = (
+        _recorded(state) if settings.cuda_graphs else partial(backward, state, grad_accum=settings.grad_accum)
+    )
     unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and largest gradient
     for step, batch in enumerate(progress(timed, "training"), start=1):
         of_pair = of_pair.to(batch.pids.device)  # in the first step
         of_batch = of_pair[batch.pairs.to(of_pair.device, non_blocking=True)]
-        losses, largest = _step(state, batch, of_batch, settings.grad_accum)
+        state.optimizer.zero_grad(set_to_none=True)
+        losses = differentiate(batch, of_batch)
+        largest = _update(state)
         sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}
         pairs += len(batch.pairs)
         unseen.append((batch.pairs, sum_of([*losses.values()]), largest))
@@ -107,17 +114,25 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     return EpochResult(sum(mean.values()), mean, skipped, seconds, pairs / seconds, timed.waited / seconds, peak)
 
 
-def _step(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: int) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step: the batch's losses, and the largest gradient."""
-    state.optimizer.zero_grad(set_to_none=True)
-    losses = backward(state, batch, weight, grad_accum)
+def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tensor]]:
+    """`backward` of whole batches as CUDA graphs, one for each shape of a batch."""
+    recorded = Recorded(
+        lambda images, ids, pids, weight: backward(state, Pairs(images, ids, pids), weight, grad_accum=1),
+        [*state.model.parameters(), *state.loss.parameters()],
+        [*state.model.buffers(), *state.loss.buffers()],
+    )
+    return lambda batch, weight: recorded(batch.images, batch.ids, batch.pids, weight)
+
+
+def _update(state: TrainState) -> Tensor:
+    """The optimizer's step; returns the largest gradient."""
     sum_gradients([*state.model.parameters(), *state.loss.shared_parameters()])
     parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     largest = get_total_norm(gradients, math.inf)  # the sum of squares may exceed float16 where no gradient does
     state.scaler.step(state.optimizer)
     state.scaler.update()
-    return losses, largest
+    return largest
 
 
 def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:

@@ -87,7 +87,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         lr = state.optimizer.param_groups[0]["lr"]
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
         with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights that failed
-            weight, report, history = _decide(state, splits.training, settings.loop.grad_accum, run_dir)
+            weight, report, history = _decide(state, splits.training, settings.loop, run_dir)
         with _naming(epoch, run_dir / "last.pth"):
             torch.manual_seed(_seed(settings.loop.seed, epoch))  # for whatever a plugin draws in training
             result = _train(state, splits.training, weight, settings.loop)
@@ -141,13 +141,13 @@ def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settin
 
 
 def _decide(
-    state: TrainState, training: TrainingData, grad_accum: int, run_dir: Path
+    state: TrainState, training: TrainingData, settings: LoopSettings, run_dir: Path
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
     """How much each pair counts; the report on the votes (None without), and what the run's history keeps of them."""
     start, losses = time.perf_counter(), {}
     if state.correspondence.scores_in(state.epoch):
         batches = training.scoring_batches(state.epoch)
-        losses = score_pairs(state.model, state.loss, batches, len(training), grad_accum=grad_accum)
+        losses = score_pairs(state.model, state.loss, batches, len(training), settings)
     return broadcast_from_main(lambda: _decide_in_main(state, training, losses, run_dir, start))
 
 

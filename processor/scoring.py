@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from processor.step import encode_in_parts
-from processor.types import Encoder, PairBatches
+from processor.cuda_graphs import Recorded
+from processor.settings import LoopSettings
+from processor.step import Pairs, encode_in_parts
+from processor.types import Encoder, PairBatch, PairBatches
 from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.objectives.training import TrainingLoss
 from utils.distributed import gather
@@ -16,7 +22,7 @@ from utils.ranks import world_size
 
 @torch.no_grad()
 def score_pairs(
-    model: Encoder, loss: TrainingLoss, batches: PairBatches, pairs: int, *, grad_accum: int = 1
+    model: Encoder, loss: TrainingLoss, batches: PairBatches, pairs: int, settings: LoopSettings | None = None
 ) -> dict[str, np.ndarray]:
     """What a correspondence judges pairs by, in evaluation mode.
 
@@ -24,18 +30,17 @@ def score_pairs(
         batches: all pairs once, in random order: a pair's loss depends on the others of its batch. Of several
             processes each has some of the batches.
         pairs: N.
-        grad_accum: parts in which a batch is encoded.
 
     Returns:
         By the names of `loss.scores` (N,) float32, as the trained embeddings' losses; NaN for a pair that was in no
         batch.
     """
     model.eval()
+    settings = settings or LoopSettings()
+    score = _recorded(model, loss) if settings.cuda_graphs else partial(_score, model, loss, settings.grad_accum)
     scored = []
     for batch in progress(batches, "scoring"):
-        image, text = map(NamedEmbeddings, encode_in_parts(model, batch, grad_accum))
-        everyone = torch.ones(len(batch.pairs), device=batch.pids.device)
-        scores = loss.score(EncodedBatch(image, text, batch.pids, everyone))
+        scores = score(batch)
         scored.append((batch.pairs, torch.stack([scores[name] for name in loss.scores])))
     result = torch.full((len(loss.scores), pairs), float("nan"))
     for positions, losses in scored:
@@ -43,3 +48,15 @@ def score_pairs(
     for part in gather(result[None], world_size()):  # (processes, scores, N)
         result = torch.where(result.isnan(), part, result)
     return dict(zip(loss.scores, result.numpy(), strict=True))
+
+
+def _score(model: Encoder, loss: TrainingLoss, grad_accum: int, batch: PairBatch) -> dict[str, Tensor]:
+    image, text = map(NamedEmbeddings, encode_in_parts(model, batch, grad_accum))
+    everyone = torch.ones(len(batch.pids), device=batch.pids.device)
+    return loss.score(EncodedBatch(image, text, batch.pids, everyone))
+
+
+def _recorded(model: Encoder, loss: TrainingLoss) -> Callable[[PairBatch], dict[str, Tensor]]:
+    """`_score` of whole batches as CUDA graphs."""
+    recorded = Recorded(lambda images, ids, pids: _score(model, loss, 1, Pairs(images, ids, pids)))
+    return lambda batch: recorded(batch.images, batch.ids, batch.pids)

@@ -57,6 +57,9 @@ class LoopSettings:
         low=1,
         resumable=True,
     )
+    cuda_graphs: bool = option(
+        False, "record steps as CUDA graphs: for GPUs that wait for Python (H100, H200); one process", resumable=True
+    )
 
 
 @settings(_RUN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,22 @@ from processor.types import Embeddings, Encoder, PairBatch
 from solver.objectives.base import EncodedBatch, NamedEmbeddings, PairTokens, TokenObjective
 from solver.objectives.training import sum_of
 from utils.distributed import gather
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A `PairBatch` of tensors alone, whose pairs are known to nobody."""
+
+    images: Tensor
+    ids: Tensor
+    pids: Tensor
+    labels: None = None
+    masked: None = None
+
+    @property
+    def pairs(self) -> Tensor:
+        """As many as there are pids."""
+        return torch.arange(len(self.pids))
 
 
 class Encoded(NamedTuple):

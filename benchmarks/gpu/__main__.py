@@ -51,6 +51,7 @@ PARTS = {
     "optimizers": Part("Optimizer steps", measures.optimizers, 5),
     "runs": Part("Runs: again, launched, killed and resumed", runs.launched_and_resumed, 40),
     "epoch": Part("A part of a run of CUHK-PEDES's size", runs.epoch, 90),
+    "graphs": Part("--cuda_graphs: the same numbers", checks.recorded, 15),
     "compile": Part("--compile and --grad_checkpointing: the same numbers", checks.compiled, 60),
     "compiled": Part("Training steps with --compile", measures.compiled_steps, 60),
     "ranking": Part("Ranking and metrics", ranking.against_plain, 40),
@@ -108,7 +109,7 @@ def _setting(device, folder: Path, *, quick: bool) -> Setting:
         sizes=SMALLEST if quick else VIT_B_16,
         batch=8 if quick else 64,
         scale=0.02 if quick else 1.0,
-        repeats=1 if quick else 3,
+        repeats=1 if quick else 2,
         steps=10 if gpu else 1,
         folder=folder,
     )

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 from benchmarks.made_up import learning, random_batch, random_model, training_state
 from benchmarks.setting import Rows, Setting
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from model.precision import PRECISIONS
+from processor.epoch import train_epoch
+from processor.scoring import score_pairs
+from processor.settings import LoopSettings
 from processor.step import backward
 from solver.optimizer import build_optimizer
 
@@ -121,6 +126,31 @@ def compiled(setting: Setting) -> Rows:
                 compared(f"{name}, {precision}, {part}", _apart(getattr(found, part), getattr(expected, part)), bound)
                 for part, bound in (("losses", BOUNDS[precision]), ("gradients", 10 * BOUNDS[precision]))
             ]
+    return rows
+
+
+def recorded(setting: Setting) -> Rows:
+    """Three steps of captions of two lengths and a scoring pass, with `--cuda_graphs` and without: losses and weights.
+    They are the same bit for bit but where kernels add in any order."""
+    if setting.device.type != "cuda":
+        return [{"what": f"--cuda_graphs: not on {setting.device}"}]
+    long = random_batch(setting.sizes, PAIRS, setting.device)
+    batches, weight = [long, replace(long, ids=F.pad(long.ids, (0, 8))), long], np.ones(PAIRS, np.float32)
+    rows = []
+    for precision in ("fp32", "bf16", "fp16", "fp16_weights"):
+        found = []
+        for graphs in (False, True):
+            settings = LoopSettings(log_period=3, cuda_graphs=graphs)
+            state = training_state(decisive_model(setting, setting.device, precision), lr=1e-4)
+            scores = score_pairs(state.model, state.loss, batches, PAIRS, settings)
+            loss = train_epoch(state, batches, weight, settings).loss
+            parts = [*state.model.parameters(), *state.model.buffers()]
+            found.append((loss, np.concatenate([*scores.values()]), _flat([part.detach() for part in parts])))
+        (loss, scores, weights), (loss2, scores2, weights2) = found
+        bound = BOUNDS["fp32"] if precision == "fp32" else 1e-3
+        rows.append(compared(f"{precision}, scores", _apart(*map(torch.from_numpy, (scores2, scores))), bound))
+        rows.append(compared(f"{precision}, loss of three steps", abs(loss2 / loss - 1), bound))
+        rows.append(compared(f"{precision}, weights after three steps", _apart(weights2, weights), bound))
     return rows
 
 

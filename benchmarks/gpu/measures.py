@@ -11,62 +11,60 @@ from benchmarks.gpu.checks import decisive_model
 from benchmarks.made_up import learning, random_batch
 from benchmarks.measure import count_flop, interleaved, matrix_peak
 from benchmarks.setting import Rows, Setting
+from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from model.precision import PRECISIONS
 from solver.optimizer import build_optimizer
 
+USUAL = ("bf16", "fp16_weights")  # what a GPU is used with
+
 
 def training_steps(setting: Setting) -> Rows:
     """Pairs a second, share of the measured matrix rate of the type that is multiplied in, and peak memory."""
-    rows, batch = [], random_batch(setting.sizes, setting.batch, setting.device)
-    model = ours(replace(setting, precision="fp32"))
-    flop = count_flop(training_step(replace(setting, steps=1), batch, model))
-    del model
-    peaks = {name: matrix_peak(setting.device, _dtype(name)) for name in PRECISIONS}
-    for precision in PRECISIONS:
-        for variant in ("", "--grad_checkpointing"):
-            rows.append(_timed(setting, precision, variant, flop, peaks[precision]))
-    return rows
+    more = ["--grad_checkpointing", "--cuda_graphs"] if setting.device.type == "cuda" else ["--grad_checkpointing"]
+    return _steps(setting, [(p, ()) for p in PRECISIONS] + [(p, (flag,)) for p in USUAL for flag in more])
 
 
 def compiled_steps(setting: Setting) -> Rows:
-    """The same with `--compile`, in the precisions that GPUs are used with; and how long compiling took."""
+    """The same with `--compile`."""
+    variants = [("--compile",)] + [("--compile", "--cuda_graphs")] * (setting.device.type == "cuda")
+    return _steps(setting, [(precision, variant) for precision in USUAL for variant in variants])
+
+
+def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
     batch = random_batch(setting.sizes, setting.batch, setting.device)
     flop = count_flop(training_step(replace(setting, steps=1), batch, ours(replace(setting, precision="fp32"))))
-    return [
-        _timed(setting, precision, "--compile", flop, matrix_peak(setting.device, _dtype(precision)))
-        for precision in ("bf16", "fp16_weights")
-    ]
+    peaks = {dtype: matrix_peak(setting.device, dtype) for dtype in {_dtype(precision) for precision, _ in ways}}
+    rows = []
+    for precision, flags in ways:
+        model = ours(replace(setting, precision=precision))
+        model.backbone.set_grad_checkpointing("--grad_checkpointing" in flags)
+        if "--compile" in flags:
+            model.backbone.compile_blocks()
+        _forget_peak(setting.device)
+        seconds = _seconds(setting, batch, model, graphs="--cuda_graphs" in flags)
+        row = {"training step": " ".join((precision, *flags)), "ms": 1e3 * seconds, "pairs/s": setting.batch / seconds}
+        row["share of matrix rate"] = flop / seconds / peaks[_dtype(precision)]
+        if setting.device.type == "cuda":
+            row["peak memory, GB"] = torch.cuda.max_memory_allocated(setting.device) / 1e9
+        rows.append(row)
+    return rows
+
+
+def _seconds(setting: Setting, batch: Batch, model: DualEncoder, *, graphs: bool) -> float:
+    """Of a step; of two lengths of an epoch, the difference, so that what happens once in an epoch does not count."""
+    lengths = {"short": max(1, setting.steps // 2), "long": 2 * setting.steps}
+    ways = {
+        name: training_step(replace(setting, steps=steps), batch, model, cuda_graphs=graphs)
+        for name, steps in lengths.items()
+    }
+    seconds = interleaved(ways, setting.repeats, setting.device)
+    return (seconds["long"] - seconds["short"]) / (lengths["long"] - lengths["short"])
 
 
 def _dtype(precision: str) -> torch.dtype:
-    return (
-        torch.float16
-        if precision in ("fp16", "fp16_weights")
-        else torch.bfloat16
-        if precision == "bf16"
-        else torch.float32
-    )
-
-
-def _timed(setting: Setting, precision: str, variant: str, flop: int, peak: float) -> dict:
-    device, batch = setting.device, random_batch(setting.sizes, setting.batch, setting.device)
-    model = ours(replace(setting, precision=precision))
-    _change(model, variant)
-    way = training_step(setting, batch, model)
-    _forget_peak(device)
-    seconds = interleaved({"way": way}, setting.repeats, device)["way"] / setting.steps
-    row = {"training step": f"{precision} {variant}".strip(), "ms": 1e3 * seconds, "pairs/s": setting.batch / seconds}
-    row["share of matrix rate"] = flop / seconds / peak
-    if device.type == "cuda":
-        row["peak memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
-    return row
-
-
-def _change(model: DualEncoder, variant: str) -> None:
-    model.backbone.set_grad_checkpointing(variant == "--grad_checkpointing")
-    if variant == "--compile":
-        model.backbone.compile_blocks()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp16_weights": torch.float16}
+    return half.get(precision, torch.float32)
 
 
 def _forget_peak(device: torch.device) -> None:
