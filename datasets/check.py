@@ -37,7 +37,8 @@ def check_dataset(
 
     Args:
         dataset_name, root_dir, split_all: as for `locate`.
-        noisy_rate, noisy_file: whose noise index to check; without both, all that `noiseindex/` has for the data set.
+        noisy_rate, noisy_file: whose noise index to check, at rate 0 none; without both, all that `noiseindex/` has
+            for the data set.
         against: names of other data sets, in which to look for the same images.
 
     Returns:
@@ -193,6 +194,8 @@ def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy
 
 def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:
     name = short_name(dataset_name)
+    if noisy_rate == 0:  # train.py looks at no file either
+        return []
     files = {NOISEINDEX / f"{name}_{rate:g}.npy": rate for rate in (_RATES if noisy_rate is None else (noisy_rate,))}
     files = {file: rate for file, rate in files.items() if file.is_file()}
     if noisy_file:

@@ -207,6 +207,12 @@ def test_a_rate_without_an_index_is_remarked(tmp_path):
     assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index"]["where"]
 
 
+def test_at_rate_0_no_index_is_looked_at(tmp_path):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    found = check(tmp_path, "--noisy_rate", "0", "--noisy_file", str(tmp_path / "none.npy"), status=0)
+    assert not [what for what in found if "noise index" in what]
+
+
 def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     listed[3]["captions"][0] = ""

@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"
     )
     parser.add_argument("--noisy_rate", type=float, help="check the noise index for this rate (default: all there are)")
-    parser.add_argument("--noisy_file", default="", help="check this noise index")
+    parser.add_argument("--noisy_file", default="", help="check this noise index; none at rate 0")
     parser.add_argument(
         "--split_all",
         default="",
