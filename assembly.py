@@ -38,7 +38,15 @@ from solver.correspondence.base import Correspondence, Facts
 from solver.objectives.base import PairwiseObjective, Sizes, TokenObjective
 from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
-from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings, labelled, split_loss_names
+from solver.settings import (
+    CORRESPONDENCES,
+    OBJECTIVES,
+    OptimizerSettings,
+    ScheduleSettings,
+    check_optimizer,
+    labelled,
+    split_loss_names,
+)
 from utils.devices import check_compiler, choose_device, seed_everything
 from utils.distributed import broadcast_from_main, wait_for_all
 from utils.errors import OptionError
@@ -57,6 +65,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     """
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
+    check_optimizer(options.optimizer, options.precision)
     _check_scores(options)
     _check_graphs(options, device)
     seed_everything(options.seed)
@@ -150,7 +159,8 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     loss = build_loss(options, sizes).to(device)
     rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
     if options.precision == "fp16_weights":
-        halve_weights(loss)
+        for objective in loss.of_half_weights():
+            halve_weights(objective)
     settings = options.of(OptimizerSettings)
     parameters = dict(model.named_parameters()) | dict(loss.named_parameters())
     new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings)

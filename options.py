@@ -16,7 +16,7 @@ from typing import Any
 from datasets.settings import DATASETS, own_annotations
 from model.settings import head_names
 from processor.settings import SAVED, RerankSettings
-from solver.settings import IRRA, split_loss_names
+from solver.settings import IRRA, check_optimizer, split_loss_names
 from utils import options
 from utils.errors import OptionError
 from utils.plugins import load_plugins
@@ -163,8 +163,7 @@ def _check_together(resolved: Options) -> None:
         raise OptionError(
             f"--num_instance {resolved.num_instance}: must divide --batch_size {resolved.batch_size} (sampler identity)"
         )
-    if resolved.precision == "fp16_adam" and resolved.optimizer != "Adam":
-        raise OptionError(f"--precision fp16_adam: needs --optimizer Adam, not {resolved.optimizer}")
+    check_optimizer(resolved.optimizer, resolved.precision)
     if resolved.grad_accum > 1 and resolved.tse_bn == "batch":
         raise OptionError(
             f"--grad_accum {resolved.grad_accum}: with --tse_bn batch the whole batch must be encoded at once "

@@ -16,7 +16,10 @@ ARITHMETIC = {
 PRECISIONS = tuple(ARITHMETIC)
 PUBLISHED = "fp16_weights"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_PRODUCTS = (nn.Linear, nn.Conv2d)  # kept in float16 by the published code; embeddings and norms stay float32
+# Kept in float16 by the published code; embeddings and norms stay float32.
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_OF_ATTENTION = {f"{which}_proj_weight" for which in ("in", "q", "k", "v")} | {"in_proj_bias", "bias_k", "bias_v"}
+_PRODUCTS_BY_NAME = _OF_ATTENTION | {"proj", "text_projection"}
 
 
 def settle(precision: str, device: torch.device) -> str:
@@ -34,13 +37,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """By name, the parameters that the published code trains in float16.
 
-    They are those of linear and convolution layers, and those that a module of another class lists as its `matrices`.
+    They are those of linear and convolution layers, and by their names those of attention and of CLIP's projections.
     """
     return {
         f"{prefix}.{name}" if prefix else name: parameter
         for prefix, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, _PRODUCTS) or name in getattr(module, "matrices", ())
+        if isinstance(module, _PRODUCTS) or name in _PRODUCTS_BY_NAME
     }
 
 

@@ -68,7 +68,7 @@ def _encode(model: Encoder, objectives: dict[str, TokenObjective], part: _Part) 
     if not objectives:
         return Encoded(*model(part.images, part.ids), {})
     image, text, (image_tokens, text_tokens) = model.with_tokens(part.images, part.ids, part.masked)
-    tokens = PairTokens(image_tokens, text_tokens, part.labels)
+    tokens = PairTokens(image_tokens.float(), text_tokens.float(), part.labels)
     with model.autocast(part.images.device):
         return Encoded(image, text, {name: objective(tokens) for name, objective in objectives.items()})
 

@@ -39,6 +39,7 @@ CORRESPONDENCES = Registry(
     },
 )
 OPTIMIZERS = ("Adam", "SGD", "AdamW")
+_STEPPED_BY = {"fp16_weights": ("Adam", "SGD"), "fp16_adam": ("Adam",)}  # AdamW's eps of 1e-8 is 0 in float16
 SCHEDULES = ("cosine", "step", "exp", "poly", "linear")
 WARMUPS = ("linear", "constant")
 
@@ -169,6 +170,17 @@ class ScheduleSettings:
     gamma: float = option(0.1, "step's factor", above=0)
     target_lr: float = option(0.0, "final learning rate of cosine and poly", low=0)
     power: float = option(0.9, "base of exp and poly", above=0)
+
+
+def check_optimizer(optimizer: str, precision: str) -> None:
+    """See that the optimizer can step in the arithmetic, one of `model.precision.PRECISIONS` or "published".
+
+    Raises:
+        OptionError: it can't.
+    """
+    allowed = _STEPPED_BY.get(precision, OPTIMIZERS)
+    if optimizer not in allowed:
+        raise OptionError(f"--precision {precision}: needs --optimizer {' or '.join(allowed)}, not {optimizer}")
 
 
 def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, noisy_rate: float) -> str:

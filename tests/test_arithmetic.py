@@ -272,9 +272,21 @@ def test_a_runs_configuration_holds_what_published_was_on_its_device(tmp_path):
     assert len(list(config.parent.glob("test_metrics*.json"))) == 1, "the run's own arithmetic"
 
 
-def test_the_rounding_optimizer_is_adam():
-    with pytest.raises(UserError, match="--precision fp16_adam: needs --optimizer Adam, not SGD"):
-        resolve({"precision": "fp16_adam", "optimizer": "SGD"})
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "needed"),
+    [("fp16_adam", "SGD", "Adam"), ("fp16_adam", "AdamW", "Adam"), ("fp16_weights", "AdamW", "Adam or SGD")],
+)
+def test_an_optimizer_that_an_arithmetic_does_not_step_with_is_refused(precision, optimizer, needed):
+    with pytest.raises(UserError, match=f"--precision {precision}: needs --optimizer {needed}, not {optimizer}"):
+        resolve({"precision": precision, "optimizer": optimizer})
+
+
+def test_on_a_gpu_the_recipe_with_adamw_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(assembly, "choose_device", torch.device)
+    monkeypatch.setattr(assembly, "seed_everything", lambda _: pytest.fail("went on"))
+    options = resolve({"precision": "published", "optimizer": "AdamW", "device": "cuda"})
+    with pytest.raises(UserError, match="--precision fp16_weights: needs --optimizer Adam or SGD, not AdamW"):
+        assembly.train(options, None)
 
 
 def test_only_what_the_published_code_keeps_in_float16_is_rounded():

@@ -88,6 +88,55 @@ def test_examples_are_trained_killed_resumed_tested_indexed_and_queried(folder, 
     assert len(found["results"]) == 10
 
 
+TOKENS = """
+import torch
+from solver.objectives.base import TokenObjective
+from solver.settings import OBJECTIVES
+
+
+@OBJECTIVES.register("alike")
+class Alike(TokenObjective):
+    def __init__(self, settings, sizes):
+        super().__init__(settings, sizes)
+        self.project = torch.nn.Linear(sizes.features, 4)
+
+    def forward(self, tokens):
+        image, text = (self.project(part).mean(dim=1) for part in (tokens.image, tokens.text))
+        return (image - text).square().sum(dim=1, keepdim=True)
+
+    def reduce(self, rows, weight):
+        return (weight * rows[:, 0]).sum()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_figures")
+@pytest.mark.parametrize("precision", ["fp16_weights", "bf16"])
+def test_examples_are_trained_in_the_recipes_precision_on_a_gpu(folder, tmp_path, precision):
+    """Linear layers of an objective stay float32, as what they get; those of a head do not, as what they get."""
+    (folder / "alike.py").write_text(TOKENS)
+    files = ",".join(str(folder / name) for name in ("alike.py", "attended.py", "identity_loss.py"))
+    given = ["--plugin", files, "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
+    given += ["--loss_names", "TAL+person+alike", "--heads", "BGE+TSE+ATT", "--trained", "BGE+TSE+ATT"]
+    given += ["--output_dir", str(tmp_path / "logs"), "--noisy_rate", "0", "--text_length", "24", "--num_epoch", "1"]
+    training_root.main([*given, "--precision", precision])
+    (file,) = tmp_path.glob("logs/*/*/last.pth")
+    weights = torch.load(file, weights_only=True)["model"]
+    types = {name: value.dtype for name, value in weights.items() if "project" in name or "classifier" in name}
+    of_heads = {types.pop(name) for name in list(types) if "ATT" in name}
+    assert of_heads == {torch.float16 if precision == "fp16_weights" else torch.float32}
+    assert len(types) == 5  # CLIP's projection, and weight and bias of either objective's layer
+    assert types.pop("base_model.text_projection") in of_heads
+    assert set(types.values()) == {torch.float32}
+
+
+def test_a_backbone_that_does_not_say_so_does_not_compute_in_float16_weights(folder):
+    given = ["--plugin", str(folder / "small_clip_backbone.py"), "--backbone", "small_clip", *SMALL]
+    given += ["--dataset_name", "RSTPReid", "--root_dir", str(folder), "--precision", "fp16_weights"]
+    with pytest.raises(UserError, match="--precision fp16_weights: this backbone does not compute in it"):
+        training_root.main([*given, "--noisy_rate", "0"])
+
+
 LOSS = """
 import torch
 from solver.objectives.base import PairwiseObjective

@@ -93,6 +93,13 @@ def test_a_step_is_up_to_six_rates_long_where_the_second_moment_vanishes(gradien
     assert moved["fused"] == pytest.approx(gradient / (gradient + 1e-3), rel=0.01)
 
 
+def test_adamws_eps_is_0_in_float16():
+    """Where the second moment vanishes it divides by 0; `solver.settings.check_optimizer` refuses it."""
+    weight = torch.nn.Parameter(torch.zeros(2).half())
+    moved = stepped(torch.optim.AdamW([weight], eps=1e-8), weight, [torch.tensor([1e-3, 0.0])])
+    assert not moved[0].isfinite().any()
+
+
 def test_gradients_beyond_float16_freeze_its_weights_and_not_ours():
     """From 8,094 on (1 − β₂)g² is infinite in float16, for ever: Adam divides by it."""
     half, own = torch.nn.Parameter(torch.zeros(2).half()), torch.nn.Parameter(torch.zeros(2))

@@ -247,6 +247,15 @@ def test_what_is_missing_beside_the_weights_is_named(tmp_path):
         assembly.build(resolve(flags("tiny-ViT", file)))
 
 
+def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_path):
+    """In the published code's CLIP they are float16; open_clip has them outside of linear layers."""
+    _, file = write_weights(tmp_path / "w", "tiny-ViT")
+    model = assembly.build(resolve(flags("tiny-ViT", file) | {"precision": "fp16_adam"}))
+    kept = {name for name, _ in model.named_parameters()} - model.rounded_parameters()
+    assert kept
+    assert all("ln_" in name or "embedding" in name or "mlp.1." in name for name in kept), kept
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("name", ["tiny-EVA02", "tiny-SigLIP2"])

@@ -57,7 +57,8 @@ class Backbone(nn.Module):
         tokenizer: as `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
         files: kept with a run: what a checkpoint can't hold.
         takes_variant: whether `--backbone NAME:VARIANT` is allowed.
-        half_weights: whether it computes in `--precision fp16_weights`.
+        half_weights: whether it computes in `--precision fp16_weights`, which turns `model.precision.half_parameters`
+            into float16; its features are float16 then.
     """
 
     Settings: ClassVar[type | None] = None
@@ -71,7 +72,7 @@ class Backbone(nn.Module):
     tokenizer: Any = None
     files: tuple[Path, ...] = ()
     takes_variant: ClassVar[bool] = False
-    half_weights: ClassVar[bool] = True
+    half_weights: ClassVar[bool] = False
 
     @classmethod
     def build(cls, settings: ModelSettings, own: Any, log: Log) -> Backbone:

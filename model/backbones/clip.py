@@ -24,8 +24,6 @@ from utils.layers import LayerNorm
 class VisionTransformer(nn.Module):
     """The image tower."""
 
-    matrices = ("proj",)
-
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         width = config.image.width
@@ -60,7 +58,7 @@ class Clip(Backbone):
     """Both towers. Token id 0 pads; EOS has the highest id of a caption."""
 
     Settings = ClipSettings
-    matrices = ("text_projection",)
+    half_weights = True
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()

@@ -46,7 +46,6 @@ class OpenClip(Backbone):
     """
 
     takes_variant = True
-    half_weights = False
 
     def __init__(self, name: str, settings: ModelSettings, size: tuple[int, int]) -> None:
         super().__init__()

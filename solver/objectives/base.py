@@ -119,12 +119,14 @@ class _ModuleObjective(nn.Module):
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
         published: its parameters keep their own names in checkpoints, as in published files.
+        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. It gets float32 all the same.
         needs: names of the embeddings that it can't do without.
         scores: names of the arrays that `score` gives.
     """
 
     Settings: ClassVar[type | None] = None
     published: ClassVar[bool] = False
+    half_weights: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[tuple[str, ...]] = ()
 
@@ -157,7 +159,8 @@ class PairTokens:
     """The tokens of b pairs, a process's share of a batch or a part of it.
 
     Attributes:
-        image, text: (b, L, D) features in the space that images and captions share; the text's is masked if asked for.
+        image, text: (b, L, D) float32 features in the space that images and captions share; the text's is masked if
+            asked for.
         labels: (b, L) ids of the words that were masked, elsewhere 0; None unless asked for.
     """
 

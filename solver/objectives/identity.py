@@ -16,7 +16,7 @@ class IdentityLoss(Objective):
 
     Settings = IrraSettings
     settings: IrraSettings
-    published = True
+    published = half_weights = True
     needs = ("BGE",)
 
     def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:

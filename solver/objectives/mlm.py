@@ -20,8 +20,6 @@ _HEAD_WIDTH = 64
 class _Attention(nn.MultiheadAttention):
     """Attention under the names that published files have, drawn as IRRA draws it."""
 
-    matrices = ("in_proj_weight", "in_proj_bias")  # to be halved in the published arithmetic
-
     def __init__(self, width: int, depth: int) -> None:
         super().__init__(width, max(1, width // _HEAD_WIDTH), batch_first=True)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
@@ -65,7 +63,7 @@ class MaskedLanguageModelling(TokenObjective):
 
     Settings = IrraSettings
     settings: IrraSettings
-    published = True
+    published = half_weights = True
     masks_words = True
 
     def __init__(self, settings: IrraSettings, sizes: Sizes) -> None:

@@ -83,6 +83,10 @@ class TrainingLoss(nn.Module):
             for parameter, _ in objective.named_parameters()
         }
 
+    def of_half_weights(self) -> list[Objective | TokenObjective]:
+        """Those of the others that compute in float16 weights."""
+        return [objective for objective in self._others.values() if objective.half_weights]
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """Those whose gradient each process has of its own pairs alone."""
         return [parameter for objective in self.of_tokens.values() for parameter in objective.parameters()]
