@@ -1,6 +1,6 @@
 #!/bin/sh
 # Train, choose the best checkpoint, test. With nothing set it runs the built-in data set; for the paper's runs, which
-# are clean without NOISY_RATE, as the published script's:
+# are clean without NOISY_RATE, as the published script's, unless CONFIG says otherwise:
 #
 #   DATASET_NAME=CUHK-PEDES ROOT_DIR=/path/to/data NOISY_RATE=0.2 sh run_rde.sh
 #   CONFIG=configs/ablation/trl_0.5.yaml ROOT_DIR=/path/to/data sh run_rde.sh
