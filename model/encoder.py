@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,8 +35,9 @@ class DualEncoder(nn.Module):
         if precision == "fp16_weights":
             if not backbone.half_weights:
                 raise OptionError("--precision fp16_weights: this backbone does not compute in it, take fp16 or bf16")
-            halve_weights(self)
-
+            half_heads = [head for both in heads.values() for head in both.values() if head.half_weights]
+            for part in (backbone, *half_heads):
+                halve_weights(part)
         for name in self.heads:
             widths = [self.head(name, modality).width for modality in ("image", "text")]
             if len(set(widths)) > 1:
@@ -90,7 +92,11 @@ class DualEncoder(nn.Module):
 
     def embed(self, modality: str, tokens: Tokens) -> Embeddings:
         """The embeddings of the backbone's tokens, of "image" or "text"."""
-        embeddings = {name: self.head(name, modality)(tokens) for name in self.heads}
+        embeddings = {}
+        for name in self.heads:
+            head = self.head(name, modality)
+            taken = tokens if head.half_weights else replace(tokens, features=tokens.features.float())
+            embeddings[name] = head(taken)
         for name, rows in embeddings.items():
             expected = (tokens.summary.shape[0], self.head(name, modality).width)
             if rows.shape != expected:

@@ -23,10 +23,13 @@ class Head(nn.Module):
     Attributes:
         Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
         width: of the embedding; D, unless a subclass sets another.
+        half_weights: whether it computes in the type of the features, with float16 linear layers in `--precision
+            fp16_weights`; else its weights and what it gets are float32.
         selects: so many tokens `forward` reads besides the summary; shorter captions are padded until they have them.
     """
 
     Settings: ClassVar[type | None] = None
+    half_weights: ClassVar[bool] = False
     selects: int = 0
 
     def __init__(self, width: int, tokens: int, settings: Any = None) -> None:  # noqa: ARG002

@@ -13,6 +13,8 @@ from model.settings import HEADS
 class GlobalEmbedding(Head):
     """The feature of [CLS] or EOS; no parameters."""
 
+    half_weights = True
+
     def reads(self, tokens: Tokens) -> Tensor:
         """The summary, (B, 1)."""
         return tokens.summary

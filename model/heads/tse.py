@@ -30,6 +30,7 @@ class TokenSelectionEmbedding(Head):
     """
 
     Settings = TseSettings
+    half_weights = True
 
     def __init__(self, width: int, tokens: int, settings: TseSettings) -> None:
         super().__init__(width, tokens)
