@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from datasets.tables import TABLES, read_table
+from utils.encoding import not_utf8
 from utils.errors import DataError
 
 
@@ -24,8 +25,8 @@ def read_entries(file: Path) -> list:
         entries = json.loads(text)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 but {_encoding(error.object)}: convert it to UTF-8") from None
+    except UnicodeDecodeError:
+        raise DataError(not_utf8(file)) from None
     except (ValueError, RecursionError) as error:
         kind = "JSON Lines file" if file.suffix == ".jsonl" else "JSON file (JSON Lines end in .jsonl)"
         raise DataError(f"{file} is not a {kind}: {error}") from None
@@ -39,14 +40,3 @@ def _line_of_json(line: str, number: int) -> object:
         return json.loads(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
-
-
-def _encoding(content: bytes) -> str:
-    """The likely encoding of a text that is not UTF-8."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "seems to be UTF-16"
-    try:
-        content.decode("gbk")
-    except UnicodeDecodeError:
-        return "binary or in another encoding"
-    return "seems to be GBK (iconv -f GBK -t UTF-8)"

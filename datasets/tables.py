@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.distributed import main_process_first
+from utils.encoding import not_utf8
 from utils.errors import DataError, brief
 from utils.files import in_one_step
 
@@ -64,8 +65,10 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             return columns, [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except (UnicodeError, csv.Error) as error:
-        raise DataError(f"{file} is no CSV file in UTF-8 (Excel: save as 'CSV UTF-8'): {error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{not_utf8(file)} (Excel: save as 'CSV UTF-8')") from None
+    except csv.Error as error:
+        raise DataError(f"{file} is no CSV file: {error}") from None
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -68,10 +68,10 @@ def test_a_list_that_does_not_fit_is_refused(split, tmp_path, lines, message):
 
 def test_a_list_that_is_no_text_is_refused(split, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is no CSV file in UTF-8"):
+    with pytest.raises(UserError, match=r"a.csv is not UTF-8 but seems to be UTF-16"):
         read_excluded(tmp_path / "a.csv", split, PERMUTATION)
     (tmp_path / "a.csv").write_text("pair,exclude,caption\n1,x,caf\xe9\n", encoding="cp1252")
-    with pytest.raises(UserError, match=r"is no CSV file in UTF-8 \(Excel: save as 'CSV UTF-8'\)"):
+    with pytest.raises(UserError, match=r"a.csv is not UTF-8 but .*another encoding.* \(Excel: save as 'CSV UTF-8'\)"):
         read_excluded(tmp_path / "a.csv", split, PERMUTATION)
     with pytest.raises(UserError, match="can't be read: No such file"):
         read_excluded(tmp_path / "b.csv", split, PERMUTATION)

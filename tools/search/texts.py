@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.search.encode import Encoder
+from utils.encoding import not_utf8
 from utils.errors import DataError, OptionError, printable
 
 
@@ -23,8 +24,8 @@ def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise DataError(f"{file} can't be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is no text in UTF-8: {error}") from None
+        except UnicodeDecodeError:
+            raise DataError(not_utf8(file)) from None
         texts += [line.strip() for line in lines if line.strip()]
         if not texts:
             raise DataError(f"{file} holds no sentence")
