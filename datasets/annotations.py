@@ -6,6 +6,7 @@ in file order.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -117,7 +118,7 @@ def build_splits(
     return splits
 
 
-_KINDS = {int: "whole number", str: "text", list: "list"}
+_KINDS = {int: "whole number or a text", str: "text", list: "list"}
 # Our key, its type and the other names it has in annotations of other projects.
 _KEYS: dict[str, tuple[type, tuple[str, ...]]] = {
     "id": (int, ("image_id",)),
@@ -159,7 +160,7 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     for caption in captions:
         if not isinstance(caption, str):
             raise DataError(f"{where}: a caption must be a text, found {caption!r:.60}")
-    return Entry(number, place.imgs / path, captions, found["split"], tuple(remarks))
+    return Entry(number, place.image(path), captions, found["split"], tuple(remarks))
 
 
 def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], list[str]]:
@@ -170,11 +171,10 @@ def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any],
         found[key] = entry.get(name)
         if name not in (key, "img_path"):  # RSTPReid's own
             remarks.append(f"'{name}' in place of '{key}'")
-    if isinstance(found["id"], str) and re.fullmatch(r"-?[0-9]{1,19}", found["id"]):
-        found["id"] = int(found["id"])
-        remarks.append("ids written as text")
+    found["id"], of_id = _as_number(found["id"])
+    remarks += of_id
     path = found["file_path"]
-    if isinstance(path, str) and "\\" in path and not os.path.isfile(place.imgs / path):  # noqa: PTH113
+    if isinstance(path, str) and "\\" in path and not os.path.isfile(place.image(path)):  # noqa: PTH113
         found["file_path"] = path.replace("\\", "/")
         remarks.append("backslashes in image paths")
     if isinstance(found["captions"], str):
@@ -187,6 +187,18 @@ def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any],
         remarks.append(f"split '{found['split']}' in place of '{_SPLITS[found['split']]}'")
         found["split"] = _SPLITS[found["split"]]
     return found, remarks
+
+
+def _as_number(number: Any) -> tuple[Any, list[str]]:
+    """An id as a whole number where it is another kind of number or a text, and a remark then."""
+    if isinstance(number, float) and number.is_integer():
+        return int(number), ["ids with a decimal point"]
+    if not isinstance(number, str) or not (text := number.strip()):
+        return number, []
+    if whole := re.fullmatch(r"(-?[0-9]{1,19})(\.0*)?", text):
+        return int(whole[1]), ["ids written as text"]
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) >> 11, ["ids that are no numbers, for which numbers are made of their texts"]
 
 
 def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:

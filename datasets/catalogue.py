@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from datasets.formats import read_entries
 from datasets.settings import DATASETS, own_annotations
 from utils.errors import DataError, OptionError
+
+_IMAGE_FOLDERS = ("imgs", "images")
 
 
 class DataSet:
@@ -36,8 +39,8 @@ class DataSet:
     def entries(self, file: Path) -> list[Any]:
         """The annotation file's entries, one for each image, unchecked.
 
-        Each is a mapping with "id" (a whole number), "file_path" (from the folder `imgs`, or where that is missing from
-        the annotation file's), "captions" (texts) and "split" (train, val or test).
+        Each is a mapping with "id" (a whole number or a text), "file_path" (as `Place.image` reads it), "captions"
+        (texts) and "split" (train, val or test).
 
         Raises:
             DataError: the file can't be read.
@@ -58,6 +61,18 @@ class Place:
     imgs: Path
     split_all: str = ""
 
+    @property
+    def folder(self) -> Path:
+        """Of the annotations."""
+        return self.file if self.file.is_dir() else self.file.parent
+
+    def image(self, path: str) -> Path:
+        """The image that the annotations call `path`: in `imgs`, else in their own folder."""
+        inside = self.imgs / path
+        if os.path.isfile(inside) or not os.path.isfile(beside := self.folder / path):  # noqa: PTH113
+            return inside
+        return beside
+
 
 def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
     """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
@@ -73,17 +88,21 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
         dataset = DATASETS[dataset_name]()
         dataset.prepare(root_dir)
         file = _find_annotations(root_dir / dataset_name, dataset)
-        return Place(dataset, file, file.parent / "imgs", split_all)
+        return Place(dataset, file, _find_images(file.parent) or file.parent / "imgs", split_all)
     file = own_annotations(dataset_name)
     if file is None:
         raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
     folder = file if file.is_dir() else file.parent
-    return Place(OwnDataSet(), file, folder / "imgs" if (folder / "imgs").is_dir() else folder, split_all)
+    return Place(OwnDataSet(), file, _find_images(folder) or folder, split_all)
 
 
 def sizes_of(dataset_name: str) -> dict[str, tuple[int, int, int]]:
     """`DataSet.sizes`; none of an annotation file of anybody's own."""
     return DATASETS[dataset_name].sizes if dataset_name in DATASETS else {}
+
+
+def _find_images(folder: Path) -> Path | None:
+    return next((images for name in _IMAGE_FOLDERS if (images := folder / name).is_dir()), None)
 
 
 def _find_annotations(folder: Path, dataset: DataSet) -> Path:

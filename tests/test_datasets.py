@@ -95,7 +95,8 @@ def spoil(change):
         (lambda e: e[3].update(captions=[]), "entry 3: cam_train/0002_1.jpg has no captions"),
         (lambda e: e[3].update(captions=["ok", 7]), "entry 3: a caption must be a text, found 7"),
         (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a text, found None"),
-        (lambda e: e[0].update(id="p1"), "entry 0: 'id' must be a whole number, found 'p1'"),
+        (lambda e: e[0].update(id=1.5), "entry 0: 'id' must be a whole number or a text, found 1.5"),
+        (lambda e: e[0].update(id=" "), "entry 0: 'id' must be a whole number or a text, found ' '"),
         (lambda e: [entry.update(id=99) for entry in e[2:4]], "from 1 without gaps, but 2 is missing"),
         (
             lambda e: [entry.update(split="x") for entry in e[:12]],
@@ -145,6 +146,53 @@ def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
         "split 'valid' in place of 'val'": 1,
         "split 'validation' in place of 'val'": 1,
     }
+
+
+def test_ids_of_any_kind_tell_persons_apart(tmp_path):
+    Image.new("RGB", (10, 20)).save(tmp_path / "a.jpg")
+    ids = ["c1_17", 17, "c1_18", 17.0, " c1_17", "17.0", "人\ud800", "-3"]
+    listed = [{"id": n, "file_path": "a.jpg", "captions": ["one"], "split": "train"} for n in ids]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    split = read_splits(str(file), tmp_path, ["train"])["train"]
+    pids = split.image_pids.tolist()
+    assert len(set(pids)) == 5
+    assert pids[0] == pids[4]
+    assert pids[1] == pids[3] == pids[5]
+    assert {-3, 17} <= set(split.person_ids.tolist())
+    assert max(split.person_ids) < 2**53, "whole in any JSON reader"
+    remarks = {finding.what: len(finding.where) for finding in odd_entries(read_annotations(str(file), tmp_path)[1])}
+    assert remarks["ids that are no numbers, for which numbers are made of their texts"] == 4
+    assert remarks["ids with a decimal point"] == 1
+    file.write_text(json.dumps([listed[0], listed[2], listed[0]]), encoding="utf-8")
+    again = read_splits(str(file), tmp_path, ["train"])["train"]
+    assert set(again.person_ids) <= set(split.person_ids), "the same number in any file"
+
+
+@pytest.mark.parametrize("folder", ["imgs", "images", ""])
+@pytest.mark.parametrize("written_from", ["the folder", "the annotations"])
+@pytest.mark.parametrize("published", [False, True])
+def test_images_are_found_in_either_folder_whatever_their_paths_start_from(tmp_path, folder, written_from, published):
+    datasets_on_disk.write(tmp_path, "RSTPReid")
+    data = tmp_path / "RSTPReid"
+    prefix = f"{folder}/" if folder and written_from == "the annotations" else ""
+    listed = [e | {"img_path": prefix + e["img_path"]} for e in datasets_on_disk.entries("RSTPReid")]
+    (data / "data_captions.json").write_text(json.dumps(listed), encoding="utf-8")
+    if folder:
+        (data / "imgs").rename(data / folder)
+    else:
+        for images in list((data / "imgs").iterdir()):
+            images.rename(data / images.name)
+        (data / "imgs").rmdir()
+    name = "RSTPReid" if published else str(data / "data_captions.json")
+    splits = read_splits(name, tmp_path, ["train", "val", "test"])
+    expected = [data / folder / e["img_path"].removeprefix(prefix) for e in listed if e["split"] == "test"]
+    assert splits["test"].images == expected
+    assert not [finding for finding in check_dataset(name, tmp_path, noisy_rate=0.0)[1] if finding.grave]
+    (data / folder / "cam_test/0012_0.jpg").unlink()
+    missing = data / (folder or ("imgs" if published else "")) / prefix / "cam_test/0012_0.jpg"
+    with pytest.raises(DataError, match=rf"1 of 12 images are missing, the first is {missing}"):
+        read_splits(name, tmp_path, ["test"])
 
 
 @pytest.mark.parametrize("with_test", [False, True])

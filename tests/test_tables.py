@@ -19,6 +19,7 @@ from datasets.settings import DataSettings
 from options import resolve
 from tests import datasets_on_disk
 from tests.test_training import SMALL
+from tools.search.examples import captions_of
 from utils.errors import DataError, OptionError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -166,11 +167,35 @@ def test_what_is_no_table_is_one_line(tmp_path, write, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("rows", [1, 5000])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_table_in_gbk_is_called_so(tmp_path, ending, rows):
+    """Also where the first such caption is beyond what is read at once, and what is read at once splits a letter."""
+    file = tmp_path / f"mine.{ending}"
+    text = "id,file_path,captions,split\n" + "1,a.jpg,a man,train\n" * (rows - 1) + "1,a.jpg,一个穿红衣服的人,train\n"
+    file.write_text(text.replace(",", {"csv": ",", "tsv": "\t"}[ending]) * 3, encoding="gbk")
+    with pytest.raises(DataError, match=r"mine.[ct]sv is not UTF-8 but seems to be GBK .*Excel: save as 'CSV UTF-8'"):
+        read_splits(str(file), tmp_path, ["train"])
+
+
 def test_pyarrow_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "mine.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"mine.parquet needs pyarrow: pip install -r requirements-tables.txt"):
         read_splits(str(tmp_path / "mine.parquet"), tmp_path, ["train"])
+
+
+def test_sentences_are_offered_whatever_folder_the_images_are_in(folder, listed):
+    """Absolute paths, as of embedded images, lie in no `imgs`."""
+    images, captions = folder / "imgs", {caption for entry in listed for caption in entry["captions"]}
+    for entry in listed:
+        entry_of = {**entry, "file_path": str(images / entry["file_path"])}
+        (folder / "other").mkdir(exist_ok=True)
+        with (folder / "other/mine.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry_of) + "\n")
+    (folder / "other/imgs").mkdir()
+    assert captions >= set(captions_of(images, folder / "other/mine.jsonl")) != set()
+    assert captions_of(folder / "other/imgs", folder / "other/mine.jsonl") == []
 
 
 def test_a_folder_is_named_with_a_slash(tmp_path, monkeypatch):

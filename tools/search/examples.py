@@ -35,11 +35,11 @@ def captions_of(gallery: Path, annotations: Path) -> list[str]:
     beside = [folder / name for folder in (gallery, *gallery.parents[:2]) for name in names]
     for file in filter(Path.is_file, [annotations, *beside]):
         try:
-            place, entries = read_annotations(str(file), Path())
+            _, entries = read_annotations(str(file), Path())
         except UserError:
             continue
-        imgs = place.imgs.resolve()
-        inside = [e for e in entries if (imgs / e.path.relative_to(place.imgs)).is_relative_to(gallery)]
+        folders = {folder: folder.resolve() for folder in {entry.path.parent for entry in entries}}
+        inside = [entry for entry in entries if folders[entry.path.parent].is_relative_to(gallery)]
         if found := _few([e for e in inside if e.split == "test"]) or _few(inside):
             return found
     return []
