@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import torch
 from datasets.run_data import RunData
 from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
+from model.settings import HEADS, ClipSettings, TseSettings, head_names
+from model.weights import backbone_class
 from processor.records import chosen_by
 from solver.schedule import learning_rate
 from solver.settings import ScheduleSettings, split_loss_names
@@ -65,11 +68,17 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
 def _without_effect(options: Options) -> list[str]:
     """The flags given that nothing in this run reads."""
     chosen = {*split_loss_names(options.loss_names), options.division}
+    parts = (backbone_class(options.backbone), *(HEADS[name] for name in head_names(options.heads)))
+    read = {part.Settings for part in parts}
+    unread = {own.name for kind in (ClipSettings, TseSettings) if kind not in read for own in fields(kind)}
     return [
         name
         for name, value in options.items()
         if FLAGS[name].idle
-        or (value != FLAGS[name].default and FLAGS[name].only and chosen.isdisjoint(FLAGS[name].only))
+        or (
+            value != FLAGS[name].default
+            and (name in unread or (FLAGS[name].only and chosen.isdisjoint(FLAGS[name].only)))
+        )
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import huggingface
 from model.towers import Towers, find_beside, from_record
-from model.unwrap import clip_alone, find_clip, grouped
+from model.unwrap import FINE_TUNED, clip_alone, find_clip, grouped
 from utils.checkpoints import load_tensors, refuse_unfolding, safetensors_facts
 from utils.download import fetch
 from utils.errors import WeightsError, brief
@@ -79,8 +79,11 @@ def read_clip(pretrain_choice: str) -> Pretrained:
         remarks.append(f"not part of CLIP: {grouped(others)}")
     if huggingface.ANCHOR in state:
         state = huggingface.to_openai(state)
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    return Pretrained(_expand_rows(state), towers, known, prefix.endswith("base_model."), remarks)
+    state = {
+        name.removeprefix("text."): tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    return Pretrained(_expand_rows(state), towers, known, prefix.endswith(FINE_TUNED), remarks)
 
 
 def read_content(path: Path) -> tuple[dict[str, Any], bool]:

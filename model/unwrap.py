@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from utils.errors import WeightsError, printable
 _ANCHORS = ("visual.conv1.weight", huggingface.ANCHOR)  # identify a CLIP among other tensors
 # Keys under which checkpoints keep their model, and prefixes that wrappers add to its names.
 _USUAL_PLACES = ("", "model", "state_dict")
-_USUAL_PREFIXES = ("", "module.", "base_model.", "module.base_model.")
+FINE_TUNED = "base_model."  # the prefix in models of person re-ID, whose positions fit their images
+_USUAL_PREFIXES = ("", "module.", FINE_TUNED, f"module.{FINE_TUNED}")
 # How names start in OpenAI's layout; some open_clip models have "text." before those of the text tower.
 _PARTS = (
     "visual.",
@@ -31,8 +32,14 @@ _PARTS = (
 _BUFFERS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 
 
-def find_clip(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
+def find_clip(
+    content: Mapping[str, Any], path: Path, anchors: Collection[str] = _ANCHORS
+) -> tuple[dict[str, Tensor], str]:
     """The state dict that contains a CLIP, and the prefix of its names there.
+
+    Args:
+        path: named in messages.
+        anchors: names of tensors, one of which every such CLIP has.
 
     Raises:
         WeightsError: there is no CLIP, or more than one.
@@ -41,12 +48,12 @@ def find_clip(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor]
     states = {
         key: {k: v for k, v in place.items() if isinstance(k, str) and is_plain(v)} for key, place in places.items()
     }
-    found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state)]
+    found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state, anchors)]
     usual = [(key, prefix) for key, prefix in found if key in _USUAL_PLACES and prefix in _USUAL_PREFIXES]
     if len(usual) == 1:
         found = usual
     if not found:
-        raise WeightsError(f"{path} contains no CLIP vision transformer: no tensor is named {' or '.join(_ANCHORS)}")
+        raise WeightsError(f"{path} contains no CLIP vision transformer: no tensor is named {' or '.join(anchors)}")
     if len(found) > 1:
         names = ", ".join("".join((key, key and ": ", prefix, "*")) for key, prefix in found)
         raise WeightsError(f"{path} contains several CLIPs ({printable(names)[:200]}): save only one of them")
@@ -54,10 +61,10 @@ def find_clip(content: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor]
     return states[key], prefix
 
 
-def _prefixes(names: Iterable[str]) -> Iterator[str]:
+def _prefixes(names: Iterable[str], anchors: Collection[str]) -> Iterator[str]:
     """The prefix of every anchor among the names."""
     for name in names:
-        for anchor in _ANCHORS:
+        for anchor in anchors:
             prefix = name.removesuffix(anchor)
             if prefix != name and (not prefix or prefix.endswith(".")):
                 yield prefix
@@ -72,7 +79,7 @@ def clip_alone(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tens
         if name.endswith(_BUFFERS):
             continue
         if full_name.startswith(prefix) and name.startswith(parts):
-            clip[name.removeprefix("text.")] = value
+            clip[name] = value
         else:
             others.append(full_name)
     return clip, others

@@ -18,11 +18,13 @@ from timm.models.vision_transformer import VisionTransformer
 import assembly
 import test as evaluation_root
 import train as training_root
-from datasets.augmentation import augment_text
+from datasets.augmentation import augment_text, normalise
 from datasets.tokenizer import Tokenizer
+from model.weights import build_model
 from options import resolve
 from tests import datasets_on_disk
 from tests.test_training import SMALL
+from tools.onnx_towers import write_towers
 from utils.errors import OptionError, UserError, WeightsError
 from utils.run_folder import RunFolder
 
@@ -157,6 +159,97 @@ def test_embeddings_equal_open_clips_own(tmp_path, name, size):
     assert any("mean and deviation" in remark for remark in remarks)
 
 
+def embeddings(model: torch.nn.Module, name: str) -> tuple:
+    """All of two images and four captions."""
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    ids = (model.backbone.tokenizer or Tokenizer())(CAPTIONS, LENGTH[name])
+    with torch.no_grad():
+        return model.eval().encode_image(images), model.encode_text(torch.from_numpy(ids).long())
+
+
+WRAPPERS = {
+    "a run": lambda model, name: {
+        "model": model.published_state(),
+        "towers": model.towers(),
+        "options": {"backbone": f"open_clip:{name}"},
+    },
+    "of several GPUs": lambda model, _: {
+        "model": {f"module.{key}": value for key, value in model.published_state().items()},
+        "epoch": 3,
+    },
+    "flat": lambda model, _: {
+        **{key: value for key, value in model.published_state().items() if key.startswith("base_model.")},
+        "classifier.weight": torch.zeros(3, 2),
+    },
+    "open_clip's training": lambda model, _: {
+        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "epoch": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_a_run_and_within_other_models_are_found(tmp_path, name, wrapper):
+    _, file = write_weights(tmp_path / "w", name)
+    model = assembly.build(resolve(flags(name, file)))
+    wrapped = file.with_name("wrapped.pth")
+    trained = wrapper == "open_clip's training"
+    native = open_clip.create_model(name, pretrained=str(file)) if trained else model
+    if wrapper == "a run":
+        model.backbone.mean = (0.5, 0.4, 0.3)
+    if not trained:
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    torch.save(WRAPPERS[wrapper](native, name), wrapped)
+    remarks: list[str] = []
+    found = assembly.build(resolve(flags(name, wrapped)), remarks.append)
+    compared = ["BGE"] if wrapper in ("flat", "open_clip's training") else ["BGE", "TSE"]
+    for one, other in zip(embeddings(found, name), embeddings(model, name), strict=True):
+        for head in compared:
+            assert torch.equal(one[head], other[head])
+    assert (found.backbone.mean == (0.5, 0.4, 0.3)) == (wrapper == "a run")
+    assert any("not part of CLIP: " in remark for remark in remarks)
+
+
+def test_a_run_of_another_backbone_is_no_start(tmp_path):
+    """ViT-B-16 and ViT-B-16-quickgelu have the same tensors."""
+    _, file = write_weights(tmp_path / "w", "tiny-ViT")
+    model = assembly.build(resolve(flags("tiny-ViT", file)))
+    content = WRAPPERS["a run"](model, "tiny-ViT-quickgelu")
+    torch.save(content, file.with_name("best.pth"))
+    message = "best.pth was trained with --backbone open_clip:tiny-ViT-quickgelu: pass that one"
+    with pytest.raises(WeightsError, match=message):
+        assembly.build(resolve(flags("tiny-ViT", file.with_name("best.pth"))))
+    told = {"backbone": json.dumps("open_clip:tiny-ViT-quickgelu"), "towers": json.dumps(model.towers())}
+    save_file(model.published_state(), file.with_name("best.safetensors"), told)
+    with pytest.raises(WeightsError, match=message.replace("pth", "safetensors")):
+        assembly.build(resolve(flags("tiny-ViT", file.with_name("best.safetensors"))))
+
+
+@pytest.mark.numeric
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_towers_in_onnx_give_the_models_embeddings(tmp_path, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, file = write_weights(tmp_path / "w", name)
+    options = resolve(flags(name, file))
+    model = build_model(options.of).eval()  # as tools.export has it
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, *SIZE), dtype=np.uint8)
+    ids = assembly.inputs(options, model).tokenizer(CAPTIONS, LENGTH[name])[:, :17]
+    with torch.no_grad():
+        expected = (
+            model.encode_image(normalise(torch.from_numpy(pixels))),
+            model.encode_text(torch.from_numpy(ids).long()),
+        )
+    files = write_towers(model, options, "these", tmp_path)
+    for path, given, own in zip(files, (pixels, ids.astype(np.int64)), expected, strict=True):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.run(list(own), {session.get_inputs()[0].name: given})
+        torch.testing.assert_close(dict(zip(own, map(torch.from_numpy, found))), own, rtol=0, atol=1e-4)
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_the_attention_is_the_last_blocks(tmp_path, name):
@@ -256,6 +349,32 @@ def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_pa
     assert all("ln_" in name or "embedding" in name or "mlp.1." in name for name in kept), kept
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_cfg": {"vision_cfg": {"head_width": 24}}}, r"head_width 24 .*vision_cfg.*:tiny-ViT has 16"),
+        ({"model_cfg": {"text_cfg": {"heads": 2}}}, r"heads 2 .*text_cfg.*:tiny-ViT has 3"),
+        ({"model_cfg": {"text_cfg": {"no_causal_mask": True}}}, r"no_causal_mask True .*:tiny-ViT has False"),
+        ({"model_cfg": {"vision_cfg": {"act_kwargs": {"approximate": "tanh"}}}}, r"act_kwargs .*:tiny-ViT has None"),
+        ({"preprocess_cfg": {"mean": [0.5], "std": [0.5] * 3}}, r"mean of the images' channels must be three numbers"),
+        ({"preprocess_cfg": {"mean": [0.5] * 3, "std": [0, 1, 1]}}, r"std of the images' channels must be three"),
+        ({"preprocess_cfg": {"mean": "0.5", "std": [1, 1, 1]}}, r"mean of the images' channels must be three"),
+        ({"model_cfg": CONFIGS["tiny-ViT"], "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}, ""),
+        ({"model_cfg": {"vision_cfg": {}, "text_cfg": None}, "preprocess_cfg": []}, ""),
+    ],
+)
+def test_what_the_weights_configuration_says_is_what_the_name_says(tmp_path, config, message):
+    """No tensor shows it: the weights would load and give other embeddings."""
+    _, file = write_weights(tmp_path / "w", "tiny-ViT")
+    file.with_name("open_clip_config.json").write_text(json.dumps(config))
+    if not message:
+        assembly.build(resolve(flags("tiny-ViT", file)))
+        return
+    with pytest.raises(WeightsError, match=message) as caught:
+        assembly.build(resolve(flags("tiny-ViT", file)))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("name", ["tiny-EVA02", "tiny-SigLIP2"])
@@ -265,8 +384,9 @@ def test_a_run_is_trained_resumed_and_tested(tmp_path, name):
     given = ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "logs")]
     given += [*SMALL, "--backbone", f"open_clip:{name}", "--pretrain_choice", str(file), "--txt_aug"]
     given += ["--text_length", str(LENGTH[name]), "--noisy_rate", "0", "--num_epoch", "1", "--grad_accum", "2"]
-    training_root.main([*given, "--grad_checkpointing"])
+    training_root.main([*given, "--grad_checkpointing", "--activation", "gelu", "--stride_size", "8"])
     (run,) = (tmp_path / "logs/RSTPReid").iterdir()
+    assert "without effect here: --activation, --stride_size\n" in (run / "train_log.txt").read_text()
     before = RunFolder(run).test_metrics()
     file.rename(tmp_path / "elsewhere.safetensors")
     file.with_name("tokenizer.json").unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
-    metadata = {"format": "pt", "towers": json.dumps(model.towers())}
+    metadata = {"format": "pt", "towers": json.dumps(model.towers()), "backbone": json.dumps(options.backbone)}
     metadata |= {} if epoch is None else {"epoch": str(epoch)}
     with in_one_step(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, metadata))

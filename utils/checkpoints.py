@@ -101,14 +101,14 @@ def refuse_unfolding(file: Path) -> None:
 
 
 def safetensors_facts(file: Path) -> dict[str, Any]:
-    """What an exported file's metadata says of its model: its `towers` and `epoch`, if it says so.
+    """What an exported file's metadata says of its model: its `towers`, `backbone` and `epoch`, if it says so.
 
     Raises:
         Exception: whatever safetensors and json raise for a broken file.
     """
     with safe_open(file, "pt") as archive:
         metadata = archive.metadata() or {}
-    return {name: json.loads(metadata[name]) for name in ("towers", "epoch") if name in metadata}
+    return {name: json.loads(metadata[name]) for name in ("towers", "backbone", "epoch") if name in metadata}
 
 
 def load_tensors(file: Path) -> Any:

@@ -20,12 +20,14 @@ from torch.nn import functional as F
 
 from model.backbones.base import CLIP_MEAN, CLIP_STD, Backbone, Log, Needed, Tokens
 from model.backbones.open_clip_files import (
+    Weights,
     check_beside,
     configuration,
     create,
     native_size,
-    normalisation,
-    read_state,
+    published_normalisation,
+    read_weights,
+    recorded_normalisation,
 )
 from model.backbones.open_clip_tokenizer import FILE, FileTokenizer
 from model.names import load_named
@@ -88,11 +90,13 @@ class OpenClip(Backbone):
         name, file = _variant(settings), Path(settings.pretrain_choice)
         if not file.is_file():
             raise WeightsError(f"--pretrain_choice {file}: --backbone open_clip takes a file of open_clip's weights")
-        state = read_state(file)
+        weights = read_weights(name, file)
+        for remark in weights.remarks:
+            log(remark)
         model = cls(name, settings, native_size(name, settings))
         check_beside(name, file)
-        model._load(state, settings, str(file), log)
-        model.mean, model.std = normalisation(name, file, log)
+        model._load(weights, settings, str(file), log)
+        model.mean, model.std = weights.normalisation or published_normalisation(name, file, log)
         model._find_tokenizer(name, [file])
         return model
 
@@ -103,21 +107,23 @@ class OpenClip(Backbone):
         name = _variant(settings)
         model = cls(name, settings, native_size(name, settings))
         model._resize(settings.img_size)
-        recorded = content.get("towers", {}).get("preprocessing", {"mean": CLIP_MEAN, "std": CLIP_STD})
-        model.mean, model.std = tuple(recorded["mean"]), tuple(recorded["std"])
+        model.mean, model.std = recorded_normalisation(content, Path(source)) or (CLIP_MEAN, CLIP_STD)
         model._find_tokenizer(name, [Path(source), Path(settings.pretrain_choice)])
         return model
 
-    def _load(self, state: dict[str, Tensor], settings: ModelSettings, source: str, log: Log) -> None:
+    def _load(self, weights: Weights, settings: ModelSettings, source: str, log: Log) -> None:
+        state, wrapped = weights.state, weights.wrapped
         if "positional_embedding" in state and self.text is not self.model:
             state = open_clip.model.convert_to_custom_text_state_dict(state)
         positions = "visual.positional_embedding"
         if self.trunk is None and positions in state:
-            state[positions] = fit_positions(state[positions], self.visual.grid_size, source, wrapped=False)
+            state[positions] = fit_positions(state[positions], self.visual.grid_size, source, wrapped=wrapped)
         of_text = "positional_embedding" if self.text is self.model else "text.positional_embedding"
         if of_text in state and (length := len(state[of_text])) != self.length:
             state[of_text] = resize_text_positions(state[of_text], self.length)
             log(f"text positions {'interpolated' if self.length > length else 'cut'} from {length} to {self.length}")
+        if wrapped:
+            self._resize(settings.img_size)
         load_named(self, state, {name: self.published_name(name) for name in self.state_dict()}, source)
         self._resize(settings.img_size)
         self.pretrained = frozenset(self.state_dict())

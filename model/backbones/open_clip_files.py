@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
 from model.backbones.base import CLIP_MEAN, CLIP_STD, Log
 from model.pretrained import read_content
 from model.settings import ModelSettings
+from model.unwrap import FINE_TUNED, clip_alone, find_clip, grouped
 from utils.errors import OptionError, WeightsError
 
 _BESIDE = "open_clip_config.json"
 _UNUSED = ("logit_scale", "logit_bias")  # of the contrastive loss
+_ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # open_clip's own image towers, and timm's
+# What changes a model's computation but not its tensors, beside the activation.
+_FIXED = {
+    "vision_cfg": (CLIPVisionCfg(), ("head_width", "pool_type", "act_kwargs", "norm_kwargs")),
+    "text_cfg": (CLIPTextCfg(), ("heads", "no_causal_mask", "pool_type", "act_kwargs", "norm_kwargs")),
+}
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of the three channels
+
+
+class Weights(NamedTuple):
+    """What a file of an open_clip model's weights holds.
+
+    Attributes:
+        state: under open_clip's names, in float32.
+        wrapped: whether it was part of a person re-ID model, so its positions fit the images of that.
+        normalisation: of a run's model; None of another.
+        remarks: lines for the log.
+    """
+
+    state: dict[str, Tensor]
+    wrapped: bool
+    normalisation: Normalisation | None
+    remarks: list[str]
 
 
 def configuration(name: str) -> dict[str, Any]:
@@ -59,13 +87,44 @@ def create(name: str, settings: ModelSettings, size: tuple[int, int]) -> nn.Modu
     return model
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file of open_clip's, of its training or of its releases, in float32."""
+def read_weights(name: str, file: Path) -> Weights:
+    """The weights of the model `name` in a file of open_clip's, or as part of another model or of a run of train.py.
+
+    Raises:
+        WeightsError: the file can't be read, or holds no such model, several, or a run's with another backbone.
+    """
     content, _ = read_content(file)
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    state = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    options = content.get("options")
+    backbone = options.get("backbone") if isinstance(options, dict) else content.get("backbone")
+    if backbone not in (None, f"open_clip:{name}"):
+        raise WeightsError(f"{file} was trained with --backbone {backbone}: pass that one")
+    state, prefix = find_clip(content, file, _ANCHORS)
+    state, others = clip_alone(state, prefix)
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    return {name: value for name, value in state.items() if name not in _UNUSED}
+    remarks = [f"not part of CLIP: {grouped(others)}"] if others else []
+    return Weights(state, prefix.endswith(FINE_TUNED), recorded_normalisation(content, file), remarks)
+
+
+def recorded_normalisation(content: Mapping[str, Any], file: Path) -> Normalisation | None:
+    """Mean and deviation that a checkpoint of a run says its model has; None where it doesn't."""
+    towers = content.get("towers")
+    return _normalisation(towers.get("preprocessing") if isinstance(towers, dict) else None, file)
+
+
+def _normalisation(found: object, file: Path) -> Normalisation | None:
+    """What stands in a file under "mean" and "std"; None where they don't.
+
+    Raises:
+        WeightsError: they are not three numbers each.
+    """
+    if not isinstance(found, dict) or not {"mean", "std"} <= found.keys():
+        return None
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        of = found[key]
+        good = isinstance(of, list | tuple) and all(type(v) in (int, float) and least < v < math.inf for v in of)
+        if not good or len(of) != 3:
+            raise WeightsError(f"{file}: {key} of the images' channels must be three numbers, found {of!r:.60}")
+    return tuple(found["mean"]), tuple(found["std"])
 
 
 def _beside(file: Path) -> dict[str, Any]:
@@ -79,22 +138,32 @@ def _beside(file: Path) -> dict[str, Any]:
 
 
 def check_beside(name: str, file: Path) -> None:
-    """QuickGELU and GELU have the same tensors: what the weights' own configuration says must be what the name says.
+    """See that what the weights' own configuration says beyond their tensors is what the name says.
 
     Raises:
         WeightsError: it is not.
     """
-    config = _beside(file).get("model_cfg")
-    if isinstance(config, dict) and bool(config.get("quick_gelu")) != bool(configuration(name).get("quick_gelu")):
+    config, of_name = _beside(file).get("model_cfg"), configuration(name)
+    if not isinstance(config, dict):
+        return
+    if bool(config.get("quick_gelu")) != bool(of_name.get("quick_gelu")):
         activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
         raise WeightsError(f"{file} was trained with {activation} ({_BESIDE}), and open_clip:{name} has the other one")
+    for part, (usual, keys) in _FIXED.items():
+        stated = config.get(part)
+        for key in keys:
+            has = of_name[part].get(key, getattr(usual, key))
+            if isinstance(stated, dict) and stated.get(key, has) != has:
+                raise WeightsError(
+                    f"{file} was trained with {key} {stated[key]!r:.60} ({_BESIDE}, {part}), and open_clip:{name} has "
+                    f"{has!r:.60}"
+                )
 
 
-def normalisation(name: str, file: Path, log: Log) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def published_normalisation(name: str, file: Path, log: Log) -> Normalisation:
     """Mean and deviation of the channels: of the file's own configuration, else those that all its releases share."""
-    found = _beside(file).get("preprocess_cfg")
-    if isinstance(found, dict) and {"mean", "std"} <= found.keys():
-        return tuple(found["mean"]), tuple(found["std"])
+    if found := _normalisation(_beside(file).get("preprocess_cfg"), file.with_name(_BESIDE)):
+        return found
     releases = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     known = {
         (tuple(cfg.get("mean") or CLIP_MEAN), tuple(cfg.get("std") or CLIP_STD)) for cfg in releases if cfg is not None
