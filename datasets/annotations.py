@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datasets.catalogue import Place, locate
-from utils.errors import DataError
+from utils.errors import DataError, printable
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,20 @@ def build_splits(
         DataError: an older release, a missing image, training ids with gaps, or an empty split.
     """
     chosen: dict[str, list[Entry]] = {name: [] for name in names}
+    others: dict[str, None] = {}
     for entry in entries:
         if entry.split in chosen:
             chosen[entry.split].append(entry)
+        else:
+            others[entry.split] = None
     check_release(chosen, place)
     splits = {}
     for name, of_split in chosen.items():
         if not of_split and name == "val":
             continue
         if not of_split:
-            raise DataError(f"{place.file}: no entry of the split {name}")
+            hint = f", but of {printable(', '.join(others))[:80]}" if others else ""
+            raise DataError(f"{place.file}: no entry of the split {name}{hint}")
         if name == "train" and place.dataset.first_id is not None:
             check_ids(of_split, place.dataset.first_id, place.file)
         splits[name] = build_split(of_split)
@@ -150,7 +154,9 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
     found, remarks = _usual_form(entry, place)
     for key, (kind, _) in _KEYS.items():
         if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            hint = "" if key != "split" else "; --split_all train reads entries without one as training pairs"
+            hint = f"; its keys are {printable(', '.join(map(str, entry)))[:140]}" if found[key] is None else ""
+            if key == "split":
+                hint = "; --split_all train reads entries without one as training pairs"
             raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {found[key]!r:.60}{hint}")
     number, path, captions = found["id"], found["file_path"], found["captions"]
     if not -(2**63) <= number < 2**63:

@@ -96,11 +96,15 @@ def spoil(change):
         (lambda e: e[3].update(captions=["ok", 7]), "entry 3: a caption must be a text, found 7"),
         (lambda e: e[0].pop("file_path"), "entry 0: 'file_path' must be a text, found None"),
         (lambda e: e[0].update(id=1.5), "entry 0: 'id' must be a whole number or a text, found 1.5"),
+        (
+            lambda e: e[0].update(ID=e[0].pop("id")),
+            "'id' must be a whole number or a text, found None; its keys are file_path, captions, split, processed_tok",
+        ),
         (lambda e: e[0].update(id=" "), "entry 0: 'id' must be a whole number or a text, found ' '"),
         (lambda e: [entry.update(id=99) for entry in e[2:4]], "from 1 without gaps, but 2 is missing"),
         (
             lambda e: [entry.update(split="x") for entry in e[:12]],
-            "no entry of the split train",
+            "no entry of the split train, but of x, val, test",
         ),
         (lambda e: e.append("x"), "entry 36: expected an object, found str"),
         (lambda e: e[2].pop("split"), "entry 2: 'split' must be a text, found None; --split_all train reads"),
