@@ -91,7 +91,8 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
         return Place(dataset, file, _find_images(file.parent) or file.parent / "imgs", split_all)
     file = own_annotations(dataset_name)
     if file is None:
-        raise OptionError(f"--dataset_name {dataset_name}: neither one of {', '.join(DATASETS)} nor a file")
+        known = ", ".join(DATASETS)
+        raise OptionError(f"--dataset_name {dataset_name}: neither one of {known} nor a file: give its path")
     folder = file if file.is_dir() else file.parent
     return Place(OwnDataSet(), file, _find_images(folder) or folder, split_all)
 
