@@ -105,8 +105,11 @@ def _by_seed(runs: list[list[Run]]) -> list[Run]:
 
 def dry_run(runs: Sequence[Run]) -> list[str]:
     """The commands that are missing, each once: a training may be several rows'."""
-    missing = [(run.title, shlex.join(["python", *command])) for run in runs for command in run.missing()]
-    return list({command: f"{title}: {command}" for title, command in reversed(missing)}.values())[::-1]
+    lines: dict[str, str] = {}
+    for run in runs:
+        for command in (shlex.join(["python", *command]) for command in run.missing()):
+            lines.setdefault(command, f"{run.title}: {command}")
+    return list(lines.values())
 
 
 def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
