@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 # Importing settings declares their flags.
-from datasets.settings import DATASETS, own_annotations
+from datasets.settings import DATASETS, own_annotations, unknown_data_set
 from model.settings import head_names
 from processor.settings import SAVED, RerankSettings
 from solver.settings import IRRA, check_optimizer, split_loss_names
@@ -180,7 +180,4 @@ def _check_together(resolved: Options) -> None:
         if not resolved[name]:
             raise OptionError(f"--{name}: must not be empty")
     if resolved.dataset_name not in DATASETS and not own_annotations(resolved.dataset_name):
-        raise OptionError(
-            f"--dataset_name {resolved.dataset_name}: choose from {', '.join(DATASETS)}, or give an annotation file "
-            "(or a folder of a Hugging Face data set, with a slash in its path)"
-        )
+        raise unknown_data_set(resolved.dataset_name)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets.formats import read_entries
-from datasets.settings import DATASETS, own_annotations
-from utils.errors import DataError, OptionError
+from datasets.settings import DATASETS, own_annotations, unknown_data_set
+from utils.errors import DataError
 
 _IMAGE_FOLDERS = ("imgs", "images")
 
@@ -91,8 +91,7 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
         return Place(dataset, file, _find_images(file.parent) or file.parent / "imgs", split_all)
     file = own_annotations(dataset_name)
     if file is None:
-        known = ", ".join(DATASETS)
-        raise OptionError(f"--dataset_name {dataset_name}: neither one of {known} nor a file: give its path")
+        raise unknown_data_set(dataset_name)
     folder = file if file.is_dir() else file.parent
     return Place(OwnDataSet(), file, _find_images(folder) or folder, split_all)
 

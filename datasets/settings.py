@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.errors import OptionError
 from utils.registry import Registry
 from utils.settings import FLAGS, option, settings
 
@@ -26,6 +27,16 @@ def own_annotations(dataset_name: str) -> Path | None:
     A folder is named with a slash, as ./people: without one it would be taken for a data set's name.
     """
     return Path(dataset_name) if FLAGS["dataset_name"].names_path(dataset_name) else None
+
+
+def unknown_data_set(dataset_name: str) -> OptionError:
+    """The error that `--dataset_name` names neither a data set nor anything on disk."""
+    known = f"choose from {', '.join(DATASETS)}, or give an annotation file"
+    if Path(dataset_name).is_dir():
+        return OptionError(f"--dataset_name {dataset_name}: {known} (a folder of a Hugging Face data set with a slash)")
+    path = Path(dataset_name)
+    missing = "no such file; " if path.suffix or len(path.parts) > 1 else ""
+    return OptionError(f"--dataset_name {dataset_name}: {missing}{known}")
 
 
 @settings("data")

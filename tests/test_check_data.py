@@ -229,7 +229,7 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     ("prepare", "command", "message"),
     [
         (lambda _: None, [], "give --dataset_name: CUHK-PEDES"),
-        (lambda _: None, ["--dataset_name", "MARS"], "neither one of CUHK-PEDES"),
+        (lambda _: None, ["--dataset_name", "MARS"], "choose from CUHK-PEDES"),
         (lambda _: None, ["--dataset_name", "RSTPReid", "--noisy_rate", "5"], "--noisy_rate 5.0: must be at least 0"),
         (lambda _: None, ["--dataset_name", "CUHK-PEDES"], "no folder .*CUHK-PEDES: --root_dir must be"),
         (

@@ -271,7 +271,7 @@ def test_missing_files_are_named(tmp_path):
     file.write_text("[{", encoding="utf-8")
     with pytest.raises(DataError, match="is not a JSON file"):
         read_splits("CUHK-PEDES", tmp_path, ["train"])
-    with pytest.raises(OptionError, match=r"CUHK: neither one of CUHK-PEDES, .* nor a file: give its path"):
+    with pytest.raises(OptionError, match="--dataset_name CUHK: choose from CUHK-PEDES, ICFG-PEDES"):
         read_splits("CUHK", tmp_path, ["train"])
 
 
