@@ -80,6 +80,13 @@ def test_rows_are_sorted_filtered_and_grouped(logs, capsys):
     assert rows(capsys, logs, "--group", "--sort", "val_R1")[0] == other
 
 
+def test_files_of_one_name_are_told_apart(tmp_path, capsys):
+    for n, folder in enumerate(("a", "b", "b"), 1):
+        write(tmp_path / f"2026010{n}_x", [10.0 * n], seed=n, dataset_name=f"/data/{folder}/mine.json")
+    assert [row["dataset_name"] for row in rows(capsys, tmp_path)] == ["a/mine.json", "b/mine.json", "b/mine.json"]
+    assert [row["runs"] for row in rows(capsys, tmp_path, "--group")] == ["1", "2"], "other data, another configuration"
+
+
 def test_it_is_text_and_markdown_too_and_a_damaged_run_hides_no_other(logs, capsys):
     (logs / "X/20260102_000000_b/test_metrics.json").write_text("[1]")
     command.main([str(logs), "--format", "md"])

@@ -153,6 +153,14 @@ def test_many_runs_are_distinguished(run_dir, tmp_path, drawn):
     assert len(set(looks)) == len(runs)
 
 
+def test_data_sets_of_one_file_name_are_told_apart(run_dir, tmp_path, drawn):
+    files = ("/data/old/mine.json", "/data/new/mine.json")
+    runs = [read_run(copy_of(run_dir, tmp_path / str(n), dataset_name=file)) for n, file in enumerate(files)]
+    assert labels(runs) == ["dataset_name old/mine.json", "dataset_name new/mine.json"]
+    curves.r1_of_runs(runs, tmp_path / "r1_of_runs")
+    assert [axes.get_title() for axes in drawn["r1_of_runs"].axes] == ["old/mine.json", "new/mine.json"]
+
+
 @pytest.fixture
 def drawn() -> Iterator[dict[str, Figure]]:
     with kept(curves, densities) as found:

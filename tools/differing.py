@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import options  # noqa: F401  (declares all flags)
@@ -31,3 +32,28 @@ def differing(flags: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [name for name in names if name not in _INCIDENTAL]
     found = [name for name in names if len({str(of.get(name)) for of in flags}) > 1]
     return sorted(found, key=lambda name: name == "seed")
+
+
+def shown(flags: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """The values of some flags for each run: numbers as they are, a path as `ends` has it, nothing as "none"."""
+    runs: list[dict[str, Any]] = [{} for _ in flags]
+    for name in names:
+        values = [of.get(name) for of in flags]
+        texts = [value for value in values if isinstance(value, str)]
+        end = dict(zip(texts, ends(texts), strict=True))
+        for run, value in zip(runs, values, strict=True):
+            if isinstance(value, str):
+                run[name] = end[value] or "none"
+            else:
+                run[name] = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return runs
+
+
+def ends(paths: Sequence[str]) -> list[str]:
+    """As much of each path's end as tells them apart; matplotlib omits from a legend what begins with "_"."""
+    parts, ends = [PurePath(path).parts for path in paths], list(paths)
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        ends = ["/".join(of[-length:]) for of in parts]
+        if len(set(ends)) == len(set(parts)) and not any(end.startswith("_") for end in ends):
+            break
+    return ends

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.records import best_record, chosen_by, seconds_of
-from tools.differing import differing, flags_of
+from tools.differing import differing, flags_of, shown
 from utils.errors import UserError
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
 
@@ -38,10 +38,12 @@ def read_rows(runs: Sequence[RunFolder]) -> list[Row]:
         except UserError:
             flags, results = {}, {"state": "damaged"}
         read.append((flags, {"run": str(run)} | results))
-    names = differing([flags for flags, _ in read if flags])
+    whole = [flags for flags, _ in read if flags]
+    names = differing(whole)
+    values = iter(shown(whole, names))
     columns = ("run", *names, *_OF_RUN[1:], *RESULTS)
-    shown = [{name: _shown(flags.get(name)) for name in names} | row for flags, row in read]
-    return [{column: row.get(column) for column in columns} for row in shown]
+    rows = [(next(values) if flags else {}) | row for flags, row in read]
+    return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def _results(run: RunFolder) -> Row:
@@ -63,13 +65,6 @@ def _metrics(rows: Mapping[str, Mapping[str, float]], trained: str, split: str) 
 
 def _state(run: RunFolder) -> str:
     return "running" if run.is_locked() else "done" if run.is_finished() else "stopped"
-
-
-def _shown(value: Any) -> Any:
-    """A flag's value in a cell: of a file its name."""
-    if isinstance(value, str):
-        return Path(value).name or "none"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def group(rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from processor.figures import mark_epoch, r1_per_epoch, styles
-from tools.differing import differing
+from tools.differing import differing, ends, shown
 from tools.visualize.runs import NothingToDraw, Run, label, labels
 from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
@@ -121,9 +121,9 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
         again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
         style = {"color": colour, "marker": marker, "markersize": 4, "markevery": every, **again}
         panels[run.data].plot(epochs, r1, line, label=name, **style)
-    for name, axes in panels.items():
+    for axes, title in zip(grid[0], ends(data), strict=True):
         over_epochs(axes, "R1 on validation (%)" if axes is grid[0, 0] else "")
-        axes.set_title(Path(name).name, fontsize=9)
+        axes.set_title(title, fontsize=9)
     figure.legend(loc="outside right center", fontsize=8)
     save(figure, file)
 
@@ -153,10 +153,11 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
         rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
     values = sorted({run.flags[name] for group in swept for run in group})
-    apart = differing([group[0].flags for group in swept])
-    for axes, group in zip(grid.flat, swept, strict=False):
+    first = [group[0].flags for group in swept]
+    apart = [other for other in differing(first) if other in others]
+    for axes, group, given in zip(grid.flat, swept, shown(first, apart), strict=False):
         _draw_sweep(axes, group, name)
-        axes.set_title(label(group[0], [other for other in others if other in apart]), fontsize=9)
+        axes.set_title(label(given), fontsize=9)
         axes.set(xlabel=f"{SWEPT[name]} (--{name})", xticks=values)
         axes.tick_params(axis="x", labelrotation=45 if len(values) > 4 else 0, labelbottom=True)
         axes.grid(alpha=0.3)

@@ -10,7 +10,7 @@ from typing import Any
 
 from processor.history import EpochHistory, read_history
 from processor.records import best_record
-from tools.differing import differing, flags_of
+from tools.differing import differing, ends, flags_of, shown
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
 
@@ -94,12 +94,10 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in records[0] if key.endswith(_PART)]
 
 
-def label(run: Run, names: Sequence[str]) -> str:
-    """A run in the words of some of its flags, in lines of some length."""
-    values = (Path(str(run.flags.get(name))).name or "none" for name in names)
-    words = [f"{name} {value:.{_VALUE}}" for name, value in zip(names, values, strict=True)]
+def label(values: Mapping[str, Any]) -> str:
+    """A run in the words of some of its flags, as `shown` has them, in lines of some length."""
     lines = [""]
-    for word in words:
+    for word in (f"{name} {value!s:.{_VALUE}}" for name, value in values.items()):
         joined = f"{lines[-1]}, {word}" if lines[-1] else word
         lines[-1:] = [joined] if len(joined) <= _LINE else [f"{lines[-1]},", word]
     return "\n".join(lines)
@@ -107,18 +105,9 @@ def label(run: Run, names: Sequence[str]) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What to call each run: by the flags in which they differ, else, and where that is not enough, by its folder."""
-    names = differing([run.flags for run in runs])
-    found = [label(run, names) for run in runs]
+    flags = [run.flags for run in runs]
+    found = [label(values) for values in shown(flags, differing(flags))]
     if len(set(found)) < len(runs):
-        found = [f"{text}\n{end}".strip() for text, end in zip(found, _ends([run.folder for run in runs]), strict=True)]
+        folders = ends([str(run.folder.resolve()) for run in runs])
+        found = [f"{text}\n{end}".strip() for text, end in zip(found, folders, strict=True)]
     return found
-
-
-def _ends(folders: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells them apart; matplotlib omits from a legend what begins with "_"."""
-    parts = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(of[-length:]) for of in parts]
-        if len(set(ends)) == len(set(parts)) and not any(end.startswith("_") for end in ends):
-            break
-    return ends
