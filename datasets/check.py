@@ -134,19 +134,18 @@ def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
 
 
 def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
-    findings = []
+    differing, more = [], False
     for name, size in sizes.items():
         found = splits[name].size if name in splits else (0, 0, 0)
-        differing = [
+        differing += [
             f"{name} has {has:,} {what}, published are {published:,}"
             for what, has, published in zip(("images", "captions", "persons"), found, size, strict=True)
             if has != published
         ]
-        more = found[1] > size[1]
-        remedy = "some copies carry added captions, get the original" if more else "get the whole data set"
-        remedy += ": published numbers and noise indices are not for this one"
-        findings += noted(f"another size of {name} than published", differing, remedy, grave=False)
-    return findings
+        more = more or found[1] > size[1]
+    remedy = "some copies carry added captions, get the original" if more else "get the whole data set"
+    remedy += ": published numbers and noise indices are not for this one"
+    return noted("another size than published", differing, remedy, grave=False)
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:

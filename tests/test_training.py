@@ -129,7 +129,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
     assert f"Before training: R1 {start['val']['BGE']['R1']:.2f} on val (BGE)" in printed
     log = (run_dir / "train_log.txt").read_text()
     assert log.count("CCD:") == 3
-    assert "another size of train than published: train has 12 images, published are 18,505 and 2 more" in log
+    assert "another size than published: train has 12 images, published are 18,505 and 8 more" in log
     assert "python -m tools.check_data --dataset_name RSTPReid --root_dir /" in log
 
 
