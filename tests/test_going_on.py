@@ -115,3 +115,5 @@ def test_only_failures_are_drawn(run_dir, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"retrieval_wrong.png", "retrieval_wrong.pdf"}
     with pytest.raises(UserError, match="--wrong 3: must be at least 1, with one run"):
         visualize.main([str(run_dir), str(tmp_path), "--wrong", "3"])
+    with pytest.raises(UserError, match="--wrong 0: must be at least 1"):
+        visualize.main([str(run_dir), "--wrong", "0"])

@@ -101,6 +101,9 @@ def test_one_run_becomes_its_figures(run_dir, tmp_path):
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert {f"figures/{name}" for name in names} <= set(events.Tags()["images"])
     assert len(list(folder.glob("events*.figures"))) == 1
+    visualize.main([str(folder), "--wrong", "2", "--device", "cpu"])
+    events.Reload()
+    assert {f"figures/{name}" for name in [*names, "retrieval_wrong"]} <= set(events.Tags()["images"])
 
 
 def test_several_runs_are_compared(run_dir, others, tmp_path):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tools.visualize.runs import Run
 
 
-_OURS = ".figures"  # ends the names of this command's TensorBoard files, so that a run's own are left alone
+Figures = Mapping[str, Callable[[Path], None]]  # how to draw each, by its name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     wrong = "of one run: only a sheet of up to N captions whose first image is of another person"
-    parser.add_argument("--wrong", type=int, default=0, metavar="N", help=wrong)
+    parser.add_argument("--wrong", type=int, metavar="N", help=wrong)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """Draw what the runs hold."""
     args = parse(build_parser(), argv)
     single = len(args["run_dirs"]) == 1
-    if args["wrong"] < 0 or (args["wrong"] and not single):
+    if args["wrong"] is not None and (args["wrong"] < 1 or not single):
         raise OptionError(f"--wrong {args['wrong']}: must be at least 1, with one run")
     print(f"reading {', '.join(args['run_dirs'])} …", flush=True)
 
@@ -62,18 +62,22 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    drawn, skipped = draw(of_one(runs[0], device, given, args["wrong"]) if single else of_several(runs), out)
+    figures = of_one(runs[0], device, given, args["wrong"]) if single else of_several(runs)
+    drawn, skipped = draw(figures, out)
     reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
         raise OptionError("; ".join(reasons))
     if single and not args["out"]:
-        show_in_tensorboard(runs[0].folder, drawn, runs[0].records[-1]["epoch"])
+        kind = "wrong" if args["wrong"] else "figures"
+        show_in_tensorboard(runs[0].folder, drawn, runs[0].records[-1]["epoch"], kind)
     for line in reasons:
         print(line)
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
 
-def of_one(run: Run, device: torch.device, given: dict[str, str], wrong: int) -> dict[str, Callable[[Path], None]]:
+def of_one(
+    run: Run, device: torch.device, given: dict[str, str], wrong: int | None
+) -> dict[str, Callable[[Path], None]]:
     """How to draw each figure of one run, by its name; with `wrong` that many failures alone."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
@@ -91,7 +95,7 @@ def of_one(run: Run, device: torch.device, given: dict[str, str], wrong: int) ->
     }
 
 
-def of_several(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
+def of_several(runs: Sequence[Run]) -> Figures:
     """How to draw each figure that compares runs, by its name."""
     from tools.visualize import curves, densities
 
@@ -102,7 +106,7 @@ def of_several(runs: Sequence[Run]) -> dict[str, Callable[[Path], None]]:
     }
 
 
-def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list[Path], dict[str, list[str]]]:
+def draw(figures: Figures, out: Path) -> tuple[list[Path], dict[str, list[str]]]:
     """Draw what can be drawn; the files without their ending, and the names of the others by what was in their way."""
     drawn, skipped = [], defaultdict(list)
     for name, figure in figures.items():
@@ -115,15 +119,18 @@ def draw(figures: Mapping[str, Callable[[Path], None]], out: Path) -> tuple[list
     return drawn, skipped
 
 
-def show_in_tensorboard(run: Path, drawn: Sequence[Path], epoch: int) -> None:
-    """Write the pictures among a run's TensorBoard events, in place of older ones; elsewhere they would be a run."""
+def show_in_tensorboard(run: Path, drawn: Sequence[Path], epoch: int, kind: str) -> None:
+    """Write the pictures among a run's TensorBoard events, in place of its older ones of that kind.
+
+    Elsewhere they would be a run.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     from utils.recorder import show_pictures
 
-    for older in run.glob(f"events.out.tfevents.*{_OURS}"):
+    for older in run.glob(f"events.out.tfevents.*.{kind}"):
         older.unlink()
-    writer = SummaryWriter(str(run), filename_suffix=_OURS)
+    writer = SummaryWriter(str(run), filename_suffix=f".{kind}")
     show_pictures(writer, [file.with_name(f"{file.name}.png") for file in drawn], epoch)
     writer.close()
 
