@@ -20,6 +20,7 @@ from tools.audit.pairs import Pairs
 
 pytestmark = pytest.mark.slow
 HOSTILE = 'a "red" coat, =1+1\n<script>document.title=2</script>'
+TITLE = "Suspicious pairs of 20260101_000000_RDE_TAL+sr0.3_tau0.015_margin0.1_n0.2"
 CAPTIONS = ["a man in blue", HOSTILE, "a woman in a blue dress", "a tall person"]
 
 
@@ -36,7 +37,7 @@ def audited(tmp_path) -> tuple[Pairs, Path]:
     votes = {"loss": 1 - probability, "clean_probability": probability, "clean": probability > 0.5}
     kept = {"components": np.full((1, 2, 3), np.nan), "excluded": np.empty(0, int), "truly_clean": np.ones(4, bool)}
     findings = Findings([PairHistory(names=("BGE",), **votes, **kept)])
-    write_page(findings, pairs, range(4), {2}, Heading("Suspicious pairs", "four"), tmp_path / "pairs.html")
+    write_page(findings, pairs, range(4), {2}, Heading(TITLE, "four"), tmp_path / "pairs.html")
     return pairs, tmp_path / "pairs.html"
 
 
@@ -69,6 +70,6 @@ def test_pairs_are_marked_by_mouse_and_keys_filtered_and_saved(audited, browser,
     assert read_excluded(tmp_path / "marks.csv", pairs.split, pairs.permutation).tolist() == [0, 1]
     with (tmp_path / "marks.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert [row["caption"] for row in csv.DictReader(stream)] == CAPTIONS
-    assert page.title() == "Suspicious pairs", "no caption was run"
+    assert page.title() == TITLE, "no caption was run"
     assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
     page.close()

@@ -36,12 +36,13 @@ _PAGE = """<!doctype html>
 script-src 'sha256-{digest}'">
 <meta name="viewport" content="width=device-width">
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(21rem, 1fr)); gap: 1rem }}
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+  overflow-wrap: anywhere }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1rem }}
 article {{ display: flex; gap: .8rem; border: 1px solid #ccc; border-radius: 6px; padding: .7rem }}
 article img {{ width: {width}px; height: {height}px; flex: none }}
 article {{ scroll-margin-top: 6rem }}
-article p {{ margin: 0 0 .5rem; overflow-wrap: anywhere }}
+article p {{ margin: 0 0 .5rem }}
 small {{ color: #555; display: block }}
 header {{ position: sticky; top: 0; background: #fff; padding: .6rem 0; z-index: 1 }}
 header input[type=search] {{ width: 16rem; max-width: 100% }}
