@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,11 +100,12 @@ def _log_model(options: Options) -> None:
 
 def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began_with: int) -> None:
     """Log what more epochs than the run began with mean for its learning rate."""
-    rate, epochs = learning_rate(lr, epochs_done, schedule), schedule.num_epoch
+    before = learning_rate(lr, epochs_done - 1, replace(schedule, num_epoch=began_with))
+    after, epochs = learning_rate(lr, epochs_done, schedule), schedule.num_epoch
     logger.info(
         "  extended from %d to %d epochs: their schedule holds from epoch %d on", began_with, epochs, epochs_done + 1
     )
-    logger.info("  (learning rate %.3g); the epochs before followed that of %d", rate, began_with)
+    logger.info("  (learning rate %.3g after %.3g); the epochs before followed that of %d", after, before, began_with)
 
 
 def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> None:

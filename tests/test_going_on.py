@@ -48,6 +48,7 @@ def test_a_finished_run_is_extended_on_the_longer_schedule(run_dir, tmp_path):
     expected += [learning_rate(1e-4, n, schedule) for n in (2, 3)]
     assert [record["lr"] for record in records] == pytest.approx(expected)
     assert "extended from 2 to 4 epochs: their schedule holds from epoch 3 on" in printed
+    assert f"(learning rate {expected[2]:.3g} after {expected[1]:.3g})" in printed
     config = yaml.safe_load((longer / "configs.yaml").read_text())
     assert config["num_epoch"] == 4
     assert config["_run_"]["extended_from"] == [2]

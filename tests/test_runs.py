@@ -71,6 +71,8 @@ def test_a_run_is_a_row_with_what_differs_and_what_came_out(logs, capsys):
 def test_rows_are_sorted_filtered_and_grouped(logs, capsys):
     assert [row["test_R1"] for row in rows(capsys, logs, "--sort", "test_R1")] == ["35.00", "31.00", ""]
     assert [row["margin"] for row in rows(capsys, logs, "--where", "state=done", "margin=0.2")] == ["0.2", "0.2"]
+    assert [row["margin"] for row in rows(capsys, logs, "--where", "margin=.2", "tau=1.5e-2")] == ["0.2", "0.2"]
+    assert [row["margin"] for row in rows(capsys, logs, "--sort", "margin")] == ["0.1", "0.2", "0.2"]
     seeds, other = rows(capsys, logs, "--group")
     assert seeds["runs"] == "2"
     assert seeds["state"] == "2 done"
@@ -101,7 +103,7 @@ def test_it_is_text_and_markdown_too_and_a_damaged_run_hides_no_other(logs, caps
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--sort", "tau"], "--sort tau: choose from run, margin, seed, state"),
+        (["--sort", "tow"], "--sort tow: choose from run, margin, seed, state"),
         (["--where", "margin"], "--where margin: must be COLUMN=VALUE"),
         (["--where", "margin=7"], "--where margin=7: margin is 0.2, 0.1"),
     ],

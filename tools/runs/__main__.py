@@ -21,6 +21,7 @@ from tools.runs.rows import RESULTS, Row, find_runs, group, order, read_rows
 from utils.errors import OptionError, printable
 from utils.options import command_parser, parse
 from utils.program import run_program
+from utils.settings import FLAGS
 
 FORMATS = ("text", "csv", "md")
 
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "folders", nargs="*", default=["logs"], metavar="FOLDER", help="with runs in it (default: logs)"
     )
     parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only rows with these values")
-    parser.add_argument("--sort", metavar="COLUMN", help="numbers highest first (default: by time)")
+    parser.add_argument("--sort", metavar="COLUMN", help="results highest first, flags lowest first (default: by time)")
     parser.add_argument("--group", action="store_true", help="runs that differ in their seed alone as mean ± spread")
     parser.add_argument("--format", default="text", choices=FORMATS, help="(default: %(default)s)")
     return parser
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
         runs |= {run.path.resolve(): run for run in find_runs(folder)}
     if not runs:
         raise OptionError(f"no run in {', '.join(args['folders'])}")
-    rows = read_rows(list(runs.values()))
+    asked = [args["sort"], *(condition.partition("=")[0] for condition in args["where"])]
+    rows = read_rows(list(runs.values()), [name for name in asked if name in FLAGS])
     for condition in args["where"]:
         rows = _where(rows, condition)
     rows = group(rows) if args["group"] else rows
@@ -62,18 +64,26 @@ def _where(rows: list[Row], condition: str) -> list[Row]:
     if not equals:
         raise OptionError(f"--where {condition}: must be COLUMN=VALUE")
     column = _column(rows, name, "--where")
-    found = [row for row in rows if str(row[column]) == value]
+    found = [row for row in rows if _equal(str(row[column]), value)]
     if not found:
         there = ", ".join(dict.fromkeys(str(row[column]) for row in rows))
         raise OptionError(f"--where {condition}: {column} is {there}")
     return found
 
 
+def _equal(cell: str, value: str) -> bool:
+    """Whether they are the same text or number: 0 is 0.0, and 1e-5 is 1e-05."""
+    try:
+        return cell == value or float(cell) == float(value)
+    except ValueError:
+        return False
+
+
 def _column(rows: list[Row], name: str, flag: str) -> str:
     """The name, if it is a column's.
 
     Raises:
-        OptionError: lists the columns. Flags in which no runs differ are none.
+        OptionError: lists the columns.
     """
     if name not in rows[0]:
         raise OptionError(f"{flag} {name}: choose from {', '.join(rows[0])}")

@@ -25,8 +25,11 @@ def find_runs(folder: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(found, key=lambda path: (path.name, path))]
 
 
-def read_rows(runs: Sequence[RunFolder]) -> list[Row]:
+def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
     """A row a run: its folder, what differs from the others, state, epochs done, the best one, metrics, seconds.
+
+    Args:
+        also: flags that are shown even where no runs differ.
 
     "val_…" are the best epoch's, "test_…" best.pth's, of the similarity that chooses; in percent. A run of which a file
     is damaged is "damaged". All rows have the same columns.
@@ -39,7 +42,7 @@ def read_rows(runs: Sequence[RunFolder]) -> list[Row]:
             flags, results = {}, {"state": "damaged"}
         read.append((flags, {"run": str(run)} | results))
     whole = [flags for flags, _ in read if flags]
-    names = differing(whole)
+    names = list(dict.fromkeys([*differing(whole), *also]))
     values = iter(shown(whole, names))
     columns = ("run", *names, *_OF_RUN[1:], *RESULTS)
     rows = [(next(values) if flags else {}) | row for flags, row in read]
