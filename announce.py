@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,15 @@ from model.settings import HEADS, ClipSettings, TseSettings, head_names
 from model.weights import backbone_class
 from processor.records import chosen_by
 from solver.schedule import learning_rate
-from solver.settings import ScheduleSettings, split_loss_names
+from solver.settings import (
+    CORRESPONDENCES,
+    OBJECTIVES,
+    MixtureSettings,
+    ScheduleSettings,
+    SoftmaxSettings,
+    TripletSettings,
+    split_loss_names,
+)
 from utils.devices import describe, why_no_gpu
 from utils.log import logger
 from utils.ranks import is_main, world_size
@@ -27,6 +35,9 @@ from utils.settings import FLAGS, Options
 
 if TYPE_CHECKING:
     from processor.state import TrainState
+
+# Settings of parts of a run, read only where such a part declares them as its own.
+_OF_PARTS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
 
 
 def log_start(options: Options, data: RunData, run: RunFolder, device: torch.device, epochs_done: int | None) -> None:
@@ -67,19 +78,19 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
 
 def _without_effect(options: Options) -> list[str]:
     """The flags given that nothing in this run reads."""
-    chosen = {*split_loss_names(options.loss_names), options.division}
-    parts = (backbone_class(options.backbone), *(HEADS[name] for name in head_names(options.heads)))
+    losses, heads = split_loss_names(options.loss_names), head_names(options.heads)
+    chosen = {*losses, options.division, options.optimizer, options.lrscheduler, options.sampler}
+    parts = [backbone_class(options.backbone), CORRESPONDENCES[options.division]]
+    parts += [*(HEADS[name] for name in heads), *(OBJECTIVES[name] for name in losses)]
     read = {part.Settings for part in parts}
-    unread = {own.name for kind in (ClipSettings, TseSettings) if kind not in read for own in fields(kind)}
-    return [
-        name
-        for name, value in options.items()
-        if FLAGS[name].idle
-        or (
-            value != FLAGS[name].default
-            and (name in unread or (FLAGS[name].only and chosen.isdisjoint(FLAGS[name].only)))
-        )
-    ]
+    unread = {owner.__qualname__ for owner in _OF_PARTS if owner not in read}
+
+    def in_vain(name: str) -> bool:
+        only, owner = FLAGS[name].only, FLAGS[name].owner.rpartition(".")[2]
+        return (bool(only) and chosen.isdisjoint(only)) or owner in unread
+
+    given = [name for name, value in options.items() if value != FLAGS[name].default]
+    return [name for name in options if FLAGS[name].idle or (name in given and in_vain(name))]
 
 
 def _log_machine(options: Options, device: torch.device) -> None:

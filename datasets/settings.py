@@ -95,7 +95,7 @@ class DataSettings:
         8, "data-loading processes per training process; 0: none", low=0, tested=True, resumable=True
     )
     sampler: str = option("random", "order of the training pairs", choices=SAMPLERS)
-    num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1)
+    num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1, only=("identity",))
     img_aug: bool = option(False, "crop and erase training images")
     txt_aug: bool = option(False, "mask, replace and remove words of training captions")
 

@@ -148,11 +148,11 @@ class OptimizerSettings:
     lr: float = option(1e-5, "learning rate of the CLIP towers", above=0)
     head_lr: float = option(1e-3, "learning rate of layers without pretrained weights", above=0)
     bias_lr_factor: float = option(2.0, "learning-rate multiplier of biases", low=0)
-    momentum: float = option(0.9, "SGD's momentum", low=0, below=1)
+    momentum: float = option(0.9, "SGD's momentum", low=0, below=1, only=("SGD",))
     weight_decay: float = option(4e-5, "weight decay of weights", low=0)
     weight_decay_bias: float = option(0.0, "weight decay of biases", low=0)
-    alpha: float = option(0.9, "Adam's first beta", low=0, below=1)
-    beta: float = option(0.999, "Adam's second beta", low=0, below=1)
+    alpha: float = option(0.9, "Adam's first beta", low=0, below=1, only=("Adam", "AdamW"))
+    beta: float = option(0.999, "Adam's second beta", low=0, below=1, only=("Adam", "AdamW"))
 
 
 @settings(_OPTIMIZER)
@@ -166,10 +166,10 @@ class ScheduleSettings:
     warmup_epochs: int = option(5, "epochs of warm-up", low=0)
     warmup_factor: float = option(0.1, "share of the learning rate at the start of the warm-up", low=0, high=1)
     warmup_method: str = option("linear", "warm-up", choices=WARMUPS)
-    milestones: tuple[int, ...] = option((20, 50), "epochs at which step decays", low=0)
-    gamma: float = option(0.1, "step's factor", above=0)
-    target_lr: float = option(0.0, "final learning rate of cosine and poly", low=0)
-    power: float = option(0.9, "base of exp and poly", above=0)
+    milestones: tuple[int, ...] = option((20, 50), "epochs at which step decays", low=0, only=("step",))
+    gamma: float = option(0.1, "step's factor", above=0, only=("step",))
+    target_lr: float = option(0.0, "final learning rate of cosine and poly", low=0, only=("cosine", "poly"))
+    power: float = option(0.9, "base of exp and poly", above=0, only=("exp", "poly"))
 
 
 def check_optimizer(optimizer: str, precision: str) -> None:

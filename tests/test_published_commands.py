@@ -34,6 +34,8 @@ PUBLISHED_COMMAND = """--noisy_rate 0.0 --noisy_file ./noiseindex/CUHK-PEDES_0.0
 --dataset_name CUHK-PEDES --loss_names TAL+sr0.3_tau0.015_margin0.1_n0.0 --num_epoch 60"""
 WITHOUT_EFFECT = ["--lr_factor", "3.0", "--cmt_depth", "2", "--masked_token_rate", "0.7"]
 WITHOUT_EFFECT += ["--masked_token_unchanged_rate", "0.2", "--MLM", "--local_rank", "0"]
+WITHOUT_EFFECT += ["--temperature", "0.5", "--momentum", "0.5", "--milestones", "1", "--gamma", "0.5", "--power", "0.5"]
+WITHOUT_EFFECT += ["--num_instance", "2"]
 # What argparse's namespace of the published program becomes, but for flags that both have.
 AUTHORS_CONFIG = """cmt_depth: 4
 distributed: false
@@ -60,6 +62,7 @@ def test_the_published_scripts_own_command_is_taken():
     options = options_of(PUBLISHED_COMMAND)
     assert options.noisy_rate == 0
     more = {"lr_factor": 3.0, "cmt_depth": 2, "masked_token_rate": 0.7, "masked_token_unchanged_rate": 0.2}
+    more |= {"temperature": 0.5, "momentum": 0.5, "milestones": (1,), "gamma": 0.5, "power": 0.5, "num_instance": 2}
     found = options_of(f"{PUBLISHED_COMMAND} {' '.join(WITHOUT_EFFECT)}")
     assert found == options | more | {"MLM": True, "local_rank": 0}
 
