@@ -44,13 +44,14 @@ def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
     head = printed[: printed.index("ICFG-PEDES, train:")]
     for part in (
         "device: cpu",
-        " threads; processes: 1",
+        "; processes: 1",
         "precision: fp32",
         "images 96×32",
         "seed: 7",
     ):
         assert part in head
     assert "batch: 8 pairs, epochs: 2" in head
+    assert re.search(r", (1 thread|\d+ threads); processes", head)
     (run,) = (tmp_path / "logs").glob("*/*")
     log = (run / "train_log.txt").read_text()
     assert re.findall(r"epoch=(\d)/2 split=val R1=\d+\.\d\d mAP=\S+ loss=\S+ pairs/s=\d+ ETA=0:\d\d:\d\d", log) == [

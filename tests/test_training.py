@@ -446,6 +446,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     [
         (["--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
         (["--dataset_name", "MARS"], "--dataset_name MARS: choose from CUHK-PEDES"),
+        (["--dataset_name", "/nowhere/mine.json"], "--dataset_name /nowhere/mine.json: no such file; choose from"),
         (["--loss_names", "TAL+TAL"], "--loss_names TAL+TAL: an objective is named twice"),
         (["--loss_names", "TALL"], "'TALL' is not one of TAL, TRL, TRL-S, InfoNCE, SDM"),
         (

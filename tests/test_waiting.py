@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,3 +59,17 @@ def test_a_status_is_for_terminals(monkeypatch, terminal):
     monkeypatch.setattr(sys, "stderr", stream)
     log.status("reading X")
     assert stream.getvalue() == ("reading X …\n" if terminal else "")
+
+
+@pytest.mark.parametrize("command", ["audit", "check_data", "runs", "search", "visualize"])
+def test_help_waits_for_no_torch(command):
+    root = Path(__file__).parents[1]
+    program = (
+        "import runpy, sys\n"
+        "try: runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    arguments = [sys.executable, "-c", program, f"tools.{command}", "--help"]
+    answer = subprocess.run(arguments, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert answer.startswith("usage: ")
+    assert answer.endswith("False\n")

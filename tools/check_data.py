@@ -16,17 +16,20 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prettytable import PrettyTable
 
-from datasets.annotations import Split
-from datasets.catalogue import short_name, sizes_of
-from datasets.check import SPLITS, check_dataset
 from datasets.findings import Finding
 from datasets.settings import DATASETS
 from utils.errors import OptionError
+from utils.log import status
 from utils.options import command_parser, parse
 from utils.program import run_program
+
+# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+if TYPE_CHECKING:
+    from datasets.annotations import Split
 
 _WIDTHS = (22, 32, 26)
 
@@ -63,6 +66,11 @@ def main(argv: Sequence[str]) -> None:
     if args["dataset_name"] is None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
     name = args["dataset_name"]
+    status(f"reading {name}")
+
+    from datasets.catalogue import short_name, sizes_of
+    from datasets.check import check_dataset
+
     given = {key: args[key] for key in ("noisy_rate", "noisy_file", "split_all", "against")}
     splits, findings = check_dataset(name, Path(args["root_dir"]), **given)
     print(_sizes_table(splits, sizes_of(name)))
@@ -84,6 +92,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _sizes_table(splits: Mapping[str, Split], published: Mapping[str, tuple[int, int, int]]) -> str:
+    from datasets.check import SPLITS
+
     table = PrettyTable(["split", "images", "captions", "persons", "as published"], align="r")
     table.align["split"] = "l"
     for name in SPLITS:

@@ -50,7 +50,8 @@ def describe(device: torch.device) -> str:
     name, info = platform.processor(), Path("/proc/cpuinfo")
     if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         name = found[1]
-    return f"{name or 'CPU'}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name or 'CPU'}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def why_no_gpu() -> str:

@@ -46,15 +46,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Read the history, write table, page and figures, print the judgement."""
-    from processor.history import read_history
-    from tools.audit.findings import Findings
-    from tools.audit.pairs import read_pairs
-
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if args["top"] < 1:
         raise OptionError(f"--top {args['top']}: must be at least 1")
     print(f"reading what {run_dir} has kept …", flush=True)
+
+    from processor.history import read_history
+    from tools.audit.findings import Findings
+    from tools.audit.pairs import read_pairs
+
     division = RunFolder(run_dir).flags().get("division")
     epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
     if not epochs:
