@@ -43,6 +43,11 @@ class Setting:
         return "fp32" if self.device.type == "cpu" else "fp16_weights"
 
     @property
+    def compiler(self) -> str:
+        """The backend of torch.compile; on a CPU, where compiling is slow and brings nothing, one that only traces."""
+        return "aot_eager" if self.device.type == "cpu" else "inductor"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type our way multiplies in."""
         return _DTYPES[self.precision]

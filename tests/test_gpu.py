@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from benchmarks.made_up import VIT_B_16, random_model
+from benchmarks.gpu import checks
+from benchmarks.made_up import TINY, VIT_B_16, random_model
+from benchmarks.setting import Setting
 from model.encoder import DualEncoder
 from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.optimizer import build_optimizer
@@ -90,3 +92,14 @@ def test_a_step_of_the_published_size_does_not_overflow(precision):
     batch = (torch.randn(PAIRS, 3, 384, 128), ids, torch.arange(PAIRS), torch.ones(PAIRS))
     losses = steps(model, batch, 1e-5, 2)
     assert all(0 < loss < 1e3 for pair in losses for loss in pair)
+
+
+@pytest.mark.parametrize(
+    "check", [checks.one_step, checks.precisions, checks.float16_adam, checks.recorded, checks.compiled]
+)
+def test_what_the_benchmark_checks_holds(check, tmp_path):
+    """Float32 steps equal the CPU's; precisions are within their bounds; CUDA graphs and compiling change nothing."""
+    setting = Setting(DEVICE, precision="bf16", sizes=TINY, batch=8, scale=1, repeats=1, steps=1, folder=tmp_path)
+    rows = check(setting)
+    assert rows
+    assert [row for row in rows if row.get("holds") == "NO"] == []

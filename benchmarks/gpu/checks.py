@@ -114,8 +114,9 @@ def compiled(setting: Setting) -> Rows:
     batch, rows = random_batch(setting.sizes, PAIRS, setting.device), []
     ways: dict[str, Callable[[DualEncoder], None]] = {
         "--grad_checkpointing": lambda model: model.backbone.set_grad_checkpointing(True),
-        "--compile": lambda model: model.backbone.compile_blocks(),
+        "--compile": lambda model: model.backbone.compile_blocks(setting.compiler),
     }
+    torch.compiler.reset()
     for precision in ("fp32", "bf16"):
         expected = Step(decisive_model(setting, setting.device, precision), batch)
         for name, change in ways.items():

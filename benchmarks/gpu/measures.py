@@ -37,12 +37,8 @@ def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
     peaks = {dtype: matrix_peak(setting.device, dtype) for dtype in {_dtype(precision) for precision, _ in ways}}
     rows = []
     for precision, flags in ways:
-        model = ours(replace(setting, precision=precision))
-        model.backbone.set_grad_checkpointing("--grad_checkpointing" in flags)
-        if "--compile" in flags:
-            model.backbone.compile_blocks()
         _forget_peak(setting.device)
-        seconds = _seconds(setting, batch, model, graphs="--cuda_graphs" in flags)
+        seconds = _seconds(setting, batch, _changed(setting, ours(replace(setting, precision=precision)), flags), flags)
         row = {"training step": " ".join((precision, *flags)), "ms": 1e3 * seconds, "pairs/s": setting.batch / seconds}
         row["share of matrix rate"] = flop / seconds / peaks[_dtype(precision)]
         if setting.device.type == "cuda":
@@ -51,11 +47,22 @@ def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
     return rows
 
 
-def _seconds(setting: Setting, batch: Batch, model: DualEncoder, *, graphs: bool) -> float:
+def _changed(setting: Setting, model: DualEncoder, flags: tuple[str, ...]) -> DualEncoder:
+    model.backbone.set_grad_checkpointing("--grad_checkpointing" in flags)
+    if "--compile" in flags:
+        torch.compiler.reset()  # which compiles a layer for so many kinds of input only, and then refuses
+        model.backbone.compile_blocks(setting.compiler)
+    return model
+
+
+def _seconds(setting: Setting, batch: Batch, model: DualEncoder, flags: tuple[str, ...]) -> float:
     """Of a step; of two lengths of an epoch, the difference, so that what happens once in an epoch does not count."""
     lengths = {"short": max(1, setting.steps // 2), "long": 2 * setting.steps}
+    optimizer = build_optimizer(*learning(model), model.rounded_parameters())
     ways = {
-        name: training_step(replace(setting, steps=steps), batch, model, cuda_graphs=graphs)
+        name: training_step(
+            replace(setting, steps=steps), batch, model, optimizer, cuda_graphs="--cuda_graphs" in flags
+        )
         for name, steps in lengths.items()
     }
     seconds = interleaved(ways, setting.repeats, setting.device)
