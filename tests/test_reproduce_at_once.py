@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from tools.reproduce import __main__ as reproduce
-from tools.reproduce import runs
+from tools.reproduce import runs, train_rows
 
 
 def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
@@ -47,9 +47,9 @@ def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(runs.Run, "_execute", train)
     monkeypatch.setattr(runs.Run, "finished", finished)
-    monkeypatch.setattr(reproduce, "summarise", summarise)
-    monkeypatch.setattr(reproduce, "write_report", lambda *_: "")
-    monkeypatch.setattr(reproduce, "draw_curves", lambda *_: False)
+    monkeypatch.setattr(train_rows, "summarise", summarise)
+    monkeypatch.setattr(train_rows, "write_report", lambda *_: "")
+    monkeypatch.setattr(train_rows, "draw_curves", lambda *_: False)
     command = ["--table", "1", "--row", "rde", "--dataset", "RSTPReid", "--noise", "0.5", "--seeds", "4"]
     command += ["--output_dir", str(tmp_path), "--root_dir", "/data"]
     workers = [threading.Thread(target=reproduce.main, args=(command,)) for _ in range(4)]

@@ -61,7 +61,7 @@ def test_a_status_is_for_terminals(monkeypatch, terminal):
     assert stream.getvalue() == ("reading X …\n" if terminal else "")
 
 
-@pytest.mark.parametrize("command", ["audit", "check_data", "runs", "search", "visualize"])
+@pytest.mark.parametrize("command", ["audit", "check_data", "reproduce", "runs", "search", "visualize"])
 def test_help_waits_for_no_torch(command):
     root = Path(__file__).parents[1]
     program = (

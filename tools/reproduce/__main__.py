@@ -12,23 +12,17 @@ each takes the next run that no other has taken.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from prettytable import PrettyTable
 
 from tools.reproduce import paper
-from tools.reproduce.curves import draw_curves
-from tools.reproduce.noise import draw_over_noise
-from tools.reproduce.report import summarise, write_report
-from tools.reproduce.runs import Run, check_more
 from tools.reproduce.tables import SYNTH, TABLES, Row
-from utils.errors import OptionError, UserError
+from utils.errors import OptionError
+from utils.log import status
 from utils.options import command_parser, parse
 from utils.program import run_program
-from utils.run_folder import LockedError
-from utils.settings import FLAGS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,63 +47,22 @@ def main(argv: Sequence[str]) -> None:
     if args["list"]:
         print(listing())
         return
-    given = check_more(more)
     if args["seeds"] < 1:
         raise OptionError(f"--seeds {args['seeds']}: must be at least 1")
     rows = select(args["table"], args["row"], args["dataset"], args["noise"])
+
+    status("loading PyTorch")
+    from tools.reproduce.train_rows import dry_run, runs_of, train_and_report  # which takes its time
+
     output_dir, root_dir = Path(args["output_dir"]).absolute(), str(Path(args["root_dir"]).absolute())
-    runs = [
-        [
-            Run(row, seed, output_dir / row.slug / f"seed{seed}", root_dir, tuple(more))
-            for seed in range(1, args["seeds"] + 1)
-        ]
-        for row in rows
-    ]
+    runs = runs_of(rows, args["seeds"], output_dir, root_dir, more)
     if args["dry_run"]:
-        print(*dry_run(_by_seed(runs)), sep="\n")
+        print(*dry_run(runs), sep="\n")
         return
     chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
     file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
     title = TABLES[args["table"]].title + (f", in small on {SYNTH}" if args["dataset"] == SYNTH else "")
-    further = "" if all(FLAGS[name].resumable for name in given) else shlex.join(more)
-    failed, taken = [], 0
-    for run in _by_seed(runs):
-        try:
-            run.train()
-        except LockedError:
-            print(f"{run.title}: another process is at it", flush=True)
-            taken += 1
-        except (UserError, OSError) as error:
-            print(f"  {error}", flush=True)
-            failed.append(str(error))
-    extra = TABLES[args["table"]].more
-    summaries = [summarise(of_row, comparable=not further, more=extra) for of_row in runs]
-    report = write_report(title, summaries, further, file, extra)
-    kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
-    kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
-    print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
-    if taken:
-        print(f"other processes are at {taken} of the runs; the last to end reports all that are done")
-    if failed:
-        raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
-
-
-def _by_seed(runs: list[list[Run]]) -> list[Run]:
-    """The first seed of every row, then the second of every row, …; a run that rows share once."""
-    ordered = [run for of_seed in zip(*runs, strict=True) for run in of_seed]
-    first: dict[tuple[Path, str], Run] = {}
-    for run in ordered:
-        first.setdefault((run.folder, run.row.target), run)
-    return list(first.values())
-
-
-def dry_run(runs: Sequence[Run]) -> list[str]:
-    """The commands that are missing, each once: a training may be several rows'."""
-    lines: dict[str, str] = {}
-    for run in runs:
-        for command in (shlex.join(["python", *command]) for command in run.missing()):
-            lines.setdefault(command, f"{run.title}: {command}")
-    return list(lines.values())
+    train_and_report(runs, title, file, TABLES[args["table"]].more)
 
 
 def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
