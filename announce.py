@@ -1,4 +1,4 @@
-"""The log's first and last lines: what is trained on what, or tested; and what came out."""
+"""The log's first and last lines: what is trained or tested on which data, and the result."""
 
 from __future__ import annotations
 
@@ -36,20 +36,22 @@ from utils.settings import FLAGS, Options
 if TYPE_CHECKING:
     from processor.state import TrainState
 
-# Settings of parts of a run, read only where such a part declares them as its own.
+# Settings of a run's components, used only if such a component declares them.
 _OF_PARTS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
 
 
 def log_start(options: Options, data: RunData, run: RunFolder, device: torch.device, epochs_done: int | None) -> None:
-    """Log what is trained on what; `epochs_done` is None for a new run."""
+    """Log the run's setup; `epochs_done` is None for a new run."""
     logger.info("%s %s", "Run folder" if epochs_done is None else f"Resuming after epoch {epochs_done}:", run)
     _log_machine(options, device)
     _log_model(options)
     began = run.facts().get("processes") if is_main() else world_size()
     if began != world_size():
-        logger.info("  begun with %s processes, resumed with %d: the same up to rounding", began, world_size())
+        logger.info(
+            "  started with %s processes, resumed with %d: the same results up to rounding", began, world_size()
+        )
     if idle := _without_effect(options):
-        logger.info("  without effect here: %s", ", ".join(f"--{name}" for name in idle))
+        logger.info("  no effect in this run: %s", ", ".join(f"--{name}" for name in idle))
     logger.info("%s, train: %s", options.dataset_name, data.pairs.split.summary())
     _log_noise(options, data)
     if options.exclude:
@@ -60,24 +62,24 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
     for why, pairs in data.pairs.skipped().items():
         logger.warning("  skipped: %s; pairs %s", why, ", ".join(map(str, pairs)))
     if skipped := len(data.facts["skipped_pairs"]):
-        logger.warning("  %d of %d training pairs are skipped for it", skipped, len(data.pairs))
+        logger.warning("  %d of %d training pairs are skipped", skipped, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
         logger.info("%s, %s: %s", options.dataset_name, gallery.name, gallery.split.summary())
     for name, captions in data.cut.items():
         if captions:
             logger.info("  %d captions of %s are cut to --text_length %d", captions, name, options.text_length)
     if data.validation is data.test:
-        logger.info("  the best checkpoint is chosen on the test split")
+        logger.info("  no validation split: the best checkpoint is selected on the test split")
     for remark in data.remarks:
         logger.warning("  %s", remark)
     if data.remarks:
         names = ("dataset_name", "root_dir", *(("split_all",) if options.split_all else ()))
         where = shlex.join([part for name in names for part in (f"--{name}", options[name])])
-        logger.warning("  for all of it: python -m tools.check_data %s", where)
+        logger.warning("  for a full report: python -m tools.check_data %s", where)
 
 
 def _without_effect(options: Options) -> list[str]:
-    """The flags given that nothing in this run reads."""
+    """The given flags that nothing in this run uses."""
     losses, heads = split_loss_names(options.loss_names), head_names(options.heads)
     chosen = {*losses, options.division, options.optimizer, options.lrscheduler, options.sampler}
     parts = [backbone_class(options.backbone), CORRESPONDENCES[options.division]]
@@ -96,7 +98,7 @@ def _without_effect(options: Options) -> list[str]:
 def _log_machine(options: Options, device: torch.device) -> None:
     logger.info("  device: %s, %s; processes: %d", device, describe(device), world_size())
     if options.device == "auto" and device.type == "cpu" and (reason := why_no_gpu()):
-        logger.warning("  --device auto takes the CPU: %s; see docs/troubleshooting.md", reason)
+        logger.warning("  --device auto falls back to the CPU: %s; see docs/troubleshooting.md", reason)
     logger.info("  precision: %s, %s", options.precision, ARITHMETIC[options.precision])
 
 
@@ -106,15 +108,18 @@ def _log_model(options: Options) -> None:
     logger.info("  embeddings: %s, trained: %s", options.heads, options.trained)
     logger.info("  loss: %s, division: %s, seed: %d", options.loss_names, options.division, options.seed)
     logger.info("  batch: %d pairs, epochs: %d, learning rate: %g", options.batch_size, options.num_epoch, options.lr)
-    logger.info("  every flag: configs.yaml in the run folder")
+    logger.info("  all flags: configs.yaml in the run folder")
 
 
 def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began_with: int) -> None:
-    """Log what more epochs than the run began with mean for its learning rate."""
+    """Log how extending the run changes its learning rate."""
     before = learning_rate(lr, epochs_done - 1, replace(schedule, num_epoch=began_with))
     after, epochs = learning_rate(lr, epochs_done, schedule), schedule.num_epoch
     logger.info(
-        "  extended from %d to %d epochs: their schedule holds from epoch %d on", began_with, epochs, epochs_done + 1
+        "  extended from %d to %d epochs: the longer schedule applies from epoch %d on",
+        began_with,
+        epochs,
+        epochs_done + 1,
     )
     logger.info("  (learning rate %.3g after %.3g); the epochs before followed that of %d", after, before, began_with)
 
@@ -150,5 +155,5 @@ def log_end(options: Options, state: TrainState, data: RunData, run: RunFolder) 
 def _log_noise(options: Options, data: RunData) -> None:
     logger.info("  noise: %s", data.noise.summary)
     if options.noisy_rate and options.dataset_name not in DATASETS:
-        what = "puts captions of your own data out of place; leave it out to train on them as they are"
+        what = "shuffles captions of your own data; drop it to train on them as they are"
         logger.warning("  --noisy_rate %g %s", options.noisy_rate, what)

@@ -1,6 +1,6 @@
-"""Puts a run together: model, data, objectives, correspondence and optimizer of its options; then trains or tests it.
+"""Assembles a run (model, data, objectives, correspondence, optimizer) from its options, then trains or tests it.
 
-Only here are all rooms seen at once. It is imported when the flags are known to be right, as torch takes its time.
+The only module that sees all packages. It is imported once the flags are checked, as torch is slow to import.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from utils.settings import Options, own_settings
 
 
 def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> None:
-    """Check everything that can be checked, then train, choose and test.
+    """Check everything that can be checked, then train, select the best checkpoint and test.
 
     Args:
         resumed: the run to resume, from `checkpoint`, which need not exist if it was stopped in its first epoch.
@@ -104,7 +104,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         evaluate_run(files, lambda file: load(file, options).to(device), data.test, run, report)
     except KeyboardInterrupt:
         done = (run.path / "last.pth").is_file()
-        saved = "the state after the last whole epoch is saved" if done else "no epoch was done yet"
+        saved = "the state after the last completed epoch is saved" if done else "no epoch was completed yet"
         logger.info("Stopped: %s; resume with: train.py --resume %s", saved, run)
         raise
     log_end(options, state, data, run)
@@ -115,7 +115,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
 def _prepare(
     options: Options, device: torch.device, log: Callable[[str], None], *, resumed: bool
 ) -> tuple[DualEncoder, RunData]:
-    """The model to begin with and the data: all that takes time before a run is begun or touched."""
+    """The initial model and the data: all that takes time before a run folder is created or changed."""
     try:
         status(f"reading {options.dataset_name}")
         read = read_data(options.of(DataSettings))  # a mistyped folder is noticed before weights are fetched
@@ -130,7 +130,7 @@ def _prepare(
             loading = replace(loading, length_step=LENGTH_STEP)
         return model, open_data(read, inputs(options, model), loading, resumed=resumed)
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note("no run was begun or changed, give the same command again")
+        interrupt.add_note("no run was started or changed; run the same command again")
         raise
 
 
@@ -188,9 +188,7 @@ def _check_parts(model: DualEncoder) -> None:
     for name, module in model.train().named_modules():
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
-            raise OptionError(
-                f"--grad_accum: {name} ({type(module).__name__}) needs a batch to be encoded at once, once"
-            )
+            raise OptionError(f"--grad_accum: {name} ({type(module).__name__})must see a whole batch, and only once")
 
 
 def _check_scores(options: Options) -> None:
@@ -225,7 +223,7 @@ def _check_graphs(options: Options, device: torch.device) -> None:
         f"--loss_names {options.loss_names}": any(issubclass(objective, TokenObjective) for objective in objectives),
     }
     if found := [obstacle for obstacle, there in obstacles.items() if there]:
-        raise OptionError(f"--cuda_graphs: does not go with {found[0]}")
+        raise OptionError(f"--cuda_graphs: not supported with {found[0]}")
 
 
 def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:
@@ -248,7 +246,7 @@ def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:
 
 
 def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Sequence[str]) -> None:
-    """Evaluate the starting weights and print what came out."""
+    """Evaluate the starting weights and print the metrics."""
     metrics, _ = evaluate(model, data.test)
     if is_main():
         for remark in remarks:

@@ -47,7 +47,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="RUN_DIR",
-        help="resume a run; without a folder, the newest unfinished one in output_dir; a larger --num_epoch extends it",
+        help="resume a run; without a folder, the latest unfinished run in output_dir; a larger --num_epoch extends it",
     )
     options.add_flags(parser, _HEADINGS)
     return parser
@@ -104,7 +104,7 @@ def check_root_dir(root_dir: str | None) -> None:
         OptionError: it does not.
     """
     if root_dir is not None and not Path(root_dir).is_dir():
-        raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the one that holds the data set's")
+        raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the folder that contains the data set's")
 
 
 def add_rerank(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,7 @@ def add_rerank(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=float,
         metavar="N",
-        help="re-rank by k-reciprocal neighbours in the gallery (Zhong et al., 2017); K1 K2 LAMBDA may follow "
+        help="k-reciprocal re-ranking within the gallery (Zhong et al., 2017), optionally with K1 K2 LAMBDA "
         f"(default: {default.k1} {default.k2} {default.share})",
     )
 

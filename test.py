@@ -19,19 +19,19 @@ from utils.settings import FLAGS
 def build_parser() -> argparse.ArgumentParser:
     """test.py's parser."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("run_dir", nargs="?", help="a run folder; without it, the newest run in --output_dir")
+    parser.add_argument("run_dir", nargs="?", help="a run folder (default: the latest run in --output_dir)")
     parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, instead of RUN_DIR")
-    parser.add_argument("--checkpoint", metavar="FILE", help="this checkpoint alone; its folder is the run")
-    parser.add_argument("--output_dir", default="logs", help="where to look for the newest run (default: %(default)s)")
-    parser.add_argument("--dataset_name", help="another data set than the run was trained on")
+    parser.add_argument("--checkpoint", metavar="FILE", help="only this checkpoint; its folder is the run's")
+    parser.add_argument("--output_dir", default="logs", help="where to look for the latest run (default: %(default)s)")
+    parser.add_argument("--dataset_name", help="a data set other than the run's")
     parser.add_argument("--split", default="test", choices=["test", "val"], help="(default: %(default)s)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
-    parser.add_argument("--plugin", help="Python file that the run's own names are in (default: the run's)")
+    parser.add_argument("--plugin", help="Python file that defines the run's plugins (default: the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--precision", help="as train.py's (default: the run's)")
-    parser.add_argument("--test_batch_size", type=int, help="images or captions at a time (default: the run's)")
-    parser.add_argument("--num_workers", type=int, help="processes that load images (default: the run's)")
+    parser.add_argument("--test_batch_size", type=int, help="batch size of images or captions (default: the run's)")
+    parser.add_argument("--num_workers", type=int, help="data-loading processes (default: the run's)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
     add_rerank(parser)
     parser.add_argument(
@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"write what the first checkpoint gives: any of {', '.join(SAVED)}, in any folder; names and identities "
-        "go into a .json beside each",
+        help=f"save results of the first checkpoint: any of {', '.join(SAVED)}, in any folder; file names and "
+        "identities go into a .json beside each",
     )
     return parser
 

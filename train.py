@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
     if changed := changed_for_good(options, was):
-        raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to be resumed has {was[changed[0]]}")
+        raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to resume has {was[changed[0]]}")
     train(options, run, checkpoint)
 
 
@@ -40,9 +40,9 @@ def _resumes(given: Mapping[str, Any]) -> bool:
 def _checkpoint_to_resume(given: Mapping[str, Any]) -> Path:
     """The last.pth that --resume or --resume_ckpt_file mean, written or still to be."""
     if "config" in given:
-        raise OptionError("--config: a run is resumed with its own configuration, leave it out")
+        raise OptionError("--config: a run is resumed with its own configuration, drop this flag")
     if given.get("resume") and given.get("resume_ckpt_file"):
-        raise OptionError("--resume_ckpt_file: give it, or a folder with --resume, but not both")
+        raise OptionError("--resume_ckpt_file: give either this or a folder with --resume, not both")
     if given.get("resume_ckpt_file"):
         if not Path(given["resume_ckpt_file"]).is_file():
             raise OptionError(f"no checkpoint {given['resume_ckpt_file']} to resume from")

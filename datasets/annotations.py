@@ -54,7 +54,7 @@ class Split:
         return f"{images:,} images, {captions:,} captions, {persons:,} persons"
 
 
-STAND_IN = "training entries stand in for a test split"
+STAND_IN = "training entries used as a test split"
 _STAND_IN_PERSONS = 1000  # as many as the published test splits have
 
 
@@ -198,13 +198,13 @@ def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any],
 def _as_number(number: Any) -> tuple[Any, list[str]]:
     """An id as a whole number where it is another kind of number or a text, and a remark then."""
     if isinstance(number, float) and number.is_integer():
-        return int(number), ["ids with a decimal point"]
+        return int(number), ["ids written with a decimal point"]
     if not isinstance(number, str) or not (text := number.strip()):
         return number, []
     if whole := re.fullmatch(r"(-?[0-9]{1,19})(\.0*)?", text):
         return int(whole[1]), ["ids written as text"]
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest) >> 11, ["ids that are no numbers, for which numbers are made of their texts"]
+    return int.from_bytes(digest) >> 11, ["non-numeric ids, hashed to numbers"]
 
 
 def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
@@ -254,4 +254,4 @@ def _check_images(splits: dict[str, Split]) -> None:
         total = sum(len(split.images) for split in splits.values())
         training = "train" in splits and set(missing) <= set(splits["train"].images)
         hint = " (of the training split alone: --on_bad_image skip skips them)" if training else ""
-        raise DataError(f"{len(missing):,} of {total:,} images are missing, the first is {missing[0]}{hint}")
+        raise DataError(f"{len(missing):,} of {total:,} images are missing, first: {missing[0]}{hint}")

@@ -1,4 +1,4 @@
-"""What may be wrong with captions."""
+"""Problems of captions."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
         persons[" ".join(caption.lower().split())].add(person)
     shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
     found = {
-        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them, or leave them out"),
-        "captions doubled at one image": (
+        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them or remove them"),
+        "duplicate captions of an image": (
             [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
-            "one is enough, but then the noise index changes",
+            "one is enough, but removing one changes the noise index",
         ),
-        "one caption for several persons": (shared, "each counts as wrong for the other persons, in the test too"),
+        "captions shared by several persons": (
+            shared,
+            "each counts as a negative for the other persons, also in the test",
+        ),
         "code or markup in captions": (
             [f"{image}: {c:.80}" for image, c, _ in every if _MARKUP.search(c)],
-            "nobody describes a person so: write them again, or remove it",
+            "not a description of a person: rewrite or remove them",
         ),
         "control characters": (
             [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
@@ -57,7 +60,7 @@ def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
         ),
         "CJK characters": (
             [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
-            "harmless but strange to CLIP: translate or remove them",
+            "harmless but unknown to CLIP: translate or remove them",
         ),
     }
     return [finding for what, (where, remedy) in found.items() for finding in noted(what, where, remedy, grave=False)]
@@ -71,5 +74,5 @@ def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
         for image, caption in zip(split.caption_images, captions, strict=True):
             if (tokens := len(tokenizer.encode(caption)) + 2) > _TEXT_LENGTH:
                 cut.append(f"{split.images[image]}: {tokens} tokens: {caption:.80}")
-    remedy = "their ends are not read: shorten them, or train with a larger --text_length"
+    remedy = "the rest is ignored: shorten them, or train with a larger --text_length"
     return noted(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, grave=False)

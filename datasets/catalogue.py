@@ -49,7 +49,7 @@ class DataSet:
 
 
 class OwnDataSet(DataSet):
-    """An annotation file of anybody's own, given by its path."""
+    """A user's own annotation file, given by its path."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def _find_annotations(folder: Path, dataset: DataSet) -> Path:
     if found is None:
         others = sorted(path.name for path in folder.glob("*.json"))
         hint = f"; it holds {', '.join(others)}, which is another format" if others else ""
-        raise DataError(f"{folder} has no {' or '.join(dataset.files)}{hint}: its authors hand it out with the images")
+        raise DataError(
+            f"{folder} has no {' or '.join(dataset.files)}{hint}: its authors distribute it with the images"
+        )
     return found
 
 

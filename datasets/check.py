@@ -1,4 +1,4 @@
-"""What may be wrong with a data set on disk: everything is found and counted, nothing is refused.
+"""Problems of a data set on disk: all are found and counted, none is an error.
 
 `read_splits` stops at the first mistake; this goes on to the last, and looks at what training would not notice.
 """
@@ -86,12 +86,14 @@ def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
     for number, entry in entries:
         for remark in entry.remarks:
             forms[remark].append(f"entry {number}")
-    return [finding for remark, where in forms.items() for finding in noted(remark, where, "read as such", False)]
+    return [
+        finding for remark, where in forms.items() for finding in noted(remark, where, "accepted as they are", False)
+    ]
 
 
 def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
     others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
-    return noted("entries of another split", others, "only train, val and test are read", False)
+    return noted("entries of unknown splits", others, "only train, val and test are read", False)
 
 
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
@@ -130,7 +132,7 @@ def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
         for entry in of_split:
             splits[entry.number].add(name)
     shared = [f"id {number} in {', '.join(sorted(names))}" for number, names in splits.items() if len(names) > 1]
-    return noted("persons in two splits", shared, "results on them would flatter: give them ids of their own", False)
+    return noted("persons in two splits", shared, "biases results upwards: give them distinct ids", False)
 
 
 def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
@@ -138,14 +140,14 @@ def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]
     for name, size in sizes.items():
         found = splits[name].size if name in splits else (0, 0, 0)
         differing += [
-            f"{name} has {has:,} {what}, published are {published:,}"
+            f"{name} has {has:,} {what}, published: {published:,}"
             for what, has, published in zip(("images", "captions", "persons"), found, size, strict=True)
             if has != published
         ]
         more = more or found[1] > size[1]
-    remedy = "some copies carry added captions, get the original" if more else "get the whole data set"
-    remedy += ": published numbers and noise indices are not for this one"
-    return noted("another size than published", differing, remedy, grave=False)
+    remedy = "some copies have added captions: get the original" if more else "get the whole data set"
+    remedy += ": published results and noise indices do not apply"
+    return noted("sizes that differ from the published ones", differing, remedy, grave=False)
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
@@ -159,10 +161,10 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
     digests, unreadable = pixel_digests(np.array(paths)[there].tolist())
     return digests, [
-        *noted("images listed more than once", twice, "one entry an image, with all of its captions", grave=False),
-        *noted("folders of images missing", absent, "unpack them there"),
-        *noted("images missing", map(str, missing), f"image paths start from {place.imgs}"),
-        *noted("images that can't be read", unreadable, "fetch or unpack them again"),
+        *noted("images listed repeatedly", twice, "use one entry per image, with all of its captions", grave=False),
+        *noted("missing image folders", absent, "unpack them there"),
+        *noted("missing images", map(str, missing), f"image paths start from {place.imgs}"),
+        *noted("images that can't be read", unreadable, "download or unpack them again"),
     ]
 
 
@@ -176,8 +178,8 @@ def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Dige
     return findings + noted(f"images of {short_name(name)} that can't be read", unreadable, "not compared", False)
 
 
-_IN_SPLITS = "results on them flatter: leave them out of one of the two"
-_IN_SETS = "tested on one after training on the other, they are no unseen images: leave them out of one"
+_IN_SPLITS = "biases results upwards: remove them from one of the two"
+_IN_SETS = "a model trained on one has seen them when tested on the other: remove them from one"
 
 
 def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy: str) -> list[Finding]:
@@ -201,9 +203,14 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
         files = {Path(noisy_file): noisy_rate}
     findings = []
     if noisy_rate and not files:
-        findings += noted("no noise index", [f"for rate {noisy_rate:g}"], "train.py draws one, and keeps it", False)
+        findings += noted(
+            "no noise index found",
+            [f"for rate {noisy_rate:g}"],
+            "train.py draws one and keeps it in the run folder",
+            False,
+        )
     remedy = (
-        f"are the annotations the original ones? Else: python -m tools.noise_index --dataset_name {name} "
+        f"are these the original annotations? If not: python -m tools.noise_index --dataset_name {name} "
         f"--pairs {pairs} --noisy_rate RATE --out FOLDER, then train.py --noisy_file"
     )
     misfits = []
@@ -212,4 +219,4 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
             read_permutation(file, pairs, rate)
         except DataError as error:
             misfits.append(str(error))
-    return findings + noted("a noise index that does not fit", misfits, remedy)
+    return findings + noted("noise indices that do not match", misfits, remedy)

@@ -54,7 +54,7 @@ def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits
     if not edits.excluded and not edits.captions:
         raise DataError(f"{file} changes no caption and marks no pair: edit its column caption, and save it")
     if len(edits.excluded) == len(permutation):
-        raise DataError(f"{file} marks every pair: nothing is left to train on")
+        raise DataError(f"{file} excludes every pair: nothing is left to train on")
     return edits
 
 
@@ -74,10 +74,12 @@ def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
         where = f"{file}, line {line}"
         pair = pair_of(row, split, permutation, where)
         if lines.setdefault(pair, line) != line:
-            raise DataError(f"{where}: pair {pair} stands in line {lines[pair]}, too")
+            raise DataError(f"{where}: pair {pair} is also in line {lines[pair]}")
         caption = split.captions[permutation[pair]]
         if (original := (row.get("original") or "").strip()) and original != original_of(caption):
-            raise DataError(f"{where}: pair {pair} had another caption than {caption!r:.60}: of other data or noise?")
+            raise DataError(
+                f"{where}: pair {pair} had another caption than {caption!r:.60}: made for other data or noise?"
+            )
         if "exclude" in row and is_marked(row, where):
             edits.excluded.add(pair)
         elif not same_caption(given := row["caption"] or "", caption):

@@ -38,7 +38,7 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
     if not excluded:
         raise DataError(f"{file} marks no pair: write an x into the column exclude")
     if len(excluded) == len(permutation):
-        raise DataError(f"{file} marks every pair: nothing is left to train on")
+        raise DataError(f"{file} excludes every pair: nothing is left to train on")
     return np.array(sorted(excluded))
 
 
@@ -80,8 +80,8 @@ def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, w
     caption = split.captions[permutation[pair]]
     if (given := row.get("caption")) and not same_caption(given, caption):
         raise DataError(
-            f"{where}: pair {pair} has another caption, {as_text(caption)!r:.60}: a list of other data or noise? "
-            "(--corrections takes edited captions)"
+            f"{where}: pair {pair} has another caption, {as_text(caption)!r:.60}: made for other data or noise? "
+            "(for edited captions use --corrections)"
         )
     return pair
 
@@ -99,11 +99,11 @@ def pair_of(row: Mapping[str, str], split: Split, permutation: np.ndarray, where
     """
     text = (row["pair"] or "").strip()
     if not text.isdecimal() or int(text) >= len(permutation):
-        raise DataError(f"{where}: pair {text!r:.40} is none of 0 … {len(permutation) - 1:,}")
+        raise DataError(f"{where}: pair {text!r:.40} is not in 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())
     if (given := row.get("image")) and not any(_ends_with(image, path) for path in (given, given.removeprefix("'"))):
-        raise DataError(f"{where}: pair {pair} has the image {image}, not {given}: a list of other data?")
+        raise DataError(f"{where}: pair {pair} has the image {image}, not {given}: made for other data?")
     return pair
 
 

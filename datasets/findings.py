@@ -1,4 +1,4 @@
-"""What a look at a data set finds: what, where, and what to do about it."""
+"""Problems found in a data set: what, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.errors import printable
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found.
+    """One kind of problem.
 
     Attributes:
         what: in a few words.

@@ -156,7 +156,7 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
 
 
 def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    """Put images into the cache that could not be read when it was built, a network's disk being away, say.
+    """Add images to the cache that could not be read when it was built, a network's disk being away, say.
 
     A run that continues without them does not look at their place.
     """
@@ -173,7 +173,7 @@ def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
                 images.flush()
                 _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
     except (OSError, ValueError, IndexError) as error:
-        raise DataError(f"the image cache {file} can't be mended, delete it: {brief(error)}") from None
+        raise DataError(f"the image cache {file} can't be repaired, delete it: {brief(error)}") from None
 
 
 def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Decoding pictures, those of a data set and anybody's: as RGB, at one size, whatever they hold."""
+"""Decoding images, of data sets or a user's own, to RGB of one size, whatever their format."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
         if upright:
             image.draft(None, (4 * size[1], 4 * size[0]))
         if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"it claims {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
+            raise ValueError(f"its header claims {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
         return _to_rgb(_as_shown(image) if upright else image)
 
 

@@ -37,15 +37,15 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
     try:
         permutation = np.load(file, allow_pickle=False)
     except OSError as error:
-        raise DataError(f"noise index {file} can't be read: {error.strerror or 'it is no .npy file'}") from None
+        raise DataError(f"noise index {file} can't be read: {error.strerror or 'not a .npy file'}") from None
     except Exception:  # numpy parses the header as Python, and allocates what it promises
-        raise DataError(f"noise index {file} can't be read: it is no .npy file of numbers") from None
+        raise DataError(f"noise index {file} can't be read: not a .npy file of numbers") from None
     if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
-        raise DataError(f"noise index {file}: expected one row of integers")
+        raise DataError(f"noise index {file}: expected a one-dimensional array of integers")
     if len(permutation) != pairs:
         raise DataError(
-            f"noise index {file} is for {len(permutation):,} pairs, the training split has {pairs:,}: "
-            "give --noisy_file, python -m tools.noise_index writes one"
+            f"noise index {file} is for {len(permutation):,} pairs, but the training split has {pairs:,}: "
+            "pass another with --noisy_file (python -m tools.noise_index writes one)"
         )
     if not np.array_equal(np.sort(permutation), np.arange(pairs)):
         raise DataError(f"noise index {file} is not a permutation of 0 … {pairs - 1:,}")
@@ -88,7 +88,7 @@ def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
     """
     if rate == 0:
         clean = np.arange(pairs)
-        return Noise(clean, "none, at rate 0 --noisy_file is not read" if file else "none", "none", digest(clean))
+        return Noise(clean, "none; --noisy_file is ignored at rate 0" if file else "none", "none", digest(clean))
     path = Path(file) if file else NOISEINDEX / f"{dataset_name}_{rate:g}.npy"
     if not file and not path.is_file():
         permutation, origin = draw_permutation(pairs, rate), DRAWN

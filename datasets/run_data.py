@@ -1,4 +1,4 @@
-"""All that a run reads, checked before it begins; and what its configuration keeps, to know it again."""
+"""All data of a run, checked before it starts, and the record of it in its configuration."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RunData(NamedTuple):
         }
 
     def check(self, run: RunFolder) -> None:
-        """A resumed run must meet the captions, the pairs and the images it began with.
+        """Check that a resumed run has the captions, pairs and images it started with.
 
         Raises:
             OptionError: other ones than its configuration names.
@@ -67,7 +67,7 @@ class RunData(NamedTuple):
                 raise OptionError(f"the {what} not the run's own: {run.config} names {was}, found is {now}")
         was, now = facts.get("skipped_pairs", []), self.facts["skipped_pairs"]
         if was != now:
-            raise OptionError(f"other images can't be read than when the run began: of pairs {was}, now of {now}")
+            raise OptionError(f"the unreadable images changed since the run started: then of pairs {was}, now of {now}")
 
     def keep_noise(self, run_dir: Path) -> None:
         """Write noise that has no file of its own into the run's folder."""
@@ -81,7 +81,7 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
 
 
 class ReadData(NamedTuple):
-    """What is known of the data before there is a model: nothing is decoded yet."""
+    """The data before there is a model: nothing is decoded yet."""
 
     settings: DataSettings
     splits: dict[str, Split]

@@ -1,4 +1,4 @@
-"""What can be set about data and loading. Imports nothing heavy: `--help` is made of it."""
+"""Settings of data and loading. Imports nothing heavy, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def own_annotations(dataset_name: str) -> Path | None:
 
 
 def unknown_data_set(dataset_name: str) -> OptionError:
-    """The error that `--dataset_name` names neither a data set nor anything on disk."""
+    """The error for a `--dataset_name` that is neither a known data set nor a path on disk."""
     known = f"choose from {', '.join(DATASETS)}, or give an annotation file"
     if Path(dataset_name).is_dir():
         return OptionError(f"--dataset_name {dataset_name}: {known} (a folder of a Hugging Face data set with a slash)")
@@ -42,7 +42,7 @@ def unknown_data_set(dataset_name: str) -> OptionError:
 @settings("data")
 @dataclass(frozen=True)
 class DataSettings:
-    """Which data, how wrong they are, and how they become batches."""
+    """Which data, how noisy, and how they are batched."""
 
     dataset_name: str = option(
         "CUHK-PEDES",
@@ -62,19 +62,19 @@ class DataSettings:
     )
     on_bad_image: str = option(
         "error",
-        "a training image that is missing or can't be read: stop before training, or skip its pairs",
+        "a training image that is missing or can't be read: stop before training, or exclude its pairs",
         choices=("error", "skip"),
     )
     split_all: str = option(
         "",
-        "train: entries without a split are read as training pairs; where no entry is of the test split, some of their "
-        "persons stand in for it",
+        "train: entries without a split are read as training pairs; without a test split, some of their "
+        "persons are used for it",
         choices=("", "train"),
         tested=True,
     )
-    val_dataset: str = option("val", "the split that chooses the best checkpoint", choices=("val", "test"))
+    val_dataset: str = option("val", "split on which the best checkpoint is selected", choices=("val", "test"))
     noisy_rate: float = option(
-        0.2, "share of training captions that are shuffled; default for your own annotation file: 0", low=0, high=1
+        0.2, "share of training captions that are shuffled; 0 by default for your own annotation file", low=0, high=1
     )
     noisy_file: str = option(
         "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn", path=True
@@ -84,20 +84,20 @@ class DataSettings:
     )
     corrections: str = option(
         "",
-        "CSV of training pairs whose captions were edited, to train with these; marked pairs are excluded",
+        "CSV of training pairs with edited captions, which replace the originals; marked pairs are excluded",
         path=True,
     )
     batch_size: int = option(128, "pairs in a training batch; several processes share them", low=2)
     test_batch_size: int = option(
-        512, "images or captions encoded at a time in evaluation", low=1, tested=True, resumable=True
+        512, "batch size of images or captions in evaluation", low=1, tested=True, resumable=True
     )
     num_workers: int = option(
         8, "data-loading processes per training process; 0: none", low=0, tested=True, resumable=True
     )
     sampler: str = option("random", "order of the training pairs", choices=SAMPLERS)
     num_instance: int = option(4, "pairs of each identity in a batch (sampler identity)", low=1, only=("identity",))
-    img_aug: bool = option(False, "crop and erase training images")
-    txt_aug: bool = option(False, "mask, replace and remove words of training captions")
+    img_aug: bool = option(False, "crop and erase training images (the flip is always on)")
+    txt_aug: bool = option(False, "mask, replace and delete words of training captions")
 
 
 @settings("data")
@@ -106,10 +106,10 @@ class MaskingSettings:
     """How words are masked for objectives that guess them."""
 
     masked_token_rate: float = option(
-        0.8, "share of the words drawn for mlm that become the mask", low=0, high=1, only=("mlm",)
+        0.8, "share of the words selected for mlm that are replaced by the mask token", low=0, high=1, only=("mlm",)
     )
     masked_token_unchanged_rate: float = option(
-        0.1, "share of them that stay as they are", low=0, high=1, only=("mlm",)
+        0.1, "share of them that are left unchanged", low=0, high=1, only=("mlm",)
     )
     mlm_captions: str = option(
         "masked",

@@ -68,7 +68,7 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     except UnicodeDecodeError:
         raise DataError(f"{not_utf8(file)} (Excel: save as 'CSV UTF-8')") from None
     except csv.Error as error:
-        raise DataError(f"{file} is no CSV file: {error}") from None
+        raise DataError(f"{file} is not a CSV file: {error}") from None
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -101,7 +101,7 @@ def _files(path: Path) -> list[Path]:
         raise DataError(f"{path}: a state.json in it is damaged: {brief(error)}") from None
     files = listed or sorted(path.rglob("*.parquet"))
     if not files:
-        raise DataError(f"{path} holds no data set: expected Parquet files, or what datasets.save_to_disk writes")
+        raise DataError(f"{path} contains no data set: expected Parquet files, or what datasets.save_to_disk writes")
     return files
 
 

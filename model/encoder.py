@@ -147,10 +147,10 @@ class DualEncoder(nn.Module):
             there = {theirs: found[theirs] for theirs in own.values() if theirs in found}
             if complaint := misfit({own[name]: value for name, value in module.state_dict().items()}, there):
                 if there:
-                    log(f"head {head} is new, the file's does not fit: {complaint}")
+                    log(f"head {head} is initialised afresh, the file's does not match: {complaint}")
             elif own:
                 load_named(module, there, own, head)
-                log(f"head {head} has the file's weights")
+                log(f"head {head} is loaded from the file")
 
     def load_published(self, state: Mapping[str, Tensor], source: str) -> None:
         """Load the weights of a checkpoint, ours or the authors'; `source` is named in messages.

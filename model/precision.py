@@ -10,8 +10,8 @@ ARITHMETIC = {
     "fp32": "float32",
     "bf16": "bfloat16 products (autocast), float32 weights and Adam",
     "fp16": "float16 products (autocast) of a scaled loss, float32 weights and Adam",
-    "fp16_weights": "float16 weights, products, gradients and Adam, without loss scaling: the published code's",
-    "fp16_adam": "float32 weights and products; Adam rounds gradients and moments to float16 as the published code's",
+    "fp16_weights": "float16 weights, products, gradients and Adam, without loss scaling, as in the published code",
+    "fp16_adam": "float32 weights and products; Adam rounds gradients and moments to float16 as in the published code",
 }
 PRECISIONS = tuple(ARITHMETIC)
 PUBLISHED = "fp16_weights"

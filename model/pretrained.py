@@ -98,7 +98,7 @@ def read_content(path: Path) -> tuple[dict[str, Any], bool]:
             return {"model": load_file(path), **safetensors_facts(path)}, False
         code = _torchscript(path)
         if any(b"__setstate__" in text for text in code):  # all that would run while it is loaded
-            raise ValueError("the archive brings code of its own, which CLIP's do not")
+            raise ValueError("the archive contains code that CLIP's archives do not have")
         if code:
             with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
                 warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ def _find(pretrain_choice: str) -> Path:
         weights = (".safetensors", ".bin", ".pt", ".pth")
         held = sorted(file for file in Path(pretrain_choice).iterdir() if file.suffix in weights)
         like = f", as {held[0]}" if held else ""
-        raise WeightsError(f"--pretrain_choice {pretrain_choice} is a folder: give the file of weights in it{like}")
+        raise WeightsError(f"--pretrain_choice {pretrain_choice} is a folder: pass the weights file in it{like}")
     if not Path(pretrain_choice).is_file():
         raise WeightsError(
             f"--pretrain_choice {pretrain_choice}: no such file; give a file of CLIP weights "

@@ -29,7 +29,7 @@ class PrecisionSettings:
 
     precision: str = option(
         "fp32",
-        "fp32; bf16 or fp16 autocast; fp16_weights as in the published code: weights and Adam in float16, unscaled; "
+        "fp32; bf16 or fp16 autocast; fp16_weights as published: weights and Adam in float16, no loss scaling; "
         "fp16_adam: Adam rounds as there, the rest is fp32; or published: fp16_weights on CUDA, else fp32",
         choices=("fp32", "bf16", "fp16", "fp16_weights", "fp16_adam", "published"),
         tested=True,
@@ -39,11 +39,11 @@ class PrecisionSettings:
 @settings("model")
 @dataclass(frozen=True)
 class ModelSettings:
-    """Of any backbone and any heads."""
+    """Settings common to all backbones and heads."""
 
     backbone: str = option(
         "clip",
-        "the dual tower: clip, or open_clip:NAME, one of open_clip's models (its weights' file is pretrain_choice)",
+        "the dual encoder: clip, or open_clip:NAME for a model of open_clip (weights file in pretrain_choice)",
         choices=BACKBONES,
         tested=True,
     )
@@ -55,14 +55,14 @@ class ModelSettings:
     )
     img_size: tuple[int, int] = option((384, 128), "height and width of the images", low=1, length=2, tested=True)
     text_length: int = option(
-        77, "tokens of a caption; text positions are cut or interpolated to it", low=3, tested=True
+        77, "maximum number of tokens per caption; text positions are cut or interpolated to it", low=3, tested=True
     )
     grad_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", resumable=True
     )
     compile: bool = option(
         False,
-        "torch.compile the towers: takes a minute at the start; for GPUs (needs a C++ compiler)",
+        "torch.compile the towers: a minute of compilation at the start; for GPUs (needs a C++ compiler)",
         resumable=True,
     )
 
@@ -70,7 +70,7 @@ class ModelSettings:
 @settings("model")
 @dataclass(frozen=True)
 class ClipSettings:
-    """Of the backbone "clip"."""
+    """Settings of the backbone "clip"."""
 
     activation: str = option(
         "auto",
@@ -78,7 +78,7 @@ class ClipSettings:
         choices=("auto", "quick_gelu", "gelu"),
         tested=True,
     )
-    stride_size: int = option(16, "pixels between two patches", low=1, tested=True)
+    stride_size: int = option(16, "stride of the patches, in pixels", low=1, tested=True)
     vocab_size: int = option(49408, "size of the vocabulary", low=1, tested=True)
 
 
@@ -93,7 +93,7 @@ class TseSettings:
             clean data, worse under noise, say its authors).
     """
 
-    select_ratio: float = option(0.3, "share R of tokens that TSE selects", above=0, below=1, tested=True)
+    select_ratio: float = option(0.3, "ratio R of tokens that TSE selects", above=0, below=1, tested=True)
     tse_bn: str = option(
         "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", choices=("frozen", "batch")
     )

@@ -56,7 +56,7 @@ def find_clip(
         raise WeightsError(f"{path} contains no CLIP vision transformer: no tensor is named {' or '.join(anchors)}")
     if len(found) > 1:
         names = ", ".join("".join((key, key and ": ", prefix, "*")) for key, prefix in found)
-        raise WeightsError(f"{path} contains several CLIPs ({printable(names)[:200]}): save only one of them")
+        raise WeightsError(f"{path} contains several CLIPs ({printable(names)[:200]}): keep only one of them")
     ((key, prefix),) = found
     return states[key], prefix
 

@@ -1,1 +1,1 @@
-"""What happens when: the scoring pass that feeds CCD, the epoch, evaluation, the run."""
+"""The training loop: the scoring pass that feeds CCD, the epoch, evaluation, the run."""

@@ -105,7 +105,11 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
             mean = dict(zip(sums, (torch.stack([*sums.values()]) / step).tolist(), strict=True))
             parts = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
             logger.info(
-                "  step %d/%d: loss %.3f (%s), means of the epoch so far", step, len(timed), sum(mean.values()), parts
+                "  step %d/%d: loss %.3f (%s), averages over the epoch so far",
+                step,
+                len(timed),
+                sum(mean.values()),
+                parts,
             )
             if skipped:
                 logger.info("  %d steps skipped by the loss scaler, its scale is %g", skipped, state.scaler.get_scale())

@@ -77,7 +77,7 @@ def encode(model: Encoder, data: EvaluationData) -> Encoded:
     text = {name: _all_rows([batch[name] for batch in texts], count) for name in texts[0]}
     text = {name: rows[order.to(rows.device)] for name, rows in text.items()}
     if not all(torch.isfinite(part).all() for part in (*image.values(), *text.values())):
-        raise NotFiniteError("the model's embeddings are NaN or infinite: its weights are damaged or diverged")
+        raise NotFiniteError("the model's embeddings are NaN or infinite: its weights are corrupted or diverged")
     return Encoded(image, text)
 
 

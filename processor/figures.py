@@ -19,7 +19,7 @@ _STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BLACK,
 _COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#999999")  # of other similarities
 
 _TOP = 5  # images for a caption
-_FRAMES = "✓ blue: an image of the caption's person; ✗ orange: of another; with their similarities"
+_FRAMES = "✓ blue: correct identity; ✗ orange: wrong identity; with similarities"
 
 
 def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:

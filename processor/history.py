@@ -1,4 +1,4 @@
-"""What a run keeps of every epoch for later eyes: both votes on every pair, and how similar right and wrong pairs were.
+"""A run's record of every epoch: the votes on every pair, and similarity histograms of matching and other pairs.
 
 One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run and of how many processes shared
 it: a run that was stopped and continued leaves the same bytes.
@@ -121,7 +121,7 @@ def read_history(run_dir: Path) -> list[EpochHistory]:
     """
     epochs = [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
     if len({epoch.pairs.loss.shape for epoch in epochs if epoch.pairs}) > 1:
-        raise DataError(f"{run_dir / FOLDER} holds epochs of different numbers of pairs: it is not of one run")
+        raise DataError(f"{run_dir / FOLDER} has epochs with different numbers of pairs: they are from different runs")
     return epochs
 
 
@@ -135,7 +135,7 @@ def _read(file: Path) -> EpochHistory:
             raise ValueError(f"similarities of shape {similarity.shape}")
         return EpochHistory(int(file.stem), pairs, similarity)
     except Exception:  # numpy, zipfile and zlib each raise their own types, with advice that is not ours
-        raise DataError(f"{file} is damaged: delete it to do without its epoch") from None
+        raise DataError(f"{file} is damaged: delete it to skip its epoch") from None
 
 
 def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:

@@ -1,4 +1,4 @@
-"""What the records of metrics.jsonl say: which epoch is the best, and by which similarity; how long it took."""
+"""Reading the records of metrics.jsonl: the best epoch, by which similarity, and the time taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def chosen_by(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
-    """The similarity that chooses the best epoch: that of the trained embeddings if it is evaluated, else the fused."""
+    """The similarity that selects the best epoch: that of the trained embeddings if it is evaluated, else the fused."""
     name = "+".join(trained)
     return name if name in metrics else list(metrics)[-1]
 

@@ -1,4 +1,4 @@
-"""The run: for every epoch decide which pairs count, train, validate, keep what is best."""
+"""The run: for every epoch decide which pairs count, train, validate, and keep the best checkpoint."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         cores = core_time()
         start, length = state.correspondence.round(epoch, epochs)
         if epoch == start > 0:
-            logger.info("A new round of %d epochs, from fresh weights", length)
+            logger.info("New round of %d epochs, from fresh weights", length)
             state.begin_again()
         set_learning_rates(state.optimizer, epoch - start, replace(settings.schedule, num_epoch=length))
         lr = state.optimizer.param_groups[0]["lr"]
@@ -121,7 +121,7 @@ def _naming(epoch: int, good: Path) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        found = f"the last good checkpoint is {good}" if good.is_file() else "no good checkpoint was written yet"
+        found = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint has been written yet"
         raise NotFiniteError(f"epoch {epoch + 1}, {error}; {found}; try a smaller --lr") from None
 
 
@@ -178,14 +178,14 @@ def _decide_in_main(
 
 
 def _check_verdict(verdict: Any, pairs: int, name: str) -> None:
-    """See that a correspondence, perhaps a plugin's, has given every pair a weight."""
+    """Check that a correspondence, perhaps a plugin's, has given every pair a weight."""
     weight = verdict.weight if isinstance(verdict, Verdict) else verdict
     right = isinstance(weight, np.ndarray) and weight.shape == (pairs,)
     if not right or not (np.isfinite(weight) & (weight >= 0)).all():
         expected = f"expected a Verdict with {pairs:,} finite weights ≥ 0"
         raise OptionError(f"--division {name}: {expected}, found {weight!r:.60}")
     if not weight.any():
-        logger.warning("  --division %s: no pair counts in this epoch", name)
+        logger.warning("  --division %s: no pair has a weight above 0 in this epoch", name)
 
 
 def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: int) -> None:
@@ -193,7 +193,9 @@ def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: i
         lost = np.flatnonzero(~np.isfinite(loss) & usable)
         if len(lost):
             found = f"{len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
-            why = "" if epoch else "; the starting weights are damaged, or --tau, --temperature or --margin is extreme"
+            why = (
+                "" if epoch else "; the starting weights are corrupted, or --tau, --temperature or --margin is extreme"
+            )
             raise NotFiniteError(f"division: {found}{why}")
 
 

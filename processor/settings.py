@@ -1,4 +1,4 @@
-"""What can be set about the run itself. Imports nothing heavy: `--help` is made of it."""
+"""Settings of the run itself. Imports nothing heavy, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -31,55 +31,57 @@ class RerankSettings:
 @settings(_RUN)
 @dataclass(frozen=True)
 class FolderSettings:
-    """Where a run is kept."""
+    """Name and place of the run folder."""
 
-    name: str = option("baseline", "name of the run, part of its folder's name")
-    output_dir: str = option("logs", "where run folders are made", path=True, resumable=True)
+    name: str = option("baseline", "name of the run, used in its folder's name")
+    output_dir: str = option("logs", "folder for run folders", path=True, resumable=True)
 
 
 @settings(_RUN)
 @dataclass(frozen=True)
 class LoopSettings:
-    """What happens when."""
+    """Settings of the training loop."""
 
-    seed: int = option(1, "random seed of weights, order, augmentation and division", low=0, high=2**63 - 1)
+    seed: int = option(1, "random seed of initialisation, order, augmentation and division", low=0, high=2**63 - 1)
     device: str = option(
         "auto", "auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps", tested=True, resumable=True
     )
     log_period: int = option(100, "training steps between log lines", low=1, resumable=True)
     eval_period: int = option(1, "epochs between validations", low=1)
     record_test: bool = option(
-        False, "also evaluate the test split at each validation; recorded only, never used for selection"
+        False, "also evaluate the test split at each validation; only recorded, never used for selection"
     )
     grad_accum: int = option(
         1,
-        "parts in which a batch is encoded, to save memory; the loss still compares all its pairs (tse_bn frozen)",
+        "encode a batch in so many parts to save memory; the loss still compares all its pairs (needs tse_bn frozen)",
         low=1,
         resumable=True,
     )
     cuda_graphs: bool = option(
-        False, "record steps as CUDA graphs: for GPUs that wait for Python (H100, H200); one process", resumable=True
+        False,
+        "capture steps as CUDA graphs, for GPUs fast enough to wait for Python (H100, H200); single process",
+        resumable=True,
     )
 
 
 @settings(_RUN)
 @dataclass(frozen=True)
 class StartSettings:
-    """What is done in place of a new training."""
+    """Actions other than training a new run."""
 
     resume_ckpt_file: str = option(
-        "", "resume from this checkpoint, in its run folder (not in a configuration)", resumable=True
+        "", "resume from this checkpoint in its run folder (not allowed in a configuration)", resumable=True
     )
     test: bool = option(False, "evaluate the starting weights and stop")
     plugin: str = option(
-        "", "Python file with objectives, heads, … of your own; several joined by commas", tested=True, resumable=True
+        "", "Python file with your own objectives, heads, …; several separated by commas", tested=True, resumable=True
     )
 
 
 @settings("without effect")
 @dataclass(frozen=True)
 class IdleSettings:
-    """The published code accepts these, and so does ours."""
+    """Flags accepted for compatibility with the published code."""
 
-    MLM: bool = option(False, "IRRA's; words are masked whenever mlm is trained", idle=True, resumable=True)
+    MLM: bool = option(False, "IRRA's flag; words are masked whenever mlm is trained", idle=True, resumable=True)
     local_rank: int = option(0, "the process's rank on its machine, set by the launcher", idle=True, resumable=True)

@@ -1,4 +1,4 @@
-"""What the pretrained weights achieve before training, for comparison with what training makes of them."""
+"""Metrics of the pretrained weights before training, as a baseline."""
 
 from __future__ import annotations
 

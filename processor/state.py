@@ -50,7 +50,7 @@ class TrainState:
         self._fresh = [(part, copy.deepcopy(part.state_dict())) for part in parts]
 
     def begin_again(self) -> None:
-        """Give model, objectives, scaler and optimizer the state they were created with, for the next round."""
+        """Reset model, objectives, scaler and optimizer to their initial state, for the next round."""
         for part, fresh in self._fresh:
             part.load_state_dict(fresh)
         self.optimizer.state.clear()
@@ -88,7 +88,7 @@ class TrainState:
             save_checkpoint(content, run_dir / "best.pth")
 
     def restore(self, file: Path, options: Mapping[str, Any]) -> None:
-        """Return to where a `last.pth` was written, and put best.pth beside it right.
+        """Restore the state in a `last.pth`, and repair the best.pth beside it.
 
         Args:
             options: of the run; the checkpoint must have the same, but for those a run may be resumed with.
@@ -101,7 +101,7 @@ class TrainState:
             self._check(content, options, file)
             self.epoch, self.best, self.best_epoch = (content[name] for name in ("epoch", "best", "best_epoch"))
             if not 0 <= self.best_epoch <= self.epoch <= options["num_epoch"]:
-                raise ValueError("its epoch can't be this run's")
+                raise ValueError("its epoch is beyond this run's")
             self._restore_weights(content["model"], str(file))
             _restore_moments(content["optimizer"], self.optimizer)
             self.scaler.load_state_dict(content["scaler"])
@@ -116,10 +116,10 @@ class TrainState:
         if content.get("format") != CHECKPOINT_FORMAT or not {"optimizer", "options"} <= content.keys():
             raise ValueError("only a last.pth of this version of train.py can")
         if other := changed_for_good(options, content["options"]):
-            raise ValueError(f"it is of another run, with another {other[0]}")
+            raise ValueError(f"it is from another run, with another {other[0]}")
         if (towers := content.get("towers", self.model.towers())) != self.model.towers():
             raise WeightsError(
-                f"{file} can't be resumed from: its towers are {towers}, and --pretrain_choice now gives "
+                f"{file} can't be resumed from: its towers are {towers}, but --pretrain_choice now gives "
                 f"{self.model.towers()}; has the configuration beside that file changed?"
             )
 
@@ -128,7 +128,7 @@ class TrainState:
         self.model.load_published(own, source)
         objectives = {name: weights[name] for name in weights.keys() - own.keys()}
         if complaint := misfit(self._of_objectives(), objectives):
-            raise WeightsError(f"{source} can't be resumed from: of the objectives it is {complaint}")
+            raise WeightsError(f"{source} can't be resumed from: the objectives' weights are {complaint}")
         self.loss.others.load_state_dict({name: objectives[saved] for name, saved in self.loss.saved_names().items()})
 
     def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
@@ -139,24 +139,26 @@ class TrainState:
         elif self.best_epoch and not best.is_file():
             raise WeightsError(f"{file} can't be resumed from: best.pth is missing beside it")
         elif self.best_epoch and (found := load_checkpoint(best).get("epoch")) != self.best_epoch:
-            logger.warning("%s is of epoch %s, not %d: the best is chosen again", best, found, self.best_epoch)
+            logger.warning(
+                "%s is from epoch %s, not %d: the best epoch is selected again", best, found, self.best_epoch
+            )
             self.best, self.best_epoch = -1.0, 0
 
 
 def _check_readable(state: dict[str, Any], name: str) -> None:
-    """See that a correspondence's state can be read back: a checkpoint is read without building other objects."""
+    """Check that a correspondence's state can be read back: checkpoints are read as tensors and plain values only."""
     stream = io.BytesIO()
     torch.save(state, stream)
     stream.seek(0)
     try:
         torch.load(stream, weights_only=True)
     except Exception as error:  # torch's own types
-        allowed = "its state_dict may have tensors and plain values only (of an array, torch.from_numpy)"
+        allowed = "its state_dict may hold only tensors and plain values (for an array, use torch.from_numpy)"
         raise WeightsError(f"--division {name}: {allowed}: {brief(error)}") from None
 
 
 def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Take over a saved optimizer's moments; how to step is the run's to say, not the file's.
+    """Restore a saved optimizer's moments, but not its hyperparameters, which are the run's.
 
     Each gets memory of its own, laid out like its parameter's: fused steps rely on that and do not check it.
     """

@@ -1,4 +1,4 @@
-"""The gradients of one global batch, whichever process and whichever part of it encodes what."""
+"""The gradients of one global batch, however it is divided among processes and parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.distributed import gather
 
 @dataclass(frozen=True)
 class Pairs:
-    """A `PairBatch` of tensors alone, whose pairs are known to nobody."""
+    """A `PairBatch` of tensors alone, without positions in the training split."""
 
     images: Tensor
     ids: Tensor

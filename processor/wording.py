@@ -1,4 +1,4 @@
-"""The log's lines on an epoch; one is made to be searched: `grep epoch= train_log.txt`."""
+"""The log lines of an epoch, one of them for `grep epoch= train_log.txt`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BUSY = 0.3  # share of their time for which threads wait for a core, beyond whi
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float) -> str:
-    """Where an epoch has led, and when the run will be done.
+    """An epoch's results and the run's ETA in one line.
 
     Args:
         record: as metrics.jsonl keeps it; "val" is missing in an epoch without validation.
@@ -31,5 +31,5 @@ def busy_host(waited: float) -> str:
     """A warning where threads waited for a core for a large share, in [0, 1], of the time that they could have run."""
     if waited < _BUSY:
         return ""
-    why = "other programs, or more threads than cores, slow this run down"
+    why = "other programs or more threads than cores slow this run down"
     return f"threads waited for a core {waited:.0%} of the time: {why} (OMP_NUM_THREADS sets how many compute)"

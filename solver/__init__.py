@@ -1,1 +1,1 @@
-"""The learning rule: objectives, correspondence, optimizer and schedule."""
+"""What is optimised and how: objectives, correspondence, optimizer and schedule."""

@@ -1,4 +1,4 @@
-"""What can be set about the learning rule. Imports nothing heavy: `--help` is made of it."""
+"""Settings of objectives, correspondence and optimizer. Imports nothing heavy, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ class ObjectiveSettings:
         "+; a label may follow: TAL+sr0.3_tau0.015_margin0.1_n0.2",
     )
     trained: str = option(
-        "BGE+TSE", "the embeddings whose losses are trained, joined by +; the best checkpoint is chosen by them too"
+        "BGE+TSE",
+        "embeddings that the losses are applied to, joined by +; the best checkpoint is also selected by them",
     )
 
 
@@ -83,7 +84,7 @@ class SoftmaxSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class IrraSettings:
-    """What IRRA's id and mlm can be set to. lr_factor: times the towers' rate, of their new layers."""
+    """Settings of IRRA's id and mlm. lr_factor: learning-rate multiplier of their new layers."""
 
     id_loss_weight: float = option(1.0, "weight of id", low=0, only=("id",))
     mlm_loss_weight: float = option(1.0, "weight of mlm", low=0, only=("mlm",))
@@ -94,7 +95,7 @@ class IrraSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class DeclSettings:
-    """How long DECL takes every pair for clean. No value is published for person search."""
+    """DECL's warm-up, in which every pair counts as clean. No value is published for person search."""
 
     decl_warmup: int = option(2, "epochs in which division decl treats all pairs as clean", low=0, only=("decl",))
 
@@ -111,7 +112,7 @@ class CrclSettings:
         only=("crcl",),
     )
     crcl_warmup: int = option(2, "epochs of each round before labels are refined", low=0, only=("crcl",))
-    crcl_beta: float = option(0.8, "share of its label that a pair keeps at each update", low=0, high=1, only=("crcl",))
+    crcl_beta: float = option(0.8, "momentum of a pair's label at each update", low=0, high=1, only=("crcl",))
 
 
 @settings(_LOSS)
@@ -121,7 +122,7 @@ class CorrespondenceSettings:
 
     division: str = option(
         "ccd",
-        "how much each pair counts: by CCD's votes or (ccd-soft) by its P(clean), by DECL, by CRCL, all alike, or (an "
+        "how much each pair counts: by CCD's votes or (ccd-soft) its P(clean), by DECL, by CRCL, all equally, or (an "
         "oracle) only the truly clean",
         choices=CORRESPONDENCES,
     )
@@ -164,16 +165,16 @@ class ScheduleSettings:
     num_epoch: int = option(60, "epochs", low=1)
     lrscheduler: str = option("cosine", "learning-rate decay", choices=SCHEDULES)
     warmup_epochs: int = option(5, "epochs of warm-up", low=0)
-    warmup_factor: float = option(0.1, "share of the learning rate at the start of the warm-up", low=0, high=1)
-    warmup_method: str = option("linear", "warm-up", choices=WARMUPS)
+    warmup_factor: float = option(0.1, "fraction of the learning rate at the start of the warm-up", low=0, high=1)
+    warmup_method: str = option("linear", "shape of the warm-up", choices=WARMUPS)
     milestones: tuple[int, ...] = option((20, 50), "epochs at which step decays", low=0, only=("step",))
-    gamma: float = option(0.1, "step's factor", above=0, only=("step",))
+    gamma: float = option(0.1, "decay factor of step", above=0, only=("step",))
     target_lr: float = option(0.0, "final learning rate of cosine and poly", low=0, only=("cosine", "poly"))
     power: float = option(0.9, "base of exp and poly", above=0, only=("exp", "poly"))
 
 
 def check_optimizer(optimizer: str, precision: str) -> None:
-    """See that the optimizer can step in the arithmetic, one of `model.precision.PRECISIONS` or "published".
+    """Check that the optimizer supports the arithmetic, one of `model.precision.PRECISIONS` or "published".
 
     Raises:
         OptionError: it can't.
@@ -208,8 +209,8 @@ def split_loss_names(loss_names: str) -> list[str]:
     names = without_label(loss_names).split("+")
     for name in names:
         if name not in OBJECTIVES:
-            label = "" if len(names) == 1 else ", nor is it a label like sr0.3_tau0.015_margin0.1_n0.2"
+            label = "" if len(names) == 1 else ", nor a label like sr0.3_tau0.015_margin0.1_n0.2"
             raise OptionError(f"--loss_names {loss_names}: '{name}' is not one of {', '.join(OBJECTIVES)}{label}")
     if len(set(names)) < len(names):
-        raise OptionError(f"--loss_names {loss_names}: an objective is named twice")
+        raise OptionError(f"--loss_names {loss_names}: an objective is listed twice")
     return names

@@ -42,9 +42,7 @@ def test_training_images_that_are_missing_are_skipped_when_asked(tmp_path):
     missing = tmp_path / "RSTPReid/imgs/cam_train/0003_1.jpg"
     missing.unlink()
     given = ["--dataset_name", str(own), *SMALL, "--num_epoch", "1", "--output_dir", str(tmp_path / "logs")]
-    with pytest.raises(
-        UserError, match=r"1 of 36 images are missing, the first is .*0003_1.jpg \(.*--on_bad_image skip"
-    ):
+    with pytest.raises(UserError, match=r"1 of 36 images are missing, first: .*0003_1.jpg \(.*--on_bad_image skip"):
         training_root.main(given)
     training_root.main([*given, "--on_bad_image", "skip"])
     (run,) = tmp_path.glob("logs/*/*")
@@ -52,7 +50,7 @@ def test_training_images_that_are_missing_are_skipped_when_asked(tmp_path):
     assert len(facts["skipped_pairs"]) == 2
     assert "2 of 24 training pairs are skipped" in (run / "train_log.txt").read_text()
     (tmp_path / "RSTPReid/imgs/cam_test/0012_0.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 24 images are missing, the first is .*0012_0.jpg$"):
+    with pytest.raises(UserError, match=r"1 of 24 images are missing, first: .*0012_0.jpg$"):
         training_root.main([*given, "--on_bad_image", "skip"])
 
 
@@ -66,7 +64,7 @@ def test_cut_captions_are_counted_and_a_cause_is_one_row_of_a_narrow_table(tmp_p
     found = {f["what"]: f for f in json.loads((tmp_path / "out/check_data_RSTPReid.json").read_text())["findings"]}
     (cut,) = found["captions cut to 77 tokens"]["where"]
     assert "0000_0.jpg: 82 tokens" in cut
-    assert found["a noise index that does not fit"]["count"] == 3, "the three that are shipped"
+    assert found["noise indices that do not match"]["count"] == 3, "the three that are shipped"
     printed = capsys.readouterr().out
     assert printed.count("GRAVE") == 1
     assert max(len(line) for line in printed.splitlines() if line.startswith(("|", "+"))) <= 100

@@ -52,7 +52,7 @@ def test_nothing_is_found_where_nothing_is_wrong(tmp_path, capsys):
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     assert check(tmp_path, status=0) == {}
     printed = capsys.readouterr().out
-    assert "nothing was found to be wrong" in printed
+    assert "no problems found" in printed
     assert printed.count("yes") == 3
 
 
@@ -66,10 +66,10 @@ def test_all_broken_and_missing_images_are_listed(tmp_path, capsys):
     (imgs / "cam_test").rename(imgs / "elsewhere")
     found = check(tmp_path, status=1)
     assert sorted(line.split()[1] for line in found["images that can't be read"]["where"]) == sorted(map(str, broken))
-    missing = found["images missing"]["where"]
+    missing = found["missing images"]["where"]
     assert len(missing) == 13
     assert str(imgs / "cam_train/0003_1.jpg") in missing
-    assert found["folders of images missing"]["where"] == [str(imgs / "cam_test")]
+    assert found["missing image folders"]["where"] == [str(imgs / "cam_test")]
     assert "GRAVE" in capsys.readouterr().out
 
 
@@ -92,14 +92,14 @@ def test_every_mistake_in_annotations_is_found(tmp_path):
     assert "3 is missing" in found["ids with gaps"]["where"][0]
     assert found["malformed entries"]["where"][0].startswith("entry 31: ")
     assert found["malformed entries"]["count"] == 2
-    assert found["entries of another split"]["where"] == ["entry 30: 'query'"]
+    assert found["entries of unknown splits"]["where"] == ["entry 30: 'query'"]
     assert found["persons in two splits"]["where"] == [f"id {listed[25]['id']} in test, val"]
     assert found["empty captions"]["count"] == 1
-    assert found["captions doubled at one image"]["count"] == 36 - 4 - 1  # 1 of them split as "query" counts in none
-    assert found["one caption for several persons"]["where"] == ["2 persons: a man in red"]
+    assert found["duplicate captions of an image"]["count"] == 36 - 4 - 1  # 1 of them split as "query" counts in none
+    assert found["captions shared by several persons"]["where"] == ["2 persons: a man in red"]
     assert "a\\x07bell" in found["control characters"]["where"][0]
     assert found["CJK characters"]["count"] == 1
-    sizes = found["another size than published"]["where"]
+    sizes = found["sizes that differ from the published ones"]["where"]
     assert {place.split()[0] for place in sizes} == {"val", "test"}, "one cause is one row"
     assert any(place.startswith("test has 9 images") for place in sizes)
 
@@ -133,18 +133,18 @@ def test_code_and_markup_in_captions_are_remarked(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     found = check(tmp_path, status=0)
     assert [place.split(".jpg: ")[1] for place in found["code or markup in captions"]["where"]] == MARKED
-    assert "3 persons: a person walking by." in found["one caption for several persons"]["where"]
+    assert "3 persons: a person walking by." in found["captions shared by several persons"]["where"]
 
 
 def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_found(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", captions=3))
     np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
     found = check(tmp_path, "--noisy_file", str(tmp_path / "index.npy"), status=1)
-    size = found["another size than published"]
+    size = found["sizes that differ from the published ones"]
     assert size["where"][0] == "train has 36 captions, published are 24"
-    assert "some copies carry added captions, get the original" in size["remedy"]
-    index = found["a noise index that does not fit"]
-    assert "is for 24 pairs, the training split has 36" in index["where"][0]
+    assert "some copies have added captions: get the original" in size["remedy"]
+    index = found["noise indices that do not match"]
+    assert "is for 24 pairs, but the training split has 36" in index["where"][0]
     assert "--pairs 36" in index["remedy"]
 
 
@@ -152,7 +152,7 @@ def test_the_shipped_index_is_checked_against_the_data(tmp_path, monkeypatch):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     monkeypatch.undo()
     _, findings = check_dataset("RSTPReid", tmp_path)
-    (wrong,) = [finding for finding in findings if finding.what == "a noise index that does not fit"]
+    (wrong,) = [finding for finding in findings if finding.what == "noise indices that do not match"]
     for line, rate in zip(wrong.where, (0.2, 0.5, 0.8), strict=True):
         assert f"RSTPReid_{rate}.npy is for 37,010 pairs" in line
     assert "--pairs 24 --noisy_rate RATE --out FOLDER" in wrong.remedy
@@ -168,14 +168,14 @@ def test_odd_paths_and_characters_are_listed_in_printable_characters(tmp_path, c
     listed[9]["captions"] = ["\x1b[31mred"] * 2
     (tmp_path / "RSTPReid/data_captions.json").write_text(json.dumps(listed))
     found = check(tmp_path, status=1)
-    missing = found["images missing"]["where"]
+    missing = found["missing images"]["where"]
     assert len(missing) == 4, "two of them name the folder itself"
     assert "/nowhere/x.jpg" in missing
     assert any("a\\x00b.jpg" in place for place in missing)
-    assert found["images listed more than once"]["count"] == 2
+    assert found["images listed repeatedly"]["count"] == 2
     assert found["half surrogate pairs"]["count"] == 1
     assert found["control characters"]["count"] == 3
-    assert found["captions doubled at one image"]["where"][-1].isprintable()
+    assert found["duplicate captions of an image"]["where"][-1].isprintable()
     assert "\x1b" not in capsys.readouterr().out
 
 
@@ -188,7 +188,7 @@ def test_the_same_pixels_are_found_across_splits_and_data_sets(tmp_path):
     shutil.copy(imgs / "cam_train/0001_0.jpg", imgs / "cam_test/0013_1.jpg")
     Image.open(imgs / "cam_train/0002_1.jpg").save(other / "cam_test/0007_0.jpg", format="png")
     shutil.copy(other / "cam_train/0000_0.jpg", imgs / "cam_val/0008_0.jpg")
-    (other / "cam_train/0001_0.jpg").write_bytes(b"no picture")
+    (other / "cam_train/0001_0.jpg").write_bytes(b"no image")
     found = check(tmp_path, "--against", "ICFG-PEDES", status=0)
     same = {what: finding["where"] for what, finding in found.items() if "pixels" in what}
     assert same == {
@@ -223,7 +223,7 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
     given = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0.0, "batch_size": 8}
     options = resolve(given)
     lines = read_data(options.of(DataSettings)).remarks
-    assert lines[0] == "entries of another split: entry 7: 'trian'; only train, val and test are read"
+    assert lines[0] == "entries of unknown splits: entry 7: 'trian'; only train, val and test are read"
     assert any(line.startswith("empty captions: ") and "0001_1.jpg" in line for line in lines)
 
 
@@ -237,7 +237,7 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
         (
             lambda root: datasets_on_disk.write(root, "CUHK-PEDES", file="caption_all.json"),
             ["--dataset_name", "CUHK-PEDES"],
-            "no reid_raw.json; it holds caption_all.json, which is another format: its authors hand it out",
+            "no reid_raw.json; it holds caption_all.json, which is another format: its authors distribute it",
         ),
         (
             lambda root: datasets_on_disk.write(root, "CUHK-PEDES").write_text("{}"),

@@ -68,10 +68,10 @@ def test_edited_captions_and_marks_are_read(split, tmp_path, delimiter, left_out
     [
         ({}, "changes no caption and marks no pair"),
         ({"caption": " "}, "line 2: pair 5 has an empty caption: write one, or mark the pair"),
-        ({"original": "c00000000"}, "line 2: pair 5 had another caption than .*: of other data or noise"),
+        ({"original": "c00000000"}, "line 2: pair 5 had another caption than .*: made for other data or noise"),
         ({"image": "b.jpg", "caption": "new"}, r"line 2: pair 5 has the image .*not b\.jpg"),
-        ({"pair": "99"}, "line 2: pair '99' is none of"),
-        ({"pair": "6", "image": "", "original": ""}, "line 3: pair 6 stands in line 2, too"),
+        ({"pair": "99"}, "line 2: pair '99' is not in"),
+        ({"pair": "6", "image": "", "original": ""}, "line 3: pair 6 is also in line 2"),
         ({"exclude": "perhaps"}, "line 2: exclude must be x or empty"),
     ],
 )

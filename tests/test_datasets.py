@@ -166,8 +166,8 @@ def test_ids_of_any_kind_tell_persons_apart(tmp_path):
     assert {-3, 17} <= set(split.person_ids.tolist())
     assert max(split.person_ids) < 2**53, "whole in any JSON reader"
     remarks = {finding.what: len(finding.where) for finding in odd_entries(read_annotations(str(file), tmp_path)[1])}
-    assert remarks["ids that are no numbers, for which numbers are made of their texts"] == 4
-    assert remarks["ids with a decimal point"] == 1
+    assert remarks["non-numeric ids, hashed to numbers"] == 4
+    assert remarks["ids written with a decimal point"] == 1
     file.write_text(json.dumps([listed[0], listed[2], listed[0]]), encoding="utf-8")
     again = read_splits(str(file), tmp_path, ["train"])["train"]
     assert set(again.person_ids) <= set(split.person_ids), "the same number in any file"
@@ -195,7 +195,7 @@ def test_images_are_found_in_either_folder_whatever_their_paths_start_from(tmp_p
     assert not [finding for finding in check_dataset(name, tmp_path, noisy_rate=0.0)[1] if finding.grave]
     (data / folder / "cam_test/0012_0.jpg").unlink()
     missing = data / (folder or ("imgs" if published else "")) / prefix / "cam_test/0012_0.jpg"
-    with pytest.raises(DataError, match=rf"1 of 12 images are missing, the first is {missing}"):
+    with pytest.raises(DataError, match=rf"1 of 12 images are missing, first: {missing}"):
         read_splits(name, tmp_path, ["test"])
 
 
@@ -214,7 +214,7 @@ def test_entries_without_a_split_are_training_pairs_when_asked(tmp_path, with_te
     assert splits["train"].person_ids.tolist() == ([0, 1, 2] if with_test else [0, 1, 2, 3])
     assert splits["test"].person_ids.tolist() == ([3] if with_test else [0, 1, 2, 3])
     remarks = {finding.what for finding in odd_entries(read_annotations(str(file), tmp_path, "train")[1])}
-    assert ("training entries stand in for a test split" in remarks) == (not with_test)
+    assert ("training entries used as a test split" in remarks) == (not with_test)
     findings = check_dataset(str(file), tmp_path, split_all="train")[1]
     assert not [finding for finding in findings if finding.grave]
 
@@ -263,7 +263,7 @@ def test_missing_files_are_named(tmp_path):
         read_splits("CUHK-PEDES", tmp_path, ["train"])
     file = datasets_on_disk.write(tmp_path, "CUHK-PEDES")
     (tmp_path / "CUHK-PEDES/imgs/cam_train/0003_1.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 12 images are missing, the first is .*0003_1.jpg"):
+    with pytest.raises(DataError, match=r"1 of 12 images are missing, first: .*0003_1.jpg"):
         read_splits("CUHK-PEDES", tmp_path, ["train"])
     file.rename(file.with_name("caption_all.json"))
     with pytest.raises(DataError, match=r"no reid_raw.json; it holds caption_all.json, which is another format"):
@@ -294,7 +294,7 @@ def test_all_nine_indices_are_shipped_and_can_be_written_anew(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "Mine_0.3.npy"), noise.draw_permutation(50, 0.3))
     with pytest.raises(OptionError, match="one index needs"):
         noise_index.main(["--dataset_name", "Mine"])
-    with pytest.raises(OptionError, match="RSTPReid has 37010; write another elsewhere, by --out"):
+    with pytest.raises(OptionError, match="RSTPReid has 37010; write other sizes elsewhere, with --out"):
         noise_index.main(["--dataset_name", "RSTPReid", "--pairs", "24", "--noisy_rate", "0.5"])
 
 
@@ -308,7 +308,7 @@ def test_a_noise_index_is_checked(tmp_path):
             noise.read_permutation(file, pairs, rate)
     for content, message in (
         (np.zeros(1000, np.int64), "not a permutation"),
-        (good.astype(float), "row of integers"),
+        (good.astype(float), "array of integers"),
         (np.array([{}], dtype=object), "can't be read"),
     ):
         np.save(file, content, allow_pickle=True)

@@ -260,7 +260,9 @@ def test_two_processes_with_the_published_rounding_step_as_one_does(real_runs, n
 
 def test_a_run_whose_launcher_was_stopped_is_continued_by_any_number_of_processes(real_runs):
     printed = (real_runs / "printed").read_text()
-    assert printed.count("Stopped: the state after the last whole epoch is saved; resume with: train.py --resume") == 1
+    assert (
+        printed.count("Stopped: the state after the last completed epoch is saved; resume with: train.py --resume") == 1
+    )
     one, two = (the_run(real_runs, 2, world) for world in (1, 2))
     for run_dir in (one, two):
         log = (run_dir / "train_log.txt").read_text()

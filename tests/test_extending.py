@@ -261,7 +261,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
         (
             DIVISION.format(name="array", value="np.ones(len(truly_clean), np.float32)") + STATE,
             "--division array",
-            r"--division array: its state_dict may have tensors and plain values only",
+            r"--division array: its state_dict may hold only tensors and plain values",
         ),
         (
             HEAD.format(name="f16", more="").replace("float", "half"),
@@ -285,7 +285,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
             + "\n    def __init__(self, *given):\n        super().__init__(*given)\n"
             + "        self.dropout = torch.nn.Dropout(0.5)\n",
             "--heads BGE+dropout --trained BGE --grad_accum 2",
-            r"--grad_accum: heads.dropout.image.dropout \(Dropout\) needs a batch to be encoded at once",
+            r"--grad_accum: heads.dropout.image.dropout \(Dropout\) must see a whole batch",
         ),
         (
             DIVISION.format(name="few", value="np.ones(3, np.float32)"),
@@ -381,7 +381,7 @@ def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_f
     forget("draws")
     evaluation_root.main([*command, "--plugin", str(moved)])
     forget("draws")
-    with pytest.raises(UserError, match=r"draws.py: no such file; if it has moved, name it with --plugin"):
+    with pytest.raises(UserError, match=r"draws.py: no such file; if it has moved, pass its new path with --plugin"):
         evaluation_root.main(command)
 
 

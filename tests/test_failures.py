@@ -76,7 +76,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
     assert str(caught.value).startswith("epoch 1, step 2: the loss is NaN or infinite, with pairs ")
-    assert "no good checkpoint was written yet" in str(caught.value)
+    assert "no checkpoint has been written yet" in str(caught.value)
     listed = str(caught.value).split("with pairs ")[1].split(";")[0].split(", ")
     assert len(set(map(int, listed))) == 8
 
@@ -208,7 +208,7 @@ def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tm
     training_root.main(["--resume", str(run_dir)])  # as it began, though the picture is there again
     (run_dir / "test_metrics.json").unlink()
     datasets_on_disk.write(tmp_path, "RSTPReid")
-    with pytest.raises(UserError, match=r"other images can't be read than .*: of pairs \[10, 11\], now of \[\]"):
+    with pytest.raises(UserError, match=r"the unreadable images changed .*: then of pairs \[10, 11\], now of \[\]"):
         training_root.main(["--resume", str(run_dir)])
 
 
@@ -243,12 +243,12 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
 @pytest.mark.parametrize(
     ("interrupted", "told"),
     [
-        ("datasets.image_cache._decode", "interrupted: no run was begun or changed, give the same command again\n"),
-        ("processor.run.train_epoch", "no epoch was done yet; resume with: train.py --resume {run_dir}\n"),
-        ("processor.run.evaluate", "no epoch was done yet; resume with: train.py --resume {run_dir}\n"),
+        ("datasets.image_cache._decode", "interrupted: no run was started or changed; run the same command again\n"),
+        ("processor.run.train_epoch", "no epoch was completed yet; resume with: train.py --resume {run_dir}\n"),
+        ("processor.run.evaluate", "no epoch was completed yet; resume with: train.py --resume {run_dir}\n"),
         (
             "processor.evaluate_run.evaluate",
-            "the state after the last whole epoch is saved; resume with: train.py --resume ",
+            "the state after the last completed epoch is saved; resume with: train.py --resume ",
         ),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_network_that_is_not_set_up_is_one_line():
     command = [sys.executable, ROOT / "test.py", "/nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 2
-    assert f"error: the 1 processes can't meet at localhost:{port}: " in done.stderr
+    assert f"error: the 1 processes can't connect at localhost:{port}: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

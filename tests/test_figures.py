@@ -65,5 +65,5 @@ def test_a_retrieval_sheet_says_by_what_and_what_its_colours_mean(drawn, tmp_pat
     figures.retrieval_sheet(captions, [tmp_path / "a.png"], "run/best.pth on X, test, by BGE", Path("sheet"))
     (title,) = [text.get_text() for text in drawn["sheet"].texts]
     assert title.splitlines()[0] == "run/best.pth on X, test, by BGE"
-    assert "blue: an image of the caption's person" in title
+    assert "blue: correct identity" in title
     assert drawn["sheet"].axes[1].get_title() == "✗ 0.50"

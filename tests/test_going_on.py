@@ -39,7 +39,7 @@ def run_dir(root, tmp_path_factory) -> Path:
 @pytest.mark.usefixtures("small_figures")
 def test_a_finished_run_is_extended_on_the_longer_schedule(run_dir, tmp_path):
     longer = shutil.copytree(run_dir, tmp_path / "RSTPReid/run")
-    with pytest.raises(UserError, match="--num_epoch 1: the run to be resumed has 2"):
+    with pytest.raises(UserError, match="--num_epoch 1: the run to resume has 2"):
         training_root.main(["--resume", str(longer), "--num_epoch", "1"])
     printed = printed_by(training_root, "--resume", longer, "--num_epoch", "4")
     records = RunFolder(longer).records()
@@ -47,7 +47,7 @@ def test_a_finished_run_is_extended_on_the_longer_schedule(run_dir, tmp_path):
     expected = [learning_rate(1e-4, n, ScheduleSettings(num_epoch=2, warmup_epochs=0)) for n in (0, 1)]
     expected += [learning_rate(1e-4, n, schedule) for n in (2, 3)]
     assert [record["lr"] for record in records] == pytest.approx(expected)
-    assert "extended from 2 to 4 epochs: their schedule holds from epoch 3 on" in printed
+    assert "extended from 2 to 4 epochs: the longer schedule applies from epoch 3 on" in printed
     assert f"(learning rate {expected[2]:.3g} after {expected[1]:.3g})" in printed
     config = yaml.safe_load((longer / "configs.yaml").read_text())
     assert config["num_epoch"] == 4
@@ -86,11 +86,12 @@ def test_a_run_is_fine_tuned_with_its_heads(tmp_path):
     ours = model.published_state()
     assert ours.keys() == weights.keys()
     assert all(torch.equal(ours[name], weights[name]) for name in weights)
-    assert "head TSE has the file's weights" in said
+    assert "head TSE is loaded from the file" in said
     said.clear()
     model.load_heads(weights | {"visul_emb_layer.fc.weight": torch.ones(2, 2)}, said.append)
     assert said == [
-        "head TSE is new, the file's does not fit: of another shape visul_emb_layer.fc.weight (2, 2) for (1024, 256)"
+        "head TSE is initialised afresh, the file's does not match: "
+        "of another shape visul_emb_layer.fc.weight (2, 2) for (1024, 256)"
     ]
     said.clear()
     model.load_heads({name: value for name, value in weights.items() if name.startswith("base_model.")}, said.append)

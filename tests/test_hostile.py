@@ -290,7 +290,7 @@ class Armed(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:")
 def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path):
     torch.jit.script(Armed()).save(str(tmp_path / "ViT.pt"))
-    with pytest.raises(UserError, match="brings code of its own"):
+    with pytest.raises(UserError, match="contains code that"):
         read_clip(str(tmp_path / "ViT.pt"))
 
 
@@ -303,7 +303,7 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch,
         for _ in range(70):
             entry.write(bytes(1 << 20))
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("it was unfolded"))
-    with pytest.raises(UserError, match=r"file.pth can't be read.*: its .* bytes would unfold to 73,4"):
+    with pytest.raises(UserError, match=r"file.pth can't be read.*: its .* bytes would expand to 73,4"):
         read(str(file)) if read is read_clip else read(file)
 
 
@@ -358,7 +358,9 @@ def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 9) + b"IDAT")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
     for upright in (False, True):
-        with pytest.raises(UserError, match=r"a.png can't be read: it claims 10000×9000 pixels, more than 89,478,485$"):
+        with pytest.raises(
+            UserError, match=r"a.png can't be read: its header claims 10000×9000 pixels, more than 89,478,485$"
+        ):
             read_image(tmp_path / "a.png", (8, 8), upright=upright)
 
 

@@ -59,7 +59,7 @@ def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
         "2",
     ]
     assert re.findall(r"ETA=(\S+)", log)[-1] == "0:00:00"
-    assert "means of the epoch so far" in log
+    assert "averages over the epoch so far" in log
     tested = json.loads((run / "test_metrics.json").read_text())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = best_record(records, "BGE+TSE")
@@ -86,5 +86,5 @@ def test_a_cpu_taken_for_want_of_a_driver_is_warned_of(monkeypatch, asked, warne
     monkeypatch.setattr(announce.logger, "warning", lambda line, *arguments: lines.append(line % arguments))
     options = announce.Options({"device": asked, "precision": "fp32"})
     announce._log_machine(options, torch.device("cpu"))
-    reason = "PyTorch, built for CUDA 13.0, can use no GPU: The NVIDIA driver on your system is too old"
-    assert [f"--device auto takes the CPU: {reason}; see" in line for line in lines] == [True] * warned
+    reason = "PyTorch, built for CUDA 13.0, can't use a GPU: The NVIDIA driver on your system is too old"
+    assert [f"--device auto falls back to the CPU: {reason}; see" in line for line in lines] == [True] * warned

@@ -66,12 +66,12 @@ def test_a_method_is_trained_killed_resumed_tested_and_searched(folder, tmp_path
         pictures = ["--gallery", str(folder / "RSTPReid/imgs"), "--index", str(tmp_path / "index")]
         search.main(["index", "--run", str(tmp_path / "export"), *pictures, "--device", "cpu"])
         search.main(["query", "a man", "--index", str(tmp_path / "index"), "--run", str(run_dir), "--device", "cpu"])
-        with pytest.raises(UserError, match="has kept no votes"):
+        with pytest.raises(UserError, match="has no votes"):
             audit.main([str(run_dir)])
         return
     audit.main([str(run_dir)])
     assert (run_dir / "audit/pairs.html").is_file()
-    with pytest.raises(UserError, match="--division all: the run to be resumed has"):
+    with pytest.raises(UserError, match="--division all: the run to resume has"):
         training_root.main(["--resume", str(run_dir), "--division", "all"])
 
 

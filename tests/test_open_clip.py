@@ -386,7 +386,7 @@ def test_a_run_is_trained_resumed_and_tested(tmp_path, name):
     given += ["--text_length", str(LENGTH[name]), "--noisy_rate", "0", "--num_epoch", "1", "--grad_accum", "2"]
     training_root.main([*given, "--grad_checkpointing", "--activation", "gelu", "--stride_size", "8"])
     (run,) = (tmp_path / "logs/RSTPReid").iterdir()
-    assert "without effect here: --activation, --stride_size\n" in (run / "train_log.txt").read_text()
+    assert "no effect in this run: --activation, --stride_size\n" in (run / "train_log.txt").read_text()
     before = RunFolder(run).test_metrics()
     file.rename(tmp_path / "elsewhere.safetensors")
     file.with_name("tokenizer.json").unlink(missing_ok=True)

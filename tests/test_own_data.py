@@ -46,7 +46,7 @@ def test_noise_on_own_data_is_warned_of_and_its_precision_stated_only_where_know
     training_root.main(given)
     (run,) = tmp_path.glob("logs/*/*")
     log = (run / "train_log.txt").read_text()
-    assert ("--noisy_rate 0.5 puts captions of your own data out of place" in log) == bool(rate)
+    assert ("--noisy_rate 0.5 shuffles captions of your own data" in log) == bool(rate)
     assert ("clean set: precision" in log) == bool(rate)
     assert yaml.safe_load((run / "configs.yaml").read_text())["noisy_rate"] == float(rate or 0)
     ccd = json.loads((run / "metrics.jsonl").read_text())["ccd"]

@@ -169,14 +169,14 @@ def test_a_file_is_fetched_once(server, tmp_path):
 @pytest.mark.parametrize(("sent", "sha256"), [(3_000_000, SHA256), (None, "0" * 64)], ids=["half", "other"])
 def test_half_a_file_or_another_is_not_kept(server, tmp_path, sent, sha256):
     server.breaks_after = sent
-    with pytest.raises(DownloadError, match=r"can't be fetched \(.*\): get the file by other means"):
+    with pytest.raises(DownloadError, match=r"can't be fetched \(.*\): download it elsewhere"):
         fetch(server.url, sha256, tmp_path / "ViT.pt")
     assert [file for file in tmp_path.iterdir() if file.suffix != ".lock"] == []
 
 
 def test_a_file_that_is_there_is_verified_too(server, tmp_path):
     (tmp_path / "ViT.pt").write_bytes(CONTENT[:-1])
-    with pytest.raises(DownloadError, match=r"ViT.pt is damaged or another file .*: delete it"):
+    with pytest.raises(DownloadError, match=r"ViT.pt is corrupted or a different file .*: delete it"):
         fetch(server.url, SHA256, tmp_path / "ViT.pt")
     assert server.requests == 0
 

@@ -70,7 +70,7 @@ def test_the_published_scripts_own_command_is_taken():
 def test_at_rate_0_no_noise_file_is_looked_at(tmp_path):
     found = noise.find_noise("CUHK-PEDES", 50, 0.0, "./noiseindex/CUHK-PEDES_0.0.npy")
     np.testing.assert_array_equal(found.permutation, np.arange(50))
-    assert found.summary == "none, at rate 0 --noisy_file is not read"
+    assert found.summary == "none; --noisy_file is ignored at rate 0"
     with pytest.raises(UserError, match="can't be read"):
         noise.find_noise("CUHK-PEDES", 50, 0.1, str(tmp_path / "none.npy"))
 
@@ -121,10 +121,10 @@ def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_p
     assert configs["flags"].keys() == configs["plain"].keys() | IDLE
     assert configs["file"].keys() == configs["plain"].keys() | {"local_rank"}
     logs = {name: (folder / "train_log.txt").read_text() for name, folder in runs.items()}
-    assert "without effect" not in logs["plain"]
+    assert "no effect" not in logs["plain"]
     for name, flags in {"flags": WITHOUT_EFFECT, "file": ["--local_rank"]}.items():
-        (line,) = [line for line in logs[name].splitlines() if "without effect here: " in line]
-        assert set(line.split("here: ")[1].split(", ")) == {flag for flag in flags if flag.startswith("--")}
+        (line,) = [line for line in logs[name].splitlines() if "no effect in this run: " in line]
+        assert set(line.split("run: ")[1].split(", ")) == {flag for flag in flags if flag.startswith("--")}
     metrics = {(folder / "test_metrics.json").read_text() for folder in runs.values()}
     assert len(metrics) == 1
     (runs["plain"] / "test_metrics.json").unlink()

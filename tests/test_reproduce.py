@@ -183,7 +183,7 @@ def test_the_rows_are_all_of_the_papers():
     expected += [*printed["figure3"]["R1"].values(), *(v for k, v in printed["cross_domain"].items() if "->" in k)]
     assert r1 == sorted(expected)
     text = reproduce.listing()
-    assert text.count("its authors' own system") == len(
+    assert text.count("another system, not implemented here") == len(
         {(r["dataset"], r["noise"], r["method"]) for r in printed["main"] if r["method"] not in paper.OURS}
     )
     for line in text.splitlines():
@@ -244,7 +244,7 @@ def test_a_run_that_is_still_going_on_is_left_to_its_process(tmp_path, small, ca
         with held:
             reproduce.main(command)
         told = capsys.readouterr().out
-        assert "another process is at it" in told
+        assert "another process is training it" in told
         assert "no finished run" in told
 
 
@@ -259,7 +259,7 @@ def test_runs_that_fail_are_reported_and_the_others_run(tmp_path, small, capsys)
     printed = capsys.readouterr().out
     assert "| TRL " in printed
     assert printed.count("no finished run") == 1
-    assert "With further flags, so not the paper's setting: --dataset_name" in printed
+    assert "With additional flags, so not in the paper's setting: --dataset_name" in printed
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
         time.sleep(0.05)
     process.kill()
     process.wait()
-    with pytest.raises(UserError, match="another process is at this run"):  # its child goes on
+    with pytest.raises(UserError, match="another process is training this run"):  # its child goes on
         runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train()
     (run_dir,) = (path.parent for path in found)
     os.kill(int(_holder(seed1)), signal.SIGKILL)
@@ -300,7 +300,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
     )
     assert summary["results"]["last"]["R1"]["spread"] is not None
     (run_dir / "test_metrics.json").write_text("{}")
-    with pytest.raises(UserError, match="is not whole: delete it, and test again"):
+    with pytest.raises(UserError, match="is incomplete: delete it and test again"):
         reproduce.main([*command, "--log_period", "7"])
 
 
@@ -323,7 +323,7 @@ def _holder(folder: Path) -> str:
         (["--table", "2", "--row", "x"], "--row x: table 2 has tal, trl"),
         (["--table", "1", "--dataset", "MARS"], "--dataset MARS: table 1 has CUHK-PEDES, ICFG-PEDES, RSTPReid"),
         (["--table", "1", "--noise", "0.3"], "--noise 0.3: table 1 has 0.0, 0.2"),
-        (["--table", "2", "--", "--seed", "3"], "--seed after --: it is the row's or this command's own"),
+        (["--table", "2", "--", "--seed", "3"], "--seed after --: set by the row or by this command"),
         (["--table", "2", "--dry-run", "--", "--bogus", "3"], "unknown argument --bogus"),
     ],
 )

@@ -59,4 +59,4 @@ def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
         worker.join(timeout=60)
     assert sorted(started) == [1, 2, 3, 4]
     assert max(reports) == 4
-    assert "another process is at it" in capsys.readouterr().out
+    assert "another process is training it" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_the_figure_is_drawn_of_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda file: report(file, 0.5), "has no row with runs at two shares"),
+        (lambda file: report(file, 0.5), "has no row with runs at two noise rates"),
         (lambda file: file.write_text("[]"), "is not a report"),
         (lambda _: None, "is not a report"),
     ],

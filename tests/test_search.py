@@ -154,7 +154,7 @@ def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, ca
     pictures.mkdir()
     shutil.copy(gallery.folder / "camera 0/00.jpg", pictures / "<img src=x onerror=alert(1)>.jpg")
     shutil.copy(gallery.folder / "camera 1/01.jpg", os.fsencode(pictures) + b"/not utf-8 \xff.jpg")
-    (pictures / "notes.txt").write_text("no picture")
+    (pictures / "notes.txt").write_text("no image")
     (pictures / "letter.jpg").write_text("no picture either")
     (pictures / "cut.jpg").write_bytes((gallery.folder / "camera 0/03.jpg").read_bytes()[:500])
     (pictures / "empty.png").write_bytes(b"")
@@ -263,9 +263,9 @@ def test_of_two_processes_one_indexes(run_dir, gallery, tmp_path):
 
 def test_an_index_is_used_with_the_model_and_the_folder_that_made_it(run_dir, gallery, indexed, tmp_path):
     other = write_run(tmp_path / "logs/SynthPEDES/20260101_000000_other", seed=2)
-    with pytest.raises(UserError, match="was made by another model"):
+    with pytest.raises(UserError, match="was built with another model"):
         index(other, gallery.folder, indexed)
-    with pytest.raises(UserError, match="was made by another model"):
+    with pytest.raises(UserError, match="was built with another model"):
         search.main(["query", "a man", "--index", str(indexed), "--run", str(other)])
     (tmp_path / "others").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "others/a.png")
@@ -280,10 +280,10 @@ def test_weights_outside_a_run_are_found_again(run_dir, gallery, tmp_path):
     index(run_dir, gallery.folder, folder, "--checkpoint", str(weights))
     search.main(["query", "a man", "--index", str(folder)])
     assert open_store(folder).about.run == run_dir
-    with pytest.raises(UserError, match=r"was made by another model .*: name its weights with --checkpoint"):
+    with pytest.raises(UserError, match=r"was built with another model .*: pass its weights with --checkpoint"):
         search.main(["query", "a man", "--index", str(folder), "--run", str(run_dir)])
     weights.rename(tmp_path / "moved.pth")
-    with pytest.raises(UserError, match="is not there: say with --run where the run is, or with --checkpoint"):
+    with pytest.raises(UserError, match="is missing: pass the run with --run, or its weights with --checkpoint"):
         search.main(["query", "a man", "--index", str(folder)])
     search.main(["query", "a man", "--index", str(folder), "--checkpoint", str(tmp_path / "moved.pth")])
 
@@ -307,14 +307,14 @@ def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gal
     run_dir, folder = write_run(tmp_path / "run"), tmp_path / "index"
     index(run_dir, gallery.folder, folder)
     run_dir.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="is not there: say with --run where the run is"):
+    with pytest.raises(UserError, match="is missing: pass the run with --run"):
         search.main(["query", "a man", "--index", str(folder)])
     search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])
     search.main(["query", "a man", "--index", str(folder), "--checkpoint", str(tmp_path / "moved/best.pth")])
     index(tmp_path / "moved", gallery.folder, folder)
     search.main(["query", "a man", "--index", str(folder)])
     shutil.copy(write_run(tmp_path / "other", seed=3) / "best.pth", tmp_path / "moved/best.pth")
-    with pytest.raises(UserError, match="was made by another model"):
+    with pytest.raises(UserError, match="was built with another model"):
         search.main(["query", "a man", "--index", str(folder), "--run", str(tmp_path / "moved")])
 
 
@@ -322,7 +322,7 @@ def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gal
     ("arguments", "message"),
     [
         (["query", "  "], "the query is empty"),
-        (["query"], "nothing to search for"),
+        (["query"], "no query"),
         (["query", "a", "--top", "0"], "--top 0: must be at least 1"),
         (["query", "a", "--similarity", "cosine"], "--similarity cosine: choose from BGE, TSE, BGE"),
         (["query", "--from", "/nowhere.txt"], "/nowhere.txt can't be read"),
@@ -349,7 +349,7 @@ def test_galleries_without_pictures_are_told_and_lose_nothing(run_dir, indexed, 
     before = (indexed / "index.json").read_bytes()
     (tmp_path / "file").write_text("no folder")
     for folder, message in (
-        (tmp_path, "no picture in it"),
+        (tmp_path, "no image in it"),
         (tmp_path / "none", "no such folder"),
         (tmp_path / "file", "is no folder"),
     ):
@@ -367,7 +367,7 @@ def test_an_index_has_a_folder_of_its_own(run_dir, gallery, tmp_path):
     with pytest.raises(UserError, match="is the gallery itself: choose another folder"):
         index(run_dir, tmp_path / "mine", tmp_path / "mine")
     for file in (tmp_path / "mine/00.jpg", tmp_path / "mine/00.jpg/below"):
-        with pytest.raises(UserError, match=r"--index .*00.jpg.* can't be made a folder"):
+        with pytest.raises(UserError, match=r"--index .*00.jpg.* can't be created"):
             index(run_dir, tmp_path / "mine", file)
     for expected in range(2):
         index(run_dir, tmp_path / "mine", tmp_path / "mine/index")

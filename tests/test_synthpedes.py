@@ -221,7 +221,7 @@ def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):
     assert ensure_synthpedes(tmp_path) == folder
     assert (folder / "reid_raw.json").stat().st_mtime_ns == stamp
     monkeypatch.setattr(synthpedes, "RECIPE", replace(SMALL, seed=1))
-    with pytest.raises(FileExistsError, match="is not this version's SynthPEDES: move it away or delete it"):
+    with pytest.raises(FileExistsError, match="is not this version's SynthPEDES: move or delete it"):
         ensure_synthpedes(tmp_path)
 
 

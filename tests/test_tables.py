@@ -153,7 +153,7 @@ def test_arrow_files_of_the_other_format_are_read(folder, listed):
     ("write", "message"),
     [
         (lambda file: file.write_bytes(b"no parquet"), "mine.parquet can't be read: "),
-        (lambda file: file.mkdir(), "mine.parquet holds no data set: expected Parquet files, or what datasets.save"),
+        (lambda file: file.mkdir(), "mine.parquet contains no data set: expected Parquet files, or what datasets.save"),
         (
             lambda file: parquet.write_table(pyarrow.table({"id": [1], "split": ["train"]}), file),
             "mine.parquet, entry 0: 'file_path' must be a text, found None",

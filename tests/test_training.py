@@ -129,7 +129,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
     assert f"Before training: R1 {start['val']['BGE']['R1']:.2f} on val (BGE)" in printed
     log = (run_dir / "train_log.txt").read_text()
     assert log.count("CCD:") == 3
-    assert "another size than published: train has 12 images, published are 18,505 and 8 more" in log
+    assert "sizes that differ from the published ones: train has 12 images, published: 18,505 and 8 more" in log
     assert "python -m tools.check_data --dataset_name RSTPReid --root_dir /" in log
 
 
@@ -350,7 +350,7 @@ def test_from_an_older_copy_the_best_is_chosen_anew(copied):
     last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
     assert best["epoch"] == last["best_epoch"] == 3
     torch.testing.assert_close(best["model"], last["model"], rtol=0, atol=0)
-    assert "best.pth is of epoch 3, not 1: the best is chosen again" in (copied / "train_log.txt").read_text()
+    assert "best.pth is from epoch 3, not 1: the best epoch is selected again" in (copied / "train_log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -447,7 +447,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--root_dir", "/nowhere"], "no folder /nowhere/RSTPReid"),
         (["--dataset_name", "MARS"], "--dataset_name MARS: choose from CUHK-PEDES"),
         (["--dataset_name", "/nowhere/mine.json"], "--dataset_name /nowhere/mine.json: no such file; choose from"),
-        (["--loss_names", "TAL+TAL"], "--loss_names TAL+TAL: an objective is named twice"),
+        (["--loss_names", "TAL+TAL"], "--loss_names TAL+TAL: an objective is listed twice"),
         (["--loss_names", "TALL"], "'TALL' is not one of TAL, TRL, TRL-S, InfoNCE, SDM"),
         (
             ["--loss_names", "sdm+mlm+id+foo"],
@@ -480,7 +480,10 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--milestones", "50", "20"], "--milestones 50 20: must increase"),
         (["--seed", "99999999999999999999"], "--seed 99999999999999999999: must be"),
         (["--resume", "--config", "x.yaml"], "--config: a run is resumed with its own configuration"),
-        (["--resume", "a", "--resume_ckpt_file", "b"], "--resume_ckpt_file: give it, or a folder with --resume"),
+        (
+            ["--resume", "a", "--resume_ckpt_file", "b"],
+            "--resume_ckpt_file: give either this or a folder with --resume",
+        ),
         (["--resume", "/nowhere"], "no checkpoint /nowhere/last.pth to resume from"),
         (["--resume_ckpt_file", "/nowhere/last.pth"], "no checkpoint /nowhere/last.pth"),
     ],
@@ -496,7 +499,7 @@ def test_mistakes_are_one_line_and_leave_no_run(root_dir, tmp_path, more, messag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rate: 1", "'learning_rate' is no flag"),
+        ("learning_rate: 1", "'learning_rate' is not a flag"),
         ("lr: fast", "lr: expected float, found 'fast'"),
         ("img_size: 96", "expected 2 numbers, found 96"),
         ("img_aug: 1", "expected bool, found 1"),
@@ -618,13 +621,17 @@ def test_a_machine_that_cannot_compile_is_told(root_dir, tmp_path, monkeypatch):
     command = [sys.executable, ROOT / "train.py", *arguments(root_dir, tmp_path / "logs", "--compile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --compile: torch.compile does not work here: ")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: --compile: torch.compile does not work on this machine: ")
+    )
     assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.slow
 def test_a_changed_option_is_refused_on_resume(trained):
-    with pytest.raises(UserError, match=r"--tau 0\.5: the run to be resumed has 0.015"):
+    with pytest.raises(UserError, match=r"--tau 0\.5: the run to resume has 0.015"):
         training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])
 
 
@@ -653,7 +660,7 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
         with pytest.raises(UserError, match="is being trained by another process"):
             training_root.main(["--resume", str(run_dir)])
         older = shutil.copytree(run_dir, run_dir.with_name("20250101_000000_older"))
-        with pytest.raises(UserError, match=f"{run_dir} is being trained by another process; name an older one"):
+        with pytest.raises(UserError, match=f"{run_dir} is being trained by another process; to resume an older one"):
             training_root.main(["--resume", "--output_dir", str(tmp_path)])
         assert (older / "train_log.txt").read_bytes() == (run_dir / "train_log.txt").read_bytes()
 

@@ -224,7 +224,7 @@ def test_a_broken_configuration_is_named(tmp_path, content):
 
 def test_a_folder_is_answered_with_the_file_in_it(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(WeightsError, match=r"is a folder: give the file of weights in it, as .*model.safetensors"):
+    with pytest.raises(WeightsError, match=r"is a folder: pass the weights file in it, as .*model.safetensors"):
         build(tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_a_clip_within_a_checkpoint_is_found_and_what_is_not_clips_is_named(tmp_
     (others,) = (line for line in said if "not part of CLIP" in line)
     for name in ("classifier (2 tensors)", "mlm_head", "logit_scale") if "encoder" not in others else ("encoder",):
         assert name in others
-    assert "image positions already fit 6×2 patches, kept as they are" in said
+    assert "image positions already match 6×2 patches, kept unchanged" in said
 
 
 def test_a_hugging_face_model_within_another_is_found(tmp_path):

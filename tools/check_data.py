@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"
     )
-    parser.add_argument("--noisy_rate", type=float, help="check the noise index for this rate (default: all there are)")
+    parser.add_argument(
+        "--noisy_rate", type=float, help="check the noise index for this rate (default: all that exist)"
+    )
     parser.add_argument("--noisy_file", default="", help="check this noise index; none at rate 0")
     parser.add_argument(
         "--split_all",
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="data sets, or annotation files, in which to look for the same pixels, whatever they are called there",
+        help="data sets or annotation files in which to look for pixel-identical images",
     )
     parser.add_argument("--output_dir", default="logs", help="where the JSON file goes (default: %(default)s)")
     return parser
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
     given = {key: args[key] for key in ("noisy_rate", "noisy_file", "split_all", "against")}
     splits, findings = check_dataset(name, Path(args["root_dir"]), **given)
     print(_sizes_table(splits, sizes_of(name)))
-    print(_findings_table(findings) if findings else "nothing was found to be wrong")
+    print(_findings_table(findings) if findings else "no problems found")
     file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -86,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         ],
     }
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"all places are listed in {file}")
+    print(f"the full list is in {file}")
     if any(finding.grave for finding in findings):
         sys.exit(1)
 

@@ -32,9 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("tools.export", __doc__)
     parser.add_argument("run_dir", help="a run folder, ours or the authors'")
-    parser.add_argument("--checkpoint", default="best.pth", help="which of its checkpoints (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="best.pth", help="checkpoint to export (default: %(default)s)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/export)")
-    parser.add_argument("--onnx", action="store_true", help="write both towers, with their heads, in ONNX too")
+    parser.add_argument("--onnx", action="store_true", help="also write both towers with their heads as ONNX")
     return parser
 
 
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if Path(args["checkpoint"]).name != args["checkpoint"]:
-        raise OptionError(f"--checkpoint {args['checkpoint']}: must be the name of a file in {run_dir}, as last.pth")
+        raise OptionError(
+            f"--checkpoint {args['checkpoint']}: must be the name of a file in {run_dir}, such as last.pth"
+        )
     file = run_dir / args["checkpoint"]
     out = Path(args["out"] or run_dir / "export")
     if out.resolve() == run_dir.resolve():
@@ -114,7 +116,7 @@ def model_card(
         "## Data and noise",
         "",
         f"- Trained on {flags['dataset_name']}'s training split, from the weights of {flags.get('pretrain_choice')}.",
-        f"- Captions that changed places: {'unknown' if rate is None else f'{100 * rate:g}%'}"
+        f"- Shuffled captions: {'unknown' if rate is None else f'{100 * rate:g}%'}"
         + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
         f"- Pairs excluded by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
         f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}{_chosen(flags, checkpoint)}; "
@@ -139,8 +141,8 @@ def model_card(
         "",
         "## Licence and limits",
         "",
-        "The code is Apache-2.0; the towers began as OpenAI's CLIP (MIT) unless another start is named above. The data "
-        "set has a licence of its own, and the public ones allow research only, which extends to what was trained on "
+        "The code is Apache-2.0; the towers were initialised from OpenAI's CLIP (MIT) unless stated otherwise above. "
+        "The data set has a licence of its own,  and the public ones allow research only, which extends to what was trained on "
         "them. The model finds look-alikes by clothing and bearing, it does not identify anybody, and it has the "
         "leanings of its captions and cameras.",
         "",

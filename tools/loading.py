@@ -1,4 +1,4 @@
-"""What the commands have in common: a run's model for use, and what to do when an optional package is missing."""
+"""Common to the commands: loading a run's model, and importing optional packages."""
 
 from __future__ import annotations
 

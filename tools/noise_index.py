@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.noise_index", __doc__)
     parser.add_argument("--dataset_name", help="write one index, for this data set")
     parser.add_argument("--pairs", type=int, help="its number of training captions")
-    parser.add_argument("--noisy_rate", type=float, help="share of captions that change places, 0 to 1")
+    parser.add_argument("--noisy_rate", type=float, help="share of captions that are shuffled, 0 to 1")
     parser.add_argument("--out", default=str(NOISEINDEX), help="folder to write into (default: noiseindex)")
     return parser
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         if out == NOISEINDEX and published.get(args["dataset_name"], args["pairs"]) != args["pairs"]:
             name = args["dataset_name"]
             raise OptionError(
-                f"--pairs {args['pairs']}: {name} has {published[name]}; write another elsewhere, by --out"
+                f"--pairs {args['pairs']}: {name} has {published[name]}; write other sizes elsewhere, with --out"
             )
     out.mkdir(parents=True, exist_ok=True)
     for name, pairs, rate in wanted:

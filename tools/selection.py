@@ -64,7 +64,7 @@ def chosen_words(model: DualEncoder, tokenizer: CaptionTokenizer, caption: str) 
         not chosen or beyond the model's text length.
     """
     if not isinstance(tokenizer, Tokenizer):
-        raise OptionError("the words that token selection chose are shown for CLIP's tokenizer only")
+        raise OptionError("selected words are shown for CLIP's tokenizer only")
     device, head = next(model.parameters()).device, _head(model, "text")
     length = model.backbone.text_tokens + 2
     with _watched(head) as seen:

@@ -97,7 +97,7 @@ def refuse_unfolding(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         unfolded = sum(entry.file_size for entry in archive.infolist())
     if unfolded > file.stat().st_size + _MOST_CODE:
-        raise ValueError(f"its {file.stat().st_size:,} bytes would unfold to {unfolded:,}")
+        raise ValueError(f"its {file.stat().st_size:,} bytes would expand to {unfolded:,}")
 
 
 def safetensors_facts(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Devices: choosing one, what it can do, how much of its memory was used."""
+"""Devices: selection, capabilities, memory use."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def why_no_gpu() -> str:
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return f"PyTorch, built for CUDA {torch.version.cuda}, can use no GPU: {brief(error).partition('. ')[0]}"
+        return f"PyTorch, built for CUDA {torch.version.cuda}, can't use a GPU: {brief(error).partition('. ')[0]}"
     return ""
 
 
@@ -74,7 +74,7 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # the compiler's and the driver's own types, wrapped by torch in others
-        raise OptionError(f"--compile: torch.compile does not work here: {brief(error)}") from None
+        raise OptionError(f"--compile: torch.compile does not work on this machine: {brief(error)}") from None
 
 
 def seed_everything(seed: int) -> None:

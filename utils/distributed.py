@@ -25,7 +25,7 @@ _waiting_room = []  # the group for the latter
 
 
 def connect() -> None:
-    """Meet the other processes; tensors on NVIDIA's GPUs go over NCCL, others over gloo.
+    """Connect to the other processes; tensors on NVIDIA's GPUs go over NCCL, others over gloo.
 
     Raises:
         OptionError: they don't come, or the network is not set up for it.
@@ -34,19 +34,19 @@ def connect() -> None:
     try:
         distributed.init_process_group(backend, timeout=_STALLED)
     except (RuntimeError, ValueError) as error:
-        raise OptionError(f"the {world_size()} processes can't meet at {master()}: {brief(error)}") from None
+        raise OptionError(f"the {world_size()} processes can't connect at {master()}: {brief(error)}") from None
     _waiting_room[:] = [distributed.new_group(backend="gloo", timeout=_PATIENT)]
 
 
 def disconnect() -> None:
-    """Part from the other processes when all have come to the end."""
+    """Disconnect when all processes are done."""
     wait_for_all()
     _waiting_room.clear()
     distributed.destroy_process_group()
 
 
 def wait_for_all() -> None:
-    """Go on when all processes have come here."""
+    """A barrier: continue when all processes have arrived."""
     if distributed.is_initialized():
         distributed.all_reduce(torch.zeros(1), group=_waiting_room[0])
 

@@ -34,7 +34,7 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
-        raise DownloadError(f"{file} is damaged or another file (SHA-256 {found}, expected {sha256}): delete it")
+        raise DownloadError(f"{file} is corrupted or a different file (SHA-256 {found}, expected {sha256}): delete it")
     return file
 
 
@@ -45,7 +45,7 @@ def _download(url: str, sha256: str, file: Path) -> None:
         download_url_to_file(url, str(file), sha256, progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:  # the last for another content
         raise DownloadError(
-            f"{url} can't be fetched ({error}): get the file by other means and put it at {file} (SHA-256 {sha256})"
+            f"{url} can't be fetched ({error}): download it elsewhere and put it at {file} (SHA-256 {sha256})"
         ) from None
     finally:
         socket.setdefaulttimeout(before)

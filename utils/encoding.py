@@ -1,4 +1,4 @@
-"""What a text file that is not UTF-8 seems to be."""
+"""The likely encoding of a text file that is not UTF-8."""
 
 from __future__ import annotations
 

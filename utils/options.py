@@ -109,7 +109,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
     except argparse.ArgumentError as error:
         raise OptionError(str(error).removeprefix("argument ")) from None
     if unknown:
-        raise OptionError(f"unknown argument {unknown[0]}; --help lists what there is (a plugin's flag needs --plugin)")
+        raise OptionError(f"unknown argument {unknown[0]}; --help lists all flags (a plugin's flag needs --plugin)")
     return vars(given)
 
 
@@ -212,7 +212,7 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             continue
         if key not in FLAGS:
             raise OptionError(
-                f"configuration {file}: {reprlib.repr(key)} is no flag (--help lists them; a plugin's needs --plugin)"
+                f"configuration {file}: {reprlib.repr(key)} is not a flag (see --help; a plugin's needs --plugin)"
             )
         options[key] = FLAGS[key].checked(value, f"configuration {file}: {key}")
     return options

@@ -49,7 +49,7 @@ def _find(file: Path, beside: Path | None) -> Path:
         return _loaded[file.stem]
     if beside and (kept := beside / file.name).is_file():
         return kept.absolute()
-    raise OptionError(f"--plugin {file}: no such file; if it has moved, name it with --plugin")
+    raise OptionError(f"--plugin {file}: no such file; if it has moved, pass its new path with --plugin")
 
 
 def _load(path: Path) -> None:

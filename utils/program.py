@@ -1,4 +1,4 @@
-"""What every command does at its edges: a user's mistake is one line, an interrupt leaves in good order."""
+"""Start and end of every command: a user error is one line, an interrupt exits cleanly."""
 
 from __future__ import annotations
 

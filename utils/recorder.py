@@ -1,4 +1,4 @@
-"""What a run writes about itself each epoch: metrics.jsonl and TensorBoard."""
+"""The records a run writes each epoch: metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ class Registry(Mapping[str, type[T]]):
 
         def add(new: type[T]) -> type[T]:
             if name in self and self._modules.get(name) != new.__module__:
-                raise OptionError(f"{_where(new)} registers {self.kind} {name}, which exists: {self._origin(name)}")
+                raise OptionError(
+                    f"{_where(new)} registers {self.kind} {name}, which already exists: {self._origin(name)}"
+                )
             self._found[name] = new
             return new
 

@@ -60,10 +60,10 @@ class RunFolder:
             except FileExistsError:
                 if not path.is_dir():
                     raise OptionError(
-                        f"--output_dir {output_dir}: {path} can't be made, a file is in the way"
+                        f"--output_dir {output_dir}: {path} can't be created, a file is in the way"
                     ) from None
             except OSError as error:
-                raise OptionError(f"--output_dir {output_dir}: {path} can't be made: {error.strerror}") from None
+                raise OptionError(f"--output_dir {output_dir}: {path} can't be created: {error.strerror}") from None
             else:
                 return cls(path)
         raise AssertionError("unreachable")
@@ -83,7 +83,7 @@ class RunFolder:
         """
         runs = [run for run in cls.all_in(output_dir) if (run.path / holding).is_file()]
         if not runs:
-            raise OptionError(f"no run in {output_dir}/ holds {holding}; train first, or name a run folder")
+            raise OptionError(f"no run in {output_dir}/ holds {holding}; train first, or give a run folder")
         return runs[-1]
 
     @classmethod
@@ -97,7 +97,9 @@ class RunFolder:
         if not runs:
             raise OptionError(f"no unfinished run in {output_dir}/")
         if runs[-1].is_locked():
-            raise OptionError(f"{runs[-1]} is being trained by another process; name an older one: --resume RUN_DIR")
+            raise OptionError(
+                f"{runs[-1]} is being trained by another process; to resume an older one: --resume RUN_DIR"
+            )
         return runs[-1]
 
     @property

@@ -1,4 +1,4 @@
-"""Whether this process's threads had to wait for a core: another program's, or more threads than there are cores."""
+"""Whether this process's threads had to wait for a core: a busy machine, or more threads than cores."""
 
 from __future__ import annotations
 

@@ -41,7 +41,6 @@ def ensure_synthpedes(root_dir: Path) -> Path:
         found = None
     if found != RECIPE.plain() or not (folder / ANNOTATIONS).is_file():
         raise FileExistsError(
-            f"{folder} exists but is not this version's SynthPEDES: move it away or delete it, "
-            "and it will be written anew"
+            f"{folder} exists but is not this version's SynthPEDES: move or delete it, and it will be rendered again"
         )
     return folder

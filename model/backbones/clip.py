@@ -96,7 +96,7 @@ class Clip(Backbone):
         positions = state["visual.positional_embedding"]
         state["visual.positional_embedding"] = fit_positions(positions, grid, source, wrapped=pretrained.wrapped)
         if state["visual.positional_embedding"] is positions:
-            log(f"image positions already fit {grid[0]}×{grid[1]} patches, kept as they are")
+            log(f"image positions already match {grid[0]}×{grid[1]} patches, kept unchanged")
         if settings.text_length != config.text_length:
             state["positional_embedding"] = resize_text_positions(state["positional_embedding"], settings.text_length)
             how = "interpolated" if settings.text_length > config.text_length else "cut"
@@ -114,7 +114,7 @@ class Clip(Backbone):
         names = {name: self.published_name(name) for name in self.state_dict()}
         added = [name for name, theirs in names.items() if theirs not in state and not OPENAI.fullmatch(theirs)]
         if added:
-            log(f"not part of a pretrained CLIP, trained from scratch: {', '.join(added)}")
+            log(f"no pretrained weights, trained from scratch: {', '.join(added)}")
         names = {name: theirs for name, theirs in names.items() if name not in added}
         load_named(self, state, names, source)
         self.pretrained = frozenset(names)

@@ -65,7 +65,7 @@ def read_config(
         if (stated.width, stated.layers) != (has.width, has.layers):
             raise WeightsError(
                 f"{source}: the {name} tower has {has.layers} layers of width {has.width}, but its configuration says "
-                f"{stated.layers} of {stated.width}; does that belong to another model?"
+                f"{stated.layers} of {stated.width}; is it for another model?"
             )
     side = round((positions - 1) ** 0.5)
     return ClipConfig(

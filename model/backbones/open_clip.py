@@ -143,7 +143,9 @@ class OpenClip(Backbone):
             return
         found = next((path for file in beside if (path := file.with_name(FILE)).is_file()), None)
         if found is None:
-            raise WeightsError(f"{beside[0].with_name(FILE)} is missing: put {name}'s tokenizer beside its weights")
+            raise WeightsError(
+                f"{beside[0].with_name(FILE)} is missing: put {name}'s tokenizer file beside the weights"
+            )
         config = configuration(name)["text_cfg"]
         clean = get_clean_fn(config.get("tokenizer_kwargs", {}).get("clean", "whitespace"))
         self.tokenizer, self.files = FileTokenizer(found, self.text.vocab_size, clean), (found,)

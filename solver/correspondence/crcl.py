@@ -1,4 +1,4 @@
-"""CRCL's labels, which each visit of a pair draws towards how well it matches (Qin et al., NeurIPS 2023)."""
+"""CRCL's soft labels, moving averages of each pair's match probability (Qin et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST = 0.1  # labels below it become 0
 
 @CORRESPONDENCES.register("crcl")
 class SelfRefining(Correspondence):
-    """Soft labels in [0, 1] that outlive the rounds of a run, each of which begins from fresh weights."""
+    """Soft labels in [0, 1] that are kept across the rounds of a run, each of which starts from fresh weights."""
 
     Settings = CrclSettings
     settings: CrclSettings
@@ -37,14 +37,18 @@ class SelfRefining(Correspondence):
         """See `Correspondence.check`."""
         warmup, rounds = settings.crcl_warmup, settings.crcl_rounds
         if warmup >= epochs:
-            raise OptionError(f"--crcl_warmup {warmup}: must be below --num_epoch {epochs}, or no label ever changes")
+            raise OptionError(
+                f"--crcl_warmup {warmup}: must be below --num_epoch {epochs}, or no label is ever refined"
+            )
         if rounds == (0,):
             return
         named = f"--crcl_rounds {' '.join(map(str, rounds))}"
         if 0 in rounds:
-            raise OptionError(f"{named}: a round has at least one epoch")
+            raise OptionError(f"{named}: a round must have at least one epoch")
         if (total := sum(rounds) + warmup * len(rounds)) != epochs:
-            raise OptionError(f"{named}: with --crcl_warmup {warmup} each they make {total} epochs, not {epochs}")
+            raise OptionError(
+                f"{named}: with --crcl_warmup {warmup} each, they add up to {total} epochs, not --num_epoch {epochs}"
+            )
 
     def round(self, epoch: int, epochs: int) -> tuple[int, int]:
         """See `Correspondence.round`."""
@@ -85,5 +89,5 @@ class SelfRefining(Correspondence):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Correspondence.load_state_dict`."""
         if state["labels"].shape != self.labels.shape:
-            raise ValueError(f"it has labels of {len(state['labels'])} pairs, not {len(self.labels)}")
+            raise ValueError(f"it has labels for {len(state['labels'])} pairs, not {len(self.labels)}")
         self.labels = state["labels"].to(self.labels.device)

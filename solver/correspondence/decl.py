@@ -1,4 +1,4 @@
-"""DECL's division: a pair is clean when no other of its batch has more evidence (Qin et al., ACM MM 2022)."""
+"""DECL's division: a pair is clean if no other pair in its batch has more evidence (Qin et al., ACM MM 2022)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Evidential(Correspondence):
         """See `Correspondence.check`."""
         if settings.decl_warmup >= epochs:
             raise OptionError(
-                f"--decl_warmup {settings.decl_warmup}: must be below --num_epoch {epochs}, or no pair is ever doubted"
+                f"--decl_warmup {settings.decl_warmup}: must be below --num_epoch {epochs}, "
+                "or no pair is ever classified as noisy"
             )
 
     def scores_in(self, epoch: int) -> bool:

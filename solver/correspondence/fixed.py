@@ -12,7 +12,7 @@ from solver.settings import CORRESPONDENCES
 
 @CORRESPONDENCES.register("all")
 class All(Correspondence):
-    """Every pair counts, as where noise is not thought of."""
+    """Every pair counts: no noise handling."""
 
     scored = False
 
@@ -23,7 +23,7 @@ class All(Correspondence):
 
 @CORRESPONDENCES.register("oracle")
 class Oracle(Correspondence):
-    """Only the truly clean pairs count: what a perfect division would reach."""
+    """Only the truly clean pairs count: the upper bound of a perfect division."""
 
     scored = False
 

@@ -1,4 +1,4 @@
-"""Cross-modal projection matching, which IRRA knows too (Zhang and Lu, ECCV 2018)."""
+"""Cross-modal projection matching, also offered by IRRA (Zhang and Lu, ECCV 2018)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _TEMPERATURE, _COMPLEMENTARY_WEIGHT = 0.05, 5.0
 
 @OBJECTIVES.register("CRCL")
 class CRCL(Objective):
-    """The pair itself is learnt as much as its label says; all others are unlearnt, less where it is doubted. On BGE.
+    """Active loss of the pair, weighted by its label, plus complementary loss of all others, tempered by it. On BGE.
 
     Labels are the pairs' weights, in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""DECL: evidence for every pair, and a triplet loss whose negatives become harder (Qin et al., ACM MM 2022)."""
+"""DECL: evidential learning, and a triplet loss with progressively harder negatives (Qin et al., ACM MM 2022)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def hardness_triplet(similarity: Tensor, hardest: int) -> Tensor:
 class DECL(Objective):
     """The evidential loss of both directions, and the triplet loss of the clean pairs, on BGE.
 
-    Only the pair itself is right, whatever the identities; of a pair that does not count nothing is.
+    Only the pair itself is positive, whatever the identities; a pair of weight 0 has no positive.
     """
 
     needs = ("BGE",)

@@ -1,4 +1,4 @@
-"""IRRA's identity loss: one classifier tells the persons apart, whichever modality shows them."""
+"""IRRA's identity loss: one classifier shared by both modalities."""
 
 from __future__ import annotations
 

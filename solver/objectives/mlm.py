@@ -1,4 +1,4 @@
-"""IRRA's implicit relation reasoning: masked words are guessed from the caption's other words and the image."""
+"""IRRA's implicit relation reasoning: masked words are predicted from the caption's other words and the image."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class _Transformer(nn.Module):
 
 @OBJECTIVES.register("mlm")
 class MaskedLanguageModelling(TokenObjective):
-    """Text tokens ask image tokens, a small transformer mixes what comes back, a head guesses the masked words.
+    """Text tokens attend to image tokens, a small transformer follows, and a head predicts the masked words.
 
-    As published nothing of the text goes around the cross-attention, and padding takes part like words.
+    As published there is no residual around the cross-attention, and padding is not masked out.
     """
 
     Settings = IrraSettings

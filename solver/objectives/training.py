@@ -1,4 +1,4 @@
-"""All objectives of a run together: what `--loss_names` and `--trained` ask for."""
+"""The total loss of a run, from `--loss_names` and `--trained`."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
     """The objectives that a run's options name.
 
     Raises:
-        OptionError: an unknown objective, or one whose name is taken.
+        OptionError: an unknown objective, or one whose name is already in use.
     """
     chosen = options.of(ObjectiveSettings)
     pairwise, others = {}, {}

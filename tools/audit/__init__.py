@@ -1,1 +1,1 @@
-"""Which captions a run's CCD doubts: `python -m tools.audit --help`."""
+"""Which captions a run classifies as noisy: `python -m tools.audit --help`."""

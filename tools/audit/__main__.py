@@ -38,19 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("tools.audit", __doc__)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
-    parser.add_argument("--top", type=int, default=200, help="pairs on the page (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=200, help="pairs shown on the page (default: %(default)s)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/audit)")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the history, write table, page and figures, print the judgement."""
+    """Read the history, write table, page and figures, print precision and recall."""
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if args["top"] < 1:
         raise OptionError(f"--top {args['top']}: must be at least 1")
-    print(f"reading what {run_dir} has kept …", flush=True)
+    print(f"reading the history of {run_dir} …", flush=True)
 
     from processor.history import read_history
     from tools.audit.findings import Findings
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
     if not epochs:
         why = f"--division {division}" if division not in (None, "ccd") else "other code"
-        raise OptionError(f"{run_dir} has kept no votes of CCD in epochs/: no epoch is done, or it was made by {why}")
+        raise OptionError(f"{run_dir} has no votes in epochs/: no epoch is completed, or it was made by {why}")
     findings = Findings(epochs)
     pairs = read_pairs(run_dir, args["root_dir"], epochs[-1].loss.shape[1])
     write_audit(findings, pairs, Path(args["out"] or run_dir / "audit"), args["top"], run_dir.resolve().name)
@@ -94,7 +94,7 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
 
 
 def judgement_table(judgement: dict[str, Any]) -> str:
-    """How right the votes were, to print."""
+    """Precision and recall of the votes, as a table to print."""
     shown = PrettyTable(["last epoch", "noisy: flagged", "missed", "clean: flagged", "passed", "precision", "recall"])
     shown.align = "r"
     shown.align["last epoch"] = "l"

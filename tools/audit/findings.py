@@ -1,4 +1,4 @@
-"""What CCD thought of every pair over the epochs, and how right it was where the truth is known."""
+"""The votes on every pair over the epochs, and their accuracy where the ground truth is known."""
 
 from __future__ import annotations
 

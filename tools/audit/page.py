@@ -20,12 +20,13 @@ from tools.audit.pairs import Pairs
 from utils.files import write_text
 
 _EXPLAINED = (
-    "P(clean) is how probably a pair's loss belongs to the smaller of the two components that CCD fitted to the losses "
+    "P(clean) is the probability that a pair's loss belongs to the lower of the two components that CCD fitted to the "
+    "losses "
     "of an embedding in the last epoch. Suspicion is 1 − P(clean), averaged over all embeddings and epochs: near 1 the "
     "pair was doubted throughout, near 0.5 the votes differed or changed, and it is for you to decide."
 )
 _KEYS = (
-    "Mark what is wrong: j and k go to the next and the previous pair, x marks, / filters, s saves; then "
+    "Mark wrong pairs: j and k go to the next and the previous pair, x marks, / filters, s saves; then "
     "train.py … --exclude marks.csv. The file is written by this page alone, nothing is sent anywhere."
 )
 _SCRIPT = Path(__file__).with_name("page.js")

@@ -27,16 +27,18 @@ from utils.program import run_program
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are handed on to train.py.")
+    parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are passed to train.py.")
     parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
     parser.add_argument("--row", help="only this row, by the name in its command of --list")
-    parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in small")
-    parser.add_argument("--noise", type=float, help="only rows with this share of wrong captions")
+    parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in miniature")
+    parser.add_argument("--noise", type=float, help="only rows with this noise rate")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 … N of each row (default: %(default)s)")
     parser.add_argument("--root_dir", default="data", help="the folder that holds the data sets (default: %(default)s)")
     parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and report (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print every row of the paper with its command, and stop")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="only print the commands that are missing")
+    parser.add_argument(
+        "--dry-run", "--dry_run", action="store_true", help="only print the commands that remain to be run"
+    )
     return parser
 
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         return
     chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
     file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
-    title = TABLES[args["table"]].title + (f", in small on {SYNTH}" if args["dataset"] == SYNTH else "")
+    title = TABLES[args["table"]].title + (f", in miniature on {SYNTH}" if args["dataset"] == SYNTH else "")
     train_and_report(runs, title, file, TABLES[args["table"]].more)
 
 
@@ -101,7 +103,7 @@ def listing() -> str:
     for dataset, noise, method in paper.main_rows():
         if method not in paper.OURS:
             numbers = paper.main_numbers(dataset, noise, method)
-            table.add_row(_listed("1, 3", method, dataset, noise, numbers, "its authors' own system"))
+            table.add_row(_listed("1, 3", method, dataset, noise, numbers, "another system, not implemented here"))
     return table.get_string()
 
 

@@ -24,16 +24,16 @@ _PANELS = {"best by validation": "best epoch by validation", "last": "last epoch
 def main(argv: Sequence[str]) -> None:
     """Draw the figure."""
     parser = command_parser("tools.reproduce.noise", __doc__)
-    parser.add_argument("table", help="what tools.reproduce has written")
+    parser.add_argument("table", help="report written by tools.reproduce (.json)")
     parser.add_argument("figure", help="file to write")
     args = parse(parser, argv)
     try:
         rows = json.loads(Path(args["table"]).read_text(encoding="utf-8"))["rows"]
         drawn = draw_over_noise(rows, Path(args["figure"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{args['table']} is not a report of tools.reproduce") from None
+        raise DataError(f"{args['table']} is not a report by tools.reproduce") from None
     if not drawn:
-        raise DataError(f"{args['table']} has no row with runs at two shares of wrong captions")
+        raise DataError(f"{args['table']} has no row with runs at two noise rates")
 
 
 def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
@@ -57,7 +57,7 @@ def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
             x, mean = [100 * noise for noise in found], [of["mean"] for of in found.values()]
             style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, "label": title}
             axes.errorbar(x, mean, spread, linestyle=line, **style)
-        axes.set(title=heading, xlabel="wrong captions (%)", ylim=(0, None))
+        axes.set(title=heading, xlabel="noise rate (%)", ylim=(0, None))
         axes.grid(alpha=0.3)
     grid[0].set_ylabel("R1 on test (%)")
     legend_below(figure, grid)

@@ -92,7 +92,7 @@ def write_report(title: str, summaries: Sequence[dict], further: str, file: Path
     table.set_style(TableStyle.MARKDOWN)
     text = f"{title[0].upper()}{title[1:]}\n\n"
     text += "Percent on the test split, mean ± standard deviation over seeds (difference to the paper)\n\n"
-    text += f"With further flags, so not the paper's setting: {further}\n\n" if further else ""
+    text += f"With additional flags, so not in the paper's setting: {further}\n\n" if further else ""
     text += f"{table.get_string()}\n\n{_arithmetic(summaries)}\n"
     text += f"\n{_more(summaries, more)}\n" if more else ""
     file.parent.mkdir(parents=True, exist_ok=True)

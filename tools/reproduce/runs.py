@@ -72,7 +72,7 @@ class Run:
             LockedError: another process is at it.
             OptionError: a run is there that other flags made, or the command fails.
         """
-        taken = f"{self.folder}: another process is at this run; wait for it, or end it"
+        taken = f"{self.folder}: another process is training this run; wait for it or stop it"
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold(self.folder, taken):
             for _ in self.missing():
@@ -116,11 +116,11 @@ class Run:
         if self.row.start:
             start = run.start_metrics()
             if "test" not in start:
-                raise DataError(f"{run}/start_metrics.json is missing or damaged: delete the run, and it is done again")
+                raise DataError(f"{run}/start_metrics.json is missing or damaged: delete the run and run it again")
             return {START: start["test"][self.row.similarity]}
         if not tested.keys() >= set(CHECKPOINTS):
             file = f"{run}/test_metrics{self._suffix}.json"
-            raise DataError(f"{file} is not whole: delete it, and test again with python test.py {run}")
+            raise DataError(f"{file} is incomplete: delete it and test again with python test.py {run}")
         found: Metrics = dict(zip(("best by validation", "last"), (tested[name] for name in CHECKPOINTS), strict=True))
         if not self.row.target and (best := best_record(run.records(), self.row.trained, "test")):
             found["best by test"] = best["test"]
@@ -175,7 +175,7 @@ class Run:
         if self.row.small and self.row.target:
             _write_far(Path(self.root_dir) / self.row.target)
         log = self.folder / "output.txt"
-        print(f"  to follow it: tail -f {shlex.quote(str(log))}", flush=True)
+        print(f"  follow it with: tail -f {shlex.quote(str(log))}", flush=True)
         program = [sys.executable, str(ROOT / command[0]), *command[1:]]
         with log.open("a", encoding="utf-8") as stream:
             status = subprocess.run(program, stdout=stream, stderr=stream).returncode
@@ -193,7 +193,7 @@ def check_more(more: Sequence[str]) -> dict[str, Any]:
     given = parse("", more)
     for name in _OWN:
         if name in given:
-            raise OptionError(f"--{name} after --: it is the row's or this command's own")
+            raise OptionError(f"--{name} after --: set by the row or by this command")
     return given
 
 

@@ -45,7 +45,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
         try:
             run.train()
         except LockedError:
-            print(f"{run.title}: another process is at it", flush=True)
+            print(f"{run.title}: another process is training it", flush=True)
             taken += 1
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
@@ -58,7 +58,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
     kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
     if taken:
-        print(f"other processes are at {taken} of the runs; the last to end reports all that are done")
+        print(f"other processes are training {taken} of the runs; the last to finish reports all of them")
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 

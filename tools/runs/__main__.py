@@ -30,11 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("tools.runs", __doc__)
     parser.add_argument(
-        "folders", nargs="*", default=["logs"], metavar="FOLDER", help="with runs in it (default: logs)"
+        "folders", nargs="*", default=["logs"], metavar="FOLDER", help="folders to search for runs (default: logs)"
     )
     parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only rows with these values")
-    parser.add_argument("--sort", metavar="COLUMN", help="results highest first, flags lowest first (default: by time)")
-    parser.add_argument("--group", action="store_true", help="runs that differ in their seed alone as mean ± spread")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", help="results in descending, flags in ascending order (default: by time)"
+    )
+    parser.add_argument("--group", action="store_true", help="aggregate seeds as mean ± standard deviation")
     parser.add_argument("--format", default="text", choices=FORMATS, help="(default: %(default)s)")
     return parser
 

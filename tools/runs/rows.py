@@ -1,4 +1,4 @@
-"""Runs as rows: what differs, what came out, how far they are."""
+"""Runs as rows: differing flags, results, progress."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = {}
     for name, what in {
-        "index": "embed the images of a folder and its subfolders; later only new and changed ones",
-        "query": "rank an index's images for sentences",
-        "captions": "rank the sentences of a file for images",
-        "export": "write an index's vectors as safetensors, and as .npy with JSON Lines",
-        "serve": "a page in the browser, on this machine only",
+        "index": "embed the images of a folder and its subfolders; again: only new and changed ones",
+        "query": "text to image: rank the indexed images",
+        "captions": "image to text: rank the sentences of a file",
+        "export": "export the index's vectors as safetensors, and as .npy with JSON Lines",
+        "serve": "serve a search page, to this machine only",
     }.items():
         add[name] = commands.add_parser(name, help=what, description=what, allow_abbrev=False, exit_on_error=False)
         add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
@@ -56,32 +56,34 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
             "--engine",
             choices=["torch", "onnx"],
             default="torch",
-            help="computes the embeddings: torch, or onnx from what tools.export --onnx writes (default: %(default)s)",
+            help="inference engine: torch, or onnx with the files of tools.export --onnx (default: %(default)s)",
         )
     for name in ("index", "captions"):
         add[name].add_argument("--run", required=True, help="a run's folder, or one that tools.export has written")
         add[name].add_argument("--checkpoint", help="instead of the run's best.pth")
     add["index"].add_argument("--gallery", required=True, help="the folder of images")
-    add["index"].add_argument("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
+    add["index"].add_argument("--batch_size", type=int, default=64, help="batch size (default: %(default)s)")
     workers = os.cpu_count() or 1
-    add["index"].add_argument("--num_workers", type=int, default=workers, help="threads that decode (default: cores)")
-    add["index"].add_argument("--faiss", action="store_true", help="build FAISS's index too, for query --faiss")
+    add["index"].add_argument("--num_workers", type=int, default=workers, help="decoding threads (default: cores)")
+    add["index"].add_argument("--faiss", action="store_true", help="also build a FAISS index, for query --faiss")
     add["query"].add_argument("text", nargs="*", help="sentences")
     add["query"].add_argument("--from", dest="file", help="a file with a sentence a line")
     add["captions"].add_argument("picture", nargs="+", help="images")
     add["captions"].add_argument("--from", dest="file", required=True, help="a file with a sentence a line")
     for name in ("query", "captions"):
         add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
-        add[name].add_argument("--similarity", help="by one of the run's embeddings, as BGE (default: by all, BGE+TSE)")
+        add[name].add_argument(
+            "--similarity", help="similarity to rank by, such as BGE (default: all embeddings fused, BGE+TSE)"
+        )
     add_rerank(add["query"])
     add["query"].add_argument("--out", help="file to write, as .json and .png (default: INDEX/query)")
     add["captions"].add_argument("--out", help="file to write, as .json (default: none)")
     add["export"].add_argument("--out", required=True, help="folder to write")
     add["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: %(default)s)")
     for name in ("query", "serve"):
-        add[name].add_argument("--run", help="the run's folder, where it has moved since, or been exported")
-        add[name].add_argument("--checkpoint", help="the weights that made the index, where they have moved since")
-        add[name].add_argument("--faiss", action="store_true", help="approximate search, for very many images")
+        add[name].add_argument("--run", help="the index's run folder, if it has moved or been exported since")
+        add[name].add_argument("--checkpoint", help="the index's weights, if they have moved since")
+        add[name].add_argument("--faiss", action="store_true", help="approximate search, for very large galleries")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 < args.get("port", 1) < 65536:
         raise OptionError(f"--port {args['port']}: must be at least 1 and at most 65535")
     if args.get("store") and args.get("faiss"):
-        raise OptionError("--store and --faiss: Milvus has indexes of its own, leave one out")
+        raise OptionError("--store and --faiss: Milvus has its own indexes, use only one of them")
     args["rerank"] = check_rerank(args.get("rerank"))
     for name in ("index", "gallery", "run", "checkpoint", "out", "file"):
         args[name] = Path(args[name]) if args.get(name) else None

@@ -51,8 +51,8 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
         for file in (made_by, run / "configs.yaml"):
             if not file.is_file():
                 raise OptionError(
-                    f"{file}, of the model that made {store.name}, is not there: "
-                    "say with --run where the run is, or with --checkpoint where its weights are"
+                    f"{file}, of the model that built {store.name}, is missing: "
+                    "pass the run with --run, or its weights with --checkpoint"
                 )
     for file in files:
         encoder = open_encoder(run, file, args)

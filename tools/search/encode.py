@@ -91,7 +91,7 @@ class Encoder:
 def _vectors(embeddings: Embeddings) -> np.ndarray:
     vectors = torch.cat([F.normalize(part, dim=1) for part in embeddings.values()], dim=1) / len(embeddings) ** 0.5
     if not torch.isfinite(vectors).all():
-        raise UserError("the model gives embeddings that are not finite numbers: its weights are damaged or diverged")
+        raise UserError("the model's embeddings are NaN or infinite: its weights are corrupted or diverged")
     return vectors.cpu().numpy()
 
 

@@ -104,8 +104,6 @@ class Faiss:
             with file.open("rb") as stream:
                 return cls(faiss.read_index(faiss.PyCallbackIOReader(stream.read)))
         except FileNotFoundError:
-            raise OptionError(
-                f"{file.parent} has no FAISS index of its pictures as they are now: index again with --faiss"
-            ) from None
+            raise OptionError(f"{file.parent} has no up-to-date FAISS index: index again with --faiss") from None
         except (OSError, RuntimeError) as error:
             raise OptionError(f"{file} can't be read, index again with --faiss: {str(error)[-80:]}") from None

@@ -62,7 +62,7 @@ class FileStore:
             self._load(manifest["shards"])
         except Exception as error:  # whatever JSON and NumPy raise over damaged files
             raise DataError(
-                f"{file} can't be read ({brief(error)}): if nobody indexes into it now, delete it and index again"
+                f"{file} can't be read ({brief(error)}): if no process is indexing into it, delete it and index again"
             ) from None
 
     def _load(self, shards: list[str]) -> None:

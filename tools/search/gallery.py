@@ -1,4 +1,4 @@
-"""A folder of anybody's pictures: which files there are, and what is in them."""
+"""A folder of a user's own images: listing and decoding its files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def list_files(gallery: Path, excluded: Path) -> tuple[list[Path], list[Path], d
             path = (here / name).relative_to(gallery)
             (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
     if not pictures:
-        raise OptionError(f"--gallery {gallery}: no picture in it ({', '.join(sorted(SUFFIXES))})")
+        raise OptionError(f"--gallery {gallery}: no image in it ({', '.join(sorted(SUFFIXES))})")
     return pictures, others, closed
 
 

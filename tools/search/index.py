@@ -36,7 +36,7 @@ def update_index(
     """
     gallery = gallery.absolute()
     if gallery.resolve() == folder.resolve():
-        raise OptionError(f"--index {folder} is the gallery itself: choose another folder, which may be one inside it")
+        raise OptionError(f"--index {folder} is the gallery itself: choose another folder, for example one inside it")
     pictures, others, closed = list_files(gallery, folder.resolve())
     with writing(folder):
         store = _open(folder, uri, gallery, encoder)
@@ -51,7 +51,7 @@ def update_index(
                 bar.update(len(rows))
         new = len(set(wanted) - {path for path, _ in store.broken()})
         store.tidy()
-        counts = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} files forgotten"
+        counts = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} removed"
         print(printable(f"{store.name}: {counts}"))
         _report(folder, store, others, closed)
         if faiss and isinstance(store, FileStore):
@@ -83,22 +83,22 @@ def check_model(store: Store, encoder: Encoder) -> None:
     """
     if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
-            f"{store.name} was made by another model ({store.about.checkpoint} as it was then) than "
-            f"{encoder.run.file}: name its weights with --checkpoint, or delete the index and index again"
+            f"{store.name} was built with another model ({store.about.checkpoint} at the time) than  "
+            f"{encoder.run.file}: pass its weights with --checkpoint, or delete the index and index again"
         )
 
 
 def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
     """Print what was skipped, and write it down."""
-    lines = [f"{path}/: {why}; what is indexed of it is kept" for path, why in closed.items()]
+    lines = [f"{path}/: {why}; its indexed images are kept" for path, why in closed.items()]
     lines += [f"{path}: {error}" for path, error in store.broken()]
-    lines += [f"{path}: not a picture by its name" for path in others]
+    lines += [f"{path}: not an image file name" for path in others]
     lines = [printable(line) for line in lines]
     write_text(folder / SKIPPED, "".join(f"{line}\n" for line in lines))
     if lines:
         print(f"skipped {len(lines):,} files:", *lines[:_SHOWN], sep="\n  ")
     if len(lines) > _SHOWN:
-        print(printable(f"  … all of them in {folder / SKIPPED}"))
+        print(printable(f"  … full list in {folder / SKIPPED}"))
 
 
 def faiss_file(store: FileStore) -> Path:
@@ -118,7 +118,7 @@ def build_faiss(store: FileStore) -> Path:
     except OptionError:
         paths, vectors = store.everything()
         if not paths:
-            raise OptionError(f"{store.folder} holds no picture that FAISS could search") from None
+            raise OptionError(f"{store.folder} holds no image to index with FAISS") from None
         Faiss.build(vectors).write(file)
     for other in store.folder.glob("vectors_*.faiss"):
         if other != file:

@@ -45,7 +45,7 @@ class MilvusStore:
             if not there and about:
                 self._create(about)
             elif not there:
-                raise DataError(f"no index in {uri}: make one with python -m tools.search index --store {uri}")
+                raise DataError(f"no index in {uri}: build one with python -m tools.search index --store {uri}")
             kept = self._client.get(COLLECTION, _ABOUT, output_fields=["note"])
             self.about = About.from_json(kept[0]["note"])
 

@@ -46,7 +46,7 @@ footer { display: none !important }
 """
 # Wide, the details stand beside the results; narrow, below them.
 _SHOW_DETAILS = "() => document.getElementById('details').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-_HINT = "Click a picture to see which patches and words token selection chose."
+_HINT = "Click an image to see which patches and words token selection chose."
 
 
 def serve_page(searcher: Searcher, port: int) -> None:
@@ -74,7 +74,7 @@ def serve_page(searcher: Searcher, port: int) -> None:
                 },
             )
         except OSError:
-            raise OptionError(f"--port {port}: it is taken or not allowed; choose another") from None
+            raise OptionError(f"--port {port}: already in use or not allowed; choose another") from None
         served = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
         print(printable(served), flush=True)
         page.block_thread()
@@ -88,7 +88,7 @@ class _Policy:
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
-            await PlainTextResponse("nothing is uploaded here", 403)(scope, receive, send)
+            await PlainTextResponse("uploads are disabled", 403)(scope, receive, send)
             return
 
         async def with_policy(message: dict) -> None:

@@ -1,4 +1,4 @@
-"""What a search leaves: a table, JSON, and a contact sheet with scores."""
+"""The output of a search: a table, JSON, and a contact sheet with scores."""
 
 from __future__ import annotations
 

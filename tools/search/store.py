@@ -30,7 +30,7 @@ def open_store(folder: Path, uri: str | None = None) -> Store:
     if not (folder / MANIFEST).is_file():
         old = f" ({OLD} is of an older version)" if (folder / OLD).is_file() else ""
         raise OptionError(
-            f"no index in {folder}{old}: make one with python -m tools.search index, or name one with --index"
+            f"no index in {folder}{old}: build one with python -m tools.search index, or pass another with --index"
         )
     return FileStore(folder)
 
@@ -52,6 +52,6 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(f"--index {folder}: can't be made a folder: {error.strerror}") from None
+        raise OptionError(f"--index {folder}: can't be created: {error.strerror}") from None
     with hold(folder, f"another process is indexing into {folder}: wait for it, or choose another --index"):
         yield

@@ -28,9 +28,9 @@ def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
             raise DataError(not_utf8(file)) from None
         texts += [line.strip() for line in lines if line.strip()]
         if not texts:
-            raise DataError(f"{file} holds no sentence")
+            raise DataError(f"{file} contains no sentence")
     if not texts:
-        raise OptionError('nothing to search for: give a sentence, as in "a woman in a red coat", or --from FILE')
+        raise OptionError('no query: give a sentence, as in "a woman in a red coat", or --from FILE')
     return texts
 
 

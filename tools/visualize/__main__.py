@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
-    wrong = "of one run: only a sheet of up to N captions whose first image is of another person"
+    wrong = "one run only: draw just a sheet of up to N failed queries (rank-1 image of another person)"
     parser.add_argument("--wrong", type=int, metavar="N", help=wrong)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
     runs = [read_run(Path(folder)) for folder in args["run_dirs"]]
     if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise OptionError("a run folder is given twice")
+        raise OptionError("a run folder is listed twice")
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}

@@ -71,16 +71,16 @@ def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
         counts.set_ylim(bottom=0)
         counts.legend()
     else:
-        _nothing(counts, "no pairs were divided")
+        _nothing(counts, "no pairs were classified")
     if divided and known:
         for name, line in (("precision", "-"), ("recall", "--")):
             values = [100 * record["ccd"][name] for record in divided]
             truth.plot(epochs, values, line, color=CLEAN, marker=".", label=name)
-        over_epochs(truth, "CCD's clean set (%)")
+        over_epochs(truth, "clean set (%)")
         truth.set_ylim(0, 102)
         truth.legend()
     else:
-        _nothing(truth, "which captions are wrong is not known" if divided else "")
+        _nothing(truth, "the true noise is unknown" if divided else "")
 
 
 def _nothing(axes: plt.Axes, why: str) -> None:

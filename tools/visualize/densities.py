@@ -34,7 +34,7 @@ def losses_over_epochs(run: Run, file: Path) -> None:
     """
     divided = [epoch for epoch in run.history if epoch.pairs is not None]
     if not divided:
-        raise NothingToDraw("no losses by CCD in epochs/")
+        raise NothingToDraw("no per-pair losses in epochs/")
     chosen = [divided[n] for n in _spread(len(divided), _LOSS_EPOCHS)]
     names = chosen[0].pairs.names
     size = (2.2 * len(chosen) + 0.8, 2.2 * len(names))

@@ -51,9 +51,9 @@ def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
         return
     failed = wrong_captions(encoded, gallery)
     if not len(failed):
-        raise NothingToDraw("the first image of every caption is right")
+        raise NothingToDraw("every query has a correct rank-1 image")
     drawn = spread(failed, wrong)
-    count = f"{len(drawn):,} of {len(failed):,} captions of {len(gallery.caption_pids):,} with a wrong first image"
+    count = f"{len(drawn):,} of {len(failed):,} of {len(gallery.caption_pids):,} queries with a wrong rank-1 image"
     draw_retrieval(encoded, gallery, f"{count}\n{_source(run)}", file, drawn)
 
 

@@ -85,7 +85,7 @@ def read_run(folder: Path) -> Run:
         drawn = ("lr", "loss", *_parts(records))
         if missing := [name for name in drawn if not isinstance(record.get(name), int | float)]:
             where = f"{folder / 'metrics.jsonl'}, epoch {record['epoch']}"
-            raise DataError(f"{where}: no number {missing[0]}, it is damaged or of other code")
+            raise DataError(f"{where}: no number {missing[0]}, it is damaged or from another version")
     tested = run.test_metrics().get(CHECKPOINTS[0], {})
     return Run(folder, flags, records, {row: metrics["R1"] for row, metrics in tested.items() if "R1" in metrics})
 
