@@ -196,7 +196,7 @@ def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
-def test_a_run_is_continued_tested_exported_and_measured(tmp_path, monkeypatch, precision):
+def test_a_run_is_resumed_tested_exported_and_measured(tmp_path, monkeypatch, precision):
     """A run that was killed in its second epoch and continued, beside one that was not."""
     root_dir = tmp_path / "data"
     datasets_on_disk.write(root_dir, "RSTPReid")

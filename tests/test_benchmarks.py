@@ -242,7 +242,7 @@ def test_the_command_fills_its_file_section_by_section(tmp_path, monkeypatch, ca
         (["start", "--out", "README.md"], "--out README.md: what is there is no file of a benchmark"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message):
+def test_user_errors_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         benchmark(arguments)
 

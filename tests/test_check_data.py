@@ -73,7 +73,7 @@ def test_all_broken_and_missing_images_are_listed(tmp_path, capsys):
     assert "GRAVE" in capsys.readouterr().out
 
 
-def test_every_mistake_in_annotations_is_found(tmp_path):
+def test_every_error_in_annotations_is_found(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     captions = [[f"{number}"] * 2 for number in range(36)]
     captions[1] = ["a man in red", "a man in red "]

@@ -110,7 +110,7 @@ def spoil(change):
         (lambda e: e[2].pop("split"), "entry 2: 'split' must be a text, found None; --split_all train reads"),
     ],
 )
-def test_mistakes_in_annotations_are_named(tmp_path, change, message):
+def test_errors_in_annotations_are_named(tmp_path, change, message):
     file = datasets_on_disk.write(tmp_path, "CUHK-PEDES")
     file.write_text(json.dumps(spoil(change)), encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
@@ -152,7 +152,7 @@ def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
     }
 
 
-def test_ids_of_any_kind_tell_persons_apart(tmp_path):
+def test_ids_of_any_kind_distinguish_persons(tmp_path):
     Image.new("RGB", (10, 20)).save(tmp_path / "a.jpg")
     ids = ["c1_17", 17, "c1_18", 17.0, " c1_17", "17.0", "人\ud800", "-3"]
     listed = [{"id": n, "file_path": "a.jpg", "captions": ["one"], "split": "train"} for n in ids]
@@ -283,7 +283,7 @@ def test_the_shipped_indices_are_the_published_ones(file):
     np.testing.assert_array_equal(noise.read_permutation(file, pairs, float(rate)), np.load(file))
 
 
-def test_all_nine_indices_are_shipped_and_can_be_written_anew(tmp_path):
+def test_all_nine_indices_are_shipped_and_can_be_regenerated(tmp_path):
     noise_index.main(["--out", str(tmp_path)])
     written = sorted(tmp_path.iterdir())
     assert [path.name for path in written] == sorted(path.name for path in noise.NOISEINDEX.glob("*.npy"))
@@ -406,7 +406,7 @@ def npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_a_cache_that_cannot_be_written_or_read_is_told(tmp_path, pictures):
+def test_a_cache_that_cannot_be_written_or_read_is_reported(tmp_path, pictures):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"the image cache .* can't be written"):
         open_images(pictures, (96, 32), tmp_path / "file")
@@ -486,7 +486,7 @@ def test_what_is_drawn_for_a_pair_depends_on_no_batch_or_worker(tmp_path, change
         assert one[pair][1] == other[pair][1]
 
 
-def test_epochs_passes_and_seeds_draw_anew(tmp_path):
+def test_epochs_passes_and_seeds_draw_differently(tmp_path):
     pairs = training_pairs(tmp_path)
     passes = [
         pairs.training_batches(0),

@@ -156,7 +156,7 @@ def test_many_processes_equal_one(runs, number, processes):
     assert (many / "train_log.txt").read_text().count("epoch=") == 2, "one process writes the log"
 
 
-def test_many_processes_test_as_one_does_and_tell_it_once(runs):
+def test_many_processes_test_as_one_does_and_report_once(runs):
     printed = [(runs / f"world{world}/printed").read_text() for world in (1, 2)]
     tables = [text[text.index(f"{small_clip.FILE} on RSTPReid, test") :] for text in printed]
     same = [re.sub(r"(Testing|  device:) .*\n", "", text).rstrip() for text in tables]  # the run's folder, the threads
@@ -258,7 +258,7 @@ def test_two_processes_with_the_published_rounding_step_as_one_does(real_runs, n
     }
 
 
-def test_a_run_whose_launcher_was_stopped_is_continued_by_any_number_of_processes(real_runs):
+def test_a_run_whose_launcher_was_stopped_is_resumed_by_any_number_of_processes(real_runs):
     printed = (real_runs / "printed").read_text()
     assert (
         printed.count("Stopped: the state after the last completed epoch is saved; resume with: train.py --resume") == 1

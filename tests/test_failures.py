@@ -72,7 +72,7 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
     assert str(caught.value).startswith("epoch 1, step 2: the loss is NaN or infinite, with pairs ")
@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_its_pairs(root_dir, tmp
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
     steps = []
 
     def spoil(parameters: Iterator[torch.nn.Parameter]) -> None:
@@ -174,7 +174,7 @@ run_program(main)
 
 
 @pytest.mark.slow
-def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, monkeypatch):
+def test_steps_that_the_loss_scaler_skips_are_counted(root_dir, tmp_path, monkeypatch):
     scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
     run_dir = train(root_dir, tmp_path, "--precision", "bf16", "--num_epoch", "1", "--warmup_epochs", "0")
@@ -185,7 +185,7 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(root_dir, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_broken_training_image_is_told_with_its_pairs_or_left_out_with_them(tmp_path):
+def test_a_broken_training_image_is_reported_or_excluded_with_its_pairs(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
     with datasets_on_disk.away(broken):
@@ -252,7 +252,7 @@ def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
         ),
     ],
 )
-def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, interrupted, told):
+def test_an_interrupt_says_how_to_resume(tmp_path, monkeypatch, capsys, interrupted, told):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     monkeypatch.setattr(interrupted, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -81,7 +81,7 @@ def test_an_epoch_without_division_keeps_its_similarities(tmp_path):
     assert read_history(tmp_path / "nothing") == []
 
 
-def test_a_damaged_epoch_is_told(tmp_path):
+def test_a_damaged_epoch_is_reported(tmp_path):
     write_epoch(tmp_path, 1, {"similarity": np.ones((2, 200), np.int64)})
     file = tmp_path / "epochs/0001.npz"
     file.write_bytes(file.read_bytes()[:-30])

@@ -316,7 +316,7 @@ def test_any_metrics_file_gives_records(tmp_path_factory, lines):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_any_text_can_be_told_and_steers_no_terminal(tmp_path, monkeypatch, encoding):
+def test_any_text_can_be_printed_and_controls_no_terminal(tmp_path, monkeypatch, encoding):
     console = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", console)
     start_logging(tmp_path / "log.txt")

@@ -333,7 +333,7 @@ def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
         torch.testing.assert_close(other, results[0], **TOLERANCE)
 
 
-def test_a_caption_without_words_is_its_eos_and_disturbs_nobody(golden):
+def test_a_caption_without_words_is_its_eos_and_changes_no_other(golden):
     model = golden_model("frozen").eval()
     ids = torch.from_numpy(golden["caption_ids"])
     empty = torch.zeros_like(ids[:1])

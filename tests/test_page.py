@@ -155,7 +155,7 @@ def test_enter_searches_by_both_embeddings_and_all_results_are_seen(indexed, add
     page.close()
 
 
-def test_mistakes_are_told_on_the_page(address, browser):
+def test_user_errors_are_shown_on_the_page(address, browser):
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(address)
@@ -230,7 +230,7 @@ def status(address: str, path: str, **headers: str) -> int:
         return error.code
 
 
-def test_nothing_but_thumbnails_is_served_and_to_nobody_else(indexed, address):
+def test_nothing_but_thumbnails_is_served_and_only_locally(indexed, address):
     folder = indexed[0].folder
     assert status(address, "") == 200
     for path in ("/etc/passwd", folder / "secret.txt", folder / "camera 1/01.jpg", ROOT / "README.md", "README.md"):
@@ -241,7 +241,7 @@ def test_nothing_but_thumbnails_is_served_and_to_nobody_else(indexed, address):
         socket.create_connection(("127.0.0.2", int(address.rsplit(":", 1)[1])), timeout=5).close()
 
 
-def test_a_port_that_is_taken_is_told(indexed, address):
+def test_a_port_in_use_is_reported(indexed, address):
     with pytest.raises(UserError, match=r"--port \d+: .*; choose another") as caught:
         search.main(["serve", "--index", str(indexed[1]), "--port", address.rsplit(":", 1)[1]])
     assert "\n" not in str(caught.value)

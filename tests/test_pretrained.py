@@ -119,7 +119,7 @@ def test_rows_of_words_without_their_ids_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["clip.pt", "clip.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
-def test_broken_files_are_told(tmp_path, name, content):
+def test_broken_files_are_reported(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match="can't be read as weights") as caught:
         read_clip(str(tmp_path / name))

@@ -58,7 +58,7 @@ def options_of(command: str) -> dict:
     return resolve(parse(build_parser(""), command.split()))
 
 
-def test_the_published_scripts_own_command_is_taken():
+def test_the_published_scripts_own_command_is_accepted():
     options = options_of(PUBLISHED_COMMAND)
     assert options.noisy_rate == 0
     more = {"lr_factor": 3.0, "cmt_depth": 2, "masked_token_rate": 0.7, "masked_token_unchanged_rate": 0.2}
@@ -86,7 +86,7 @@ def flags_of_run_rde(tmp_path: Path, *arguments: str, **variables: str) -> dict:
     return resolve(parse(build_parser(""), done.stdout.splitlines()[1:]))
 
 
-def test_run_rde_sh_trains_real_data_clean_unless_told_otherwise(tmp_path):
+def test_run_rde_sh_trains_real_data_clean_by_default(tmp_path):
     real = {"DATASET_NAME": "ICFG-PEDES", "ROOT_DIR": "/data"}
     assert flags_of_run_rde(tmp_path, **real).noisy_rate == 0
     assert flags_of_run_rde(tmp_path, **real).precision == "published"
@@ -139,7 +139,7 @@ def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_p
         ("--distributed", "unknown argument --distributed"),
     ],
 )
-def test_mistakes_in_flags_without_effect_are_one_line(command, message):
+def test_errors_in_flags_without_effect_are_one_line(command, message):
     with pytest.raises(UserError, match=message):
         options_of(command)
     assert {"local_rank", "MLM"} == IDLE

@@ -327,6 +327,6 @@ def _holder(folder: Path) -> str:
         (["--table", "2", "--dry-run", "--", "--bogus", "3"], "unknown argument --bogus"),
     ],
 )
-def test_mistakes_are_one_line(command, message):
+def test_user_errors_are_one_line(command, message):
     with pytest.raises(UserError, match=message):
         reproduce.main(command)

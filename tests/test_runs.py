@@ -82,7 +82,7 @@ def test_rows_are_sorted_filtered_and_grouped(logs, capsys):
     assert rows(capsys, logs, "--group", "--sort", "val_R1")[0] == other
 
 
-def test_files_of_one_name_are_told_apart(tmp_path, capsys):
+def test_files_of_one_name_are_distinguished(tmp_path, capsys):
     for n, folder in enumerate(("a", "b", "b"), 1):
         write(tmp_path / f"2026010{n}_x", [10.0 * n], seed=n, dataset_name=f"/data/{folder}/mine.json")
     assert [row["dataset_name"] for row in rows(capsys, tmp_path)] == ["a/mine.json", "b/mine.json", "b/mine.json"]
@@ -108,7 +108,7 @@ def test_it_is_text_and_markdown_too_and_a_damaged_run_hides_no_other(logs, caps
         (["--where", "margin=7"], "--where margin=7: margin is 0.2, 0.1"),
     ],
 )
-def test_mistakes_are_one_line(logs, more, message):
+def test_user_errors_are_one_line(logs, more, message):
     with pytest.raises(UserError, match=message):
         command.main([str(logs), *more])
     (logs / "none").mkdir()

@@ -87,7 +87,7 @@ def oracle(run_dir, gallery) -> tuple[list[str], dict[str, np.ndarray]]:
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_somebodys_pictures_are_found_by_sentences_through_the_commands(gallery, tmp_path, capsys):
+def test_a_users_images_are_found_by_sentences_through_the_commands(gallery, tmp_path, capsys):
     run_dir = write_run(tmp_path / "run", clip="tiny")
     folder, captions = tmp_path / "index", tmp_path / "captions.txt"
     command = [sys.executable, "-m", "tools.search", "index"]
@@ -236,7 +236,7 @@ __main__.main(sys.argv[1:])
     [("images", "encode.Encoder.images"), ("put", "files.FileStore.put")],
     ids=["encoding", "keeping"],
 )
-def test_a_killed_index_goes_on_where_it_ended(run_dir, gallery, tmp_path, capsys, original, target):
+def test_a_killed_index_resumes_where_it_ended(run_dir, gallery, tmp_path, capsys, original, target):
     folder = tmp_path / "index"
     script = KILLED.format(original=original, target=target)
     command = [sys.executable, "-c", script, "index", "--run", run_dir, "--gallery", gallery.folder, "--index", folder]
@@ -338,14 +338,14 @@ def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gal
         (["query", "a", "--checkpoint", "/nowhere.pth"], "no checkpoint /nowhere.pth"),
     ],
 )
-def test_mistakes_are_one_line(indexed, arguments, message):
+def test_user_errors_are_one_line(indexed, arguments, message):
     more = [] if "--index" in arguments or arguments[0] == "frobnicate" else ["--index", str(indexed)]
     with pytest.raises(UserError, match=message) as caught:
         search.main([*arguments, *more])
     assert "\n" not in str(caught.value)
 
 
-def test_galleries_without_pictures_are_told_and_lose_nothing(run_dir, indexed, tmp_path):
+def test_galleries_without_images_are_reported_and_lose_nothing(run_dir, indexed, tmp_path):
     before = (indexed / "index.json").read_bytes()
     (tmp_path / "file").write_text("no folder")
     for folder, message in (
@@ -409,7 +409,7 @@ def test_sentences_end_with_their_line_and_steer_no_terminal(indexed, tmp_path, 
     assert np.array_equal(*sheets), "no boxes on the contact sheet"
 
 
-def test_an_index_without_a_readable_picture_is_told(run_dir, tmp_path):
+def test_an_index_without_a_readable_image_is_reported(run_dir, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/a.jpg").write_text("none")
     index(run_dir, tmp_path / "pictures", tmp_path / "index")
@@ -430,7 +430,7 @@ def test_an_index_without_a_readable_picture_is_told(run_dir, tmp_path):
         ("*.jsonl", lambda content: b"[1]\n" + content),
     ],
 )
-def test_a_damaged_index_is_told(run_dir, gallery, indexed, tmp_path, file, damage):
+def test_a_damaged_index_is_reported(run_dir, gallery, indexed, tmp_path, file, damage):
     folder = tmp_path / "index"
     shutil.copytree(indexed, folder)
     (file,) = folder.glob(file)

@@ -49,7 +49,7 @@ def test_every_parameter_has_the_published_rate_and_decay():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_a_first_step_that_the_loss_scaler_leaves_out_leaves_nothing(name, monkeypatch):
+def test_a_first_step_that_the_loss_scaler_skips_leaves_no_state(name, monkeypatch):
     def garbage(like: torch.Tensor, **kept: object) -> torch.Tensor:
         return torch.full_like(like, 7e3, **kept)
 

@@ -288,7 +288,7 @@ def test_tensorboard_holds_losses_rates_division_and_validation(trained):
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
     """Processes that load data outlive a killed parent by seconds; they must not keep its run."""
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--num_workers", "2")]
     child = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -341,7 +341,7 @@ def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir,
 
 
 @pytest.mark.slow
-def test_from_an_older_copy_the_best_is_chosen_anew(copied):
+def test_from_an_older_copy_the_best_epoch_is_selected_again(copied):
     """best.pth has gone on since the copy was made, and what it was then is lost."""
     last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
     torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, copied / "copy.pth")
@@ -354,7 +354,7 @@ def test_from_an_older_copy_the_best_is_chosen_anew(copied):
 
 
 @pytest.mark.slow
-def test_only_unfinished_runs_are_continued(trained):
+def test_only_unfinished_runs_are_resumed(trained):
     with pytest.raises(UserError, match="no unfinished run in"):
         training_root.main(["--resume", "--output_dir", str(trained[0].parents[1])])
 
@@ -488,7 +488,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--resume_ckpt_file", "/nowhere/last.pth"], "no checkpoint /nowhere/last.pth"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_no_run(root_dir, tmp_path, more, message):
+def test_user_errors_are_one_line_and_leave_no_run(root_dir, tmp_path, more, message):
     with pytest.raises(UserError) as caught:
         training_root.main(arguments(root_dir, tmp_path / "logs", *more))
     assert message in caught.value.line
@@ -510,7 +510,7 @@ def test_mistakes_are_one_line_and_leave_no_run(root_dir, tmp_path, more, messag
         ("_base_: missing.yaml", "missing.yaml can't be read"),
     ],
 )
-def test_mistakes_in_a_configuration_are_one_line(tmp_path, text, message):
+def test_errors_in_a_configuration_are_one_line(tmp_path, text, message):
     file = tmp_path / "c.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
@@ -572,7 +572,7 @@ HALF = ["--img_size", "48", "16", "--text_length", "24", "--num_epoch"]  # a CPU
 
 
 @pytest.mark.slow
-def test_a_run_under_loss_scaling_continues(root_dir, tmp_path, monkeypatch):
+def test_a_run_under_loss_scaling_resumes(root_dir, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--precision", "fp16", *HALF, "2"]
     training_root.main(arguments(root_dir, whole, *more))
@@ -604,7 +604,7 @@ def test_every_shipped_configuration_is_valid(file):
     training_options.resolve({"config": str(file)})
 
 
-def test_a_broken_image_is_told_before_training(tmp_path):
+def test_a_broken_image_is_reported_before_training(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_test/0013_0.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
@@ -614,7 +614,7 @@ def test_a_broken_image_is_told_before_training(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_machine_that_cannot_compile_is_told(root_dir, tmp_path, monkeypatch):
+def test_a_machine_that_cannot_compile_is_reported(root_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")  # where inductor looks for a compiler
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing was compiled before
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # without processes to compile in
@@ -645,7 +645,7 @@ def test_a_changed_option_is_refused_on_resume(trained):
         (["a", "--checkpoint", "b"], "give only one of RUN_DIR"),
     ],
 )
-def test_mistakes_of_test_py_are_one_line(more, message):
+def test_user_errors_of_test_py_are_one_line(more, message):
     with pytest.raises(UserError) as caught:
         evaluation_root.main(more)
     assert message in str(caught.value)
@@ -666,7 +666,7 @@ def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_not_continued_on_other_noise(copied):
+def test_a_run_is_not_resumed_on_other_noise(copied):
     config = yaml.safe_load((copied / "configs.yaml").read_text())
     config["_run_"]["noise_index"]["sha256"] = "0" * 64
     (copied / "configs.yaml").write_text(yaml.safe_dump(config))
@@ -676,7 +676,7 @@ def test_a_run_is_not_continued_on_other_noise(copied):
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, root_dir, tmp_path):
+def test_a_run_stopped_by_sigterm_in_its_first_epoch_restarts_it(trained, root_dir, tmp_path):
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--log_period", "1")]
     child = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in child.stdout:
@@ -695,7 +695,7 @@ def test_a_run_stopped_by_sigterm_in_its_first_epoch_begins_it_anew(trained, roo
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_checkpoint_is_not_begun_anew(copied, trained):
+def test_a_run_that_lost_its_checkpoint_is_not_restarted(copied, trained):
     (copied / "last.pth").unlink()
     with pytest.raises(UserError, match=r"no checkpoint .*last.pth to resume from"):
         training_root.main(["--resume", str(copied)])
@@ -725,7 +725,7 @@ def states(content: dict) -> list[dict]:
         lambda content: [s.update(step=torch.zeros(0)) for s in states(content)],
     ],
 )
-def test_a_checkpoint_that_cannot_be_continued_is_told(copied, change):
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(copied, change):
     content = torch.load(copied / "last.pth", weights_only=True)
     change(content)
     torch.save(content, copied / "last.pth")
@@ -766,7 +766,7 @@ def options_with(**more: object) -> Options:
         {"trained": "BGE", "tse_head": "none"},
     ],
 )
-def test_what_an_optimizer_saved_is_put_back(tmp_path, more):
+def test_an_optimizers_saved_state_is_restored(tmp_path, more):
     options = options_with(**more)
     saved, found = stepped(options, tmp_path), state_of(options)
     found.restore(tmp_path / "last.pth", options)
@@ -864,7 +864,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed(copied):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
-def test_a_broken_checkpoint_is_told(trained, tmp_path, content):
+def test_a_broken_checkpoint_is_reported(trained, tmp_path, content):
     (tmp_path / "configs.yaml").write_bytes((trained[0] / "configs.yaml").read_bytes())
     (tmp_path / "best.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint .*best.pth can't be read") as caught:

@@ -156,7 +156,7 @@ def test_many_runs_are_distinguished(run_dir, tmp_path, drawn):
     assert len(set(looks)) == len(runs)
 
 
-def test_data_sets_of_one_file_name_are_told_apart(run_dir, tmp_path, drawn):
+def test_data_sets_of_one_file_name_are_distinguished(run_dir, tmp_path, drawn):
     files = ("/data/old/mine.json", "/data/new/mine.json")
     runs = [read_run(copy_of(run_dir, tmp_path / str(n), dataset_name=file)) for n, file in enumerate(files)]
     assert labels(runs) == ["dataset_name old/mine.json", "dataset_name new/mine.json"]
@@ -208,7 +208,7 @@ def test_densities_of_several_runs_are_to_one_scale(run_dir, tmp_path, drawn):
         assert mine.get_ydata() == pytest.approx(other.get_ydata())
 
 
-def test_legends_name_the_components_and_curves_tell_how_right_the_division_was(run_dir, tmp_path, drawn):
+def test_legends_name_the_components_and_curves_show_precision_and_recall(run_dir, tmp_path, drawn):
     run = read_run(run_dir)
     densities.losses_over_epochs(run, tmp_path / "losses")
     names = [text.get_text() for text in drawn["losses"].legends[0].get_texts()]
@@ -302,13 +302,13 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
         (visualize, ["RUN", "RUN"], "a run folder is listed twice"),
     ],
 )
-def test_mistakes_are_one_line(run_dir, command, more, message):
+def test_user_errors_are_one_line(run_dir, command, more, message):
     with pytest.raises(UserError, match=message) as caught:
         command.main([str(run_dir) if argument == "RUN" else argument for argument in more])
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_an_epoch_is_told(run_dir, tmp_path):
+def test_a_run_without_an_epoch_is_reported(run_dir, tmp_path):
     shutil.copy(run_dir / "configs.yaml", tmp_path)
     with pytest.raises(UserError, match=r"has no epoch in metrics.jsonl"):
         visualize.main([str(tmp_path)])

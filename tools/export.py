@@ -142,9 +142,9 @@ def model_card(
         "## Licence and limits",
         "",
         "The code is Apache-2.0; the towers were initialised from OpenAI's CLIP (MIT) unless stated otherwise above. "
-        "The data set has a licence of its own,  and the public ones allow research only, which extends to what was trained on "
-        "them. The model finds look-alikes by clothing and bearing, it does not identify anybody, and it has the "
-        "leanings of its captions and cameras.",
+        "The data set has a licence of its own, and the public ones allow research only, which extends to what was "
+        "trained on them. The model finds look-alikes by clothing and bearing, it does not identify anybody, and has "
+        "the biases of its captions and cameras.",
         "",
     ]
     return "\n".join(lines)
