@@ -76,7 +76,7 @@ class PlainModel:
     def encode_image(self, images: Tensor, *, tse: bool = True) -> Embeddings:
         """As `DualEncoder.encode_image`; without `tse` BGE alone."""
         model, cls = self.model, images.new_zeros(len(images), 1, dtype=torch.long)
-        with _products(self.mkl), autocast(images.device, model.precision):
+        with products(self.mkl), autocast(images.device, model.precision):
             if not (self.maps or self.gelu or self.whole):
                 return model.encode_image(images)
             visual = model.backbone.visual
@@ -93,7 +93,7 @@ class PlainModel:
         model, head = self.model, self.model.heads["TSE"]["text"]
         ids = F.pad(ids, (0, max(0, (TEXT_LENGTH if self.padded else head.selects + 2) - ids.shape[1])))
         eos = ids.argmax(dim=1, keepdim=True)
-        with _products(self.mkl), autocast(ids.device, model.precision):
+        with products(self.mkl), autocast(ids.device, model.precision):
             if not (self.maps or self.gelu or self.whole or self.loops):
                 return model.encode_text(ids)
             clip = model.backbone
@@ -107,7 +107,7 @@ class PlainModel:
 
     def _transform(self, transformer: Transformer, x: Tensor, tokens: Tokens, modality: str) -> tuple[Tensor, Tensor]:
         """(B, L, D) through all blocks, and the (B, L) attention from the summary in the last one."""
-        needed = self.model.needed(modality)
+        needed = self.model.needed(modality, {})
         for block in transformer.resblocks[:-1]:
             x, _ = self._run(block, x)
         select = None if self.whole else lambda attention: needed(replace(tokens, attention=attention))
@@ -131,7 +131,7 @@ class PlainModel:
 
 
 @contextmanager
-def _products(mkl: bool) -> Iterator[None]:
+def products(mkl: bool) -> Iterator[None]:
     """With `mkl` the model's linear layers are PyTorch's own."""
     before = accelerate.ONEDNN
     accelerate.ONEDNN = before and not mkl

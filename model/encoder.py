@@ -16,6 +16,7 @@ from model.precision import autocast, half_parameters, halve_weights
 from utils.checkpoints import misfit
 from utils.errors import OptionError
 
+Read = dict[str, Tensor | None]  # by the heads' names: the positions that each reads
 Embeddings = dict[str, Tensor]  # by the heads' names: (B, width) float32, not normalised
 
 
@@ -57,12 +58,14 @@ class DualEncoder(nn.Module):
         """(B, 3, H, W) normalised images → embeddings."""
         images = self.backbone.renormalised(images)
         with self.autocast(images.device):
-            return self.embed("image", self.backbone.encode_image(images, self.needed("image")))
+            read: Read = {}
+            return self.embed("image", self.backbone.encode_image(images, self.needed("image", read)), read)
 
     def encode_text(self, ids: Tensor) -> Embeddings:
         """(B, L) token ids → embeddings. L is at most `--text_length`; cutting padding changes no result."""
         with self.autocast(ids.device):
-            return self.embed("text", self.backbone.encode_text(self._padded(ids), self.needed("text")))
+            read: Read = {}
+            return self.embed("text", self.backbone.encode_text(self._padded(ids), self.needed("text", read)), read)
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
         """B images and B captions → the embeddings of both."""
@@ -90,13 +93,17 @@ class DualEncoder(nn.Module):
         """The context that its arithmetic wants."""
         return autocast(device, self.precision)
 
-    def embed(self, modality: str, tokens: Tokens) -> Embeddings:
-        """The embeddings of the backbone's tokens, of "image" or "text"."""
+    def embed(self, modality: str, tokens: Tokens, read: Read | None = None) -> Embeddings:
+        """The embeddings of the backbone's tokens, of "image" or "text".
+
+        Args:
+            read: what `needed` has noted of these tokens.
+        """
         embeddings = {}
         for name in self.heads:
             head = self.head(name, modality)
-            taken = tokens if head.half_weights else replace(tokens, features=tokens.features.float())
-            embeddings[name] = head(taken)
+            features = tokens.features if head.half_weights else tokens.features.float()
+            embeddings[name] = head(replace(tokens, features=features, read=read.get(name) if read else None))
         for name, rows in embeddings.items():
             expected = (tokens.summary.shape[0], self.head(name, modality).width)
             if rows.shape != expected:
@@ -105,10 +112,14 @@ class DualEncoder(nn.Module):
                 raise OptionError(f"head {name}, {modality}: its embedding must be float32, end forward with .float()")
         return embeddings
 
-    def needed(self, modality: str) -> Needed:
-        """The positions that any head reads, of "image" or "text"."""
-        heads = [self.head(name, modality) for name in self.heads]
-        return lambda tokens: union([head.reads(tokens) for head in heads], tokens.attention.shape[1])
+    def needed(self, modality: str, read: Read) -> Needed:
+        """The positions that any head reads, of "image" or "text"; each one's are noted in `read`."""
+
+        def union_of_heads(tokens: Tokens) -> Tensor | None:
+            read.update({name: self.head(name, modality).reads(tokens) for name in self.heads})
+            return union([*read.values()], tokens.attention.shape[1])
+
+        return union_of_heads
 
     def new_parameters(self) -> set[str]:
         """Names of the parameters that no pretrained weights filled: heads, and layers added anywhere."""

@@ -43,8 +43,9 @@ def score_pairs(
         scores = score(batch)
         scored.append((batch.pairs, torch.stack([scores[name] for name in loss.scores])))
     result = torch.full((len(loss.scores), pairs), float("nan"))
-    for positions, losses in scored:
-        result[:, positions] = losses.float().cpu()
+    if scored:  # a process may have no share
+        positions, losses = zip(*scored)
+        result[:, torch.cat(positions)] = torch.cat(losses, dim=1).float().cpu()  # one wait for the device
     for part in gather(result[None], world_size()):  # (processes, scores, N)
         result = torch.where(result.isnan(), part, result)
     return dict(zip(loss.scores, result.numpy(), strict=True))

@@ -61,7 +61,8 @@ def encode_in_parts(model: Encoder, batch: PairBatch, parts: int) -> tuple[Embed
 
 @torch.no_grad()
 def _encode_in_parts(model: Encoder, objectives: dict[str, TokenObjective], batch: PairBatch, parts: int) -> Encoded:
-    return _joined([_encode(model, objectives, part) for part in _parts(batch, parts)])
+    encoded = [_encode(model, objectives, part) for part in _parts(batch, parts)]
+    return encoded[0] if len(encoded) == 1 else _joined(encoded)
 
 
 def _encode(model: Encoder, objectives: dict[str, TokenObjective], part: _Part) -> Encoded:

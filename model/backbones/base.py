@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from model.settings import ModelSettings
 from utils.errors import OptionError
 
 Log = Callable[[str], None]
+_NONE = torch.empty(0)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -28,13 +29,15 @@ class Tokens:
         selectable: (B,) how many tokens of a row may be selected: its patches, its words. May be 0.
         attention: (B, L) from the summary to every token, 0 to 1, without gradient.
         features: (B, L, D) in the space that images and captions share. Empty while a head is asked what it reads.
+        read: what a head said it reads of these tokens, when it was asked before.
     """
 
     summary: Tensor
     hidden: Tensor
     selectable: Tensor
-    attention: Tensor = field(default_factory=lambda: torch.empty(0))
-    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    attention: Tensor = _NONE
+    features: Tensor = _NONE
+    read: Tensor | None = None
 
 
 # Tokens without features → (B, k) positions of those whose features will be read, none twice; None for all.

@@ -60,7 +60,8 @@ class Attention(nn.Module):
         """
         B, L, D = x.shape
         qkv = self.in_proj(x)  # (B, L, 3D)
-        q, k, v = qkv.view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
+        parts = qkv.view(B, L, 3, self.heads, D // self.heads).unbind(2)  # its gradient needs no copy
+        q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, L, D/H)
         # The fused kernels of GPUs refuse the empty batch of a process without a share.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal) if B else v
         mixed = mixed.transpose(1, 2).reshape(B, L, D)

@@ -74,7 +74,7 @@ class TokenSelectionEmbedding(Head):
     def forward(self, tokens: Tokens) -> Tensor:
         """Tokens → (B, 1024); with tse_head "none" (B, D)."""
         B, _, D = tokens.features.shape
-        selected = self.reads(tokens)  # (B, k)
+        selected = self.reads(tokens) if tokens.read is None else tokens.read  # (B, k)
         x = tokens.features.gather(1, selected[:, :, None].expand(B, self.selects, D))  # (B, k, D)
         x = x.float()  # 1e-8 is 0 in float16
         x = x / (x.norm(dim=-1, keepdim=True) + 1e-8)

@@ -8,6 +8,8 @@ from torch import Tensor
 from solver.objectives.base import TwoDirections
 from solver.settings import OBJECTIVES, TripletSettings
 
+_LOWEST = torch.finfo(torch.float32).min / 4  # e to its power is 0, and its sums are finite: gradients are never NaN
+
 
 def positive_similarity(s: Tensor, positive: Tensor, tau: float) -> Tensor:
     """S⁺ (B,): the mean of a row's positives, weighted by softmax(s/τ) over them; no gradient reaches the weights."""
@@ -23,14 +25,11 @@ class _HardestNegative(TwoDirections):
 
     def one_direction(self, similarity: Tensor, positive: Tensor) -> Tensor:
         """See `TwoDirections.one_direction`."""
-        has_negative = ~positive.all(dim=1)
-        hidden = positive & has_negative[:, None]  # a row without negatives stays finite, and is dropped below
         positives = positive_similarity(similarity, positive, self.settings.tau)
-        loss = self.settings.margin - positives + self.hardest(similarity, hidden)
-        return torch.where(has_negative, loss.clamp_min(0), 0.0)
+        return (self.settings.margin - positives + self.hardest(similarity, positive)).relu()
 
-    def hardest(self, s: Tensor, hidden: Tensor) -> Tensor:
-        """(B, B) similarities → (B,), of those that are not `hidden`."""
+    def hardest(self, s: Tensor, positive: Tensor) -> Tensor:
+        """(B, B) similarities → (B,), of those that are not `positive`; where all are, far below −1, but finite."""
         raise NotImplementedError
 
 
@@ -38,19 +37,19 @@ class _HardestNegative(TwoDirections):
 class TAL(_HardestNegative):
     """Eq. 5: the hardest negative is softened to τ·log Σ e^{s/τ}; its gradient spreads over all negatives."""
 
-    def hardest(self, s: Tensor, hidden: Tensor) -> Tensor:
+    def hardest(self, s: Tensor, positive: Tensor) -> Tensor:
         """See `_HardestNegative.hardest`."""
         tau = self.settings.tau
-        return tau * (s / tau).masked_fill(hidden, float("-inf")).logsumexp(dim=1)
+        return tau * (s / tau).masked_fill(positive, _LOWEST).logsumexp(dim=1)
 
 
 @OBJECTIVES.register("TRL")
 class TRL(_HardestNegative):
     """The triplet ranking loss with the hardest negative: TAL's limit as τ → 0, and never above TAL."""
 
-    def hardest(self, s: Tensor, hidden: Tensor) -> Tensor:
+    def hardest(self, s: Tensor, positive: Tensor) -> Tensor:
         """See `_HardestNegative.hardest`."""
-        return s.masked_fill(hidden, float("-inf")).amax(dim=1)
+        return s.masked_fill(positive, _LOWEST).amax(dim=1)
 
 
 @OBJECTIVES.register("TRL-S")
