@@ -23,6 +23,7 @@ import torch
 from prettytable import PrettyTable
 
 from benchmarks import encoders, ranking
+from benchmarks.counting import counted
 from benchmarks.epoch import tiny_epoch
 from benchmarks.loading import loading
 from benchmarks.made_up import SMALLEST, VIT_B_16
@@ -53,6 +54,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
     "ranking": ("Ranking and metrics", ranking.against_plain),
     "loading": ("Loading on one core", loading),
     "memory": ("Memory of a training step", memory),
+    "counting": ("Counted, of one batch", counted),
     "model": ("Passes of the model", encoders.against_plain),
     "levers": ("Levers of the model, one off at a time", encoders.levers),
     "growth": ("Training steps by batch size", encoders.growth),

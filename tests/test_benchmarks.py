@@ -46,6 +46,7 @@ from utils.errors import UserError
 
 CPU = torch.device("cpu")
 SIZE = (96, 32)
+WAITS = "synchronisations"  # the one number that may be 0
 
 
 def step(model: DualEncoder, way: DualEncoder | PlainModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -224,7 +225,7 @@ def test_the_command_fills_its_file_section_by_section(tmp_path, monkeypatch, ca
     for section in results.values():
         assert section["about"]["machine"]
         for row in section["rows"]:
-            assert all(value > 0 for key, value in row.items() if not isinstance(value, str)), row
+            assert all(value > 0 for key, value in row.items() if not isinstance(value, str) and key != WAITS), row
     kept = {row["way"]: row["kept a pair, MB"] for row in results["memory"]["rows"]}
     assert kept["--grad_checkpointing, fp32"] < kept["ours, fp32"] < kept["plain, fp32"]
     printed = capsys.readouterr().out

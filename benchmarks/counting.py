@@ -1,0 +1,150 @@
+"""What a training step and a scoring batch ask of a device, counted and not timed: the same numbers on every machine.
+
+A fast GPU computes a small operation in less time than Python needs to launch it, so the number of operations bounds
+the pairs a second; and each time Python waits for the device, the device then waits for Python.
+
+`python -m benchmarks counting` prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from benchmarks import plain
+from benchmarks.made_up import learning, random_batch, random_model, training_state
+from benchmarks.measure import count_flop
+from benchmarks.plain import PlainModel, products
+from benchmarks.setting import Rows, Setting
+from datasets.loaders import Batch
+from model.encoder import DualEncoder
+from processor.epoch import train_epoch
+from processor.scoring import score_pairs
+from processor.settings import LoopSettings
+
+Pass = Callable[[Sequence[Batch]], Any]
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}  # their result's value or shape is read
+_READS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}  # no operations of a CPU
+
+
+@dataclass
+class Counts:
+    """Of some calls.
+
+    Attributes:
+        operations: of ATen, views apart.
+        synchronisations: how often Python would wait for a device.
+        allocated: bytes of new tensors.
+    """
+
+    operations: int = 0
+    synchronisations: int = 0
+    allocated: int = 0
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, counts: Counts, host: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.counts, self.host = counts, {_place(tensor) for tensor in host}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_place(tensor) for tensor in _tensors((args, kwargs))}
+        result = operator(*args, **(kwargs or {}))
+        if operator.namespace == "aten" and not operator.is_view and not given & self.host:
+            self.counts.operations += 1
+            self.counts.synchronisations += _waits(operator, args)
+            new = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(result)}
+            self.counts.allocated += sum(size for place, size in new.items() if place not in given)
+        return result
+
+
+class _Reads(TorchFunctionMode):
+    def __init__(self, counts: Counts, host: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.counts, self.host = counts, {_place(tensor) for tensor in host}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _READS and _place(args[0]) not in self.host:
+            self.counts.synchronisations += 1
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counting(host: Iterable[Tensor] = ()) -> Iterator[Counts]:
+    """Count what is called inside; tensors of the `host` are no device's, and what is done with them is not counted."""
+    counts, host = Counts(), list(host)
+    with _Reads(counts, host), _Operations(counts, host):
+        yield counts
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _waits(operator: Any, args: Any) -> bool:
+    name = operator.overloadpacket.__name__
+    by_mask = name in ("index", "index_put_") and any(part.dtype == torch.bool for part in _tensors(args[1]))
+    return name in _WAITS or by_mask
+
+
+def counted(setting: Setting) -> Rows:
+    """Of one more batch in a pass, ours beside the plain way, in float32 on the CPU."""
+    cpu = torch.device("cpu")
+    model, batch = random_model(setting.sizes, cpu), random_batch(setting.sizes, setting.batch, cpu)
+    optimizer = plain.build_optimizer(*learning(model))
+    return [
+        {"what": f"{what}, {way}"} | one_more(of_batches, batch, optimizer)
+        for what, ways in passes(model, optimizer, len(batch.pids)).items()
+        for way, of_batches in ways.items()
+    ]
+
+
+def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, dict[str, Pass]]:
+    """A training step and a scoring batch, both ways, as passes over batches of so many pairs; the plain way's
+    optimizer."""
+    slow, weight, state = PlainModel(model), np.ones(pairs, np.float32), training_state(model)
+    settings = LoopSettings(log_period=100)
+    return {
+        "training step": {
+            "plain": lambda batches: plain.train_epoch(slow, optimizer, batches, weight),
+            "ours": lambda batches: train_epoch(state, batches, weight, settings),
+        },
+        "scoring batch": {
+            "plain": lambda batches: plain.score_pairs(slow, batches, pairs),
+            "ours": lambda batches: score_pairs(model, state.loss, batches, pairs),
+        },
+    }
+
+
+def one_more(of_batches: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
+    """What a pass over two batches takes more than one over one."""
+    found = []
+    with products(mkl=True):  # as everywhere but on AVX-512
+        of_batches([batch])  # the optimizer makes its moments
+        steps = [state["step"] for state in plain_optimizer.state.values()]  # which stay on the CPU
+        for count in (1, 2):
+            with counting(host=[batch.pairs, *steps]) as counts:
+                of_batches([batch] * count)
+            found.append(counts)
+        flop = count_flop(lambda: of_batches([batch]))
+    one, two = found
+    return {
+        "operations": two.operations - one.operations,
+        "synchronisations": two.synchronisations - one.synchronisations,
+        "allocated, MB": (two.allocated - one.allocated) / 1e6,
+        "GFLOP": flop / 1e9,
+    }
