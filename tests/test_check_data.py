@@ -141,7 +141,7 @@ def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_found(tmp
     np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
     found = check(tmp_path, "--noisy_file", str(tmp_path / "index.npy"), status=1)
     size = found["sizes that differ from the published ones"]
-    assert size["where"][0] == "train has 36 captions, published are 24"
+    assert size["where"][0] == "train has 36 captions, published: 24"
     assert "some copies have added captions: get the original" in size["remedy"]
     index = found["noise indices that do not match"]
     assert "is for 24 pairs, but the training split has 36" in index["where"][0]
@@ -206,7 +206,7 @@ def test_the_same_pixels_are_found_across_splits_and_data_sets(tmp_path):
 
 def test_a_rate_without_an_index_is_remarked(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
-    assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index"]["where"]
+    assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index found"]["where"]
 
 
 def test_at_rate_0_no_index_is_looked_at(tmp_path):

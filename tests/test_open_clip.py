@@ -332,7 +332,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, given, message):
 def test_what_is_missing_beside_the_weights_is_named(tmp_path):
     _, file = write_weights(tmp_path / "w", "tiny-SigLIP2")
     file.with_name("tokenizer.json").unlink()
-    with pytest.raises(WeightsError, match=r"tokenizer.json is missing: put tiny-SigLIP2's tokenizer beside"):
+    with pytest.raises(WeightsError, match=r"tokenizer.json is missing: put tiny-SigLIP2's tokenizer file beside"):
         assembly.build(resolve(flags("tiny-SigLIP2", file)))
     _, file = write_weights(tmp_path / "v", "tiny-ViT")
     (tmp_path / "v/open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))

@@ -328,7 +328,7 @@ def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gal
         (["query", "--from", "/nowhere.txt"], "/nowhere.txt can't be read"),
         (["query", "a", "--faiss"], "index again with --faiss"),
         (["query", "a", "--store", "a.db", "--faiss"], "--store and --faiss: Milvus has"),
-        (["query", "a", "--index", "/nowhere"], "no index in /nowhere: make one"),
+        (["query", "a", "--index", "/nowhere"], "no index in /nowhere: build one"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["serve", "--port", "99999"], "--port 99999: must be"),
         (["serve", "--port", "0"], "--port 0: must be"),
@@ -446,7 +446,7 @@ def test_a_damaged_index_is_reported(run_dir, gallery, indexed, tmp_path, file, 
 
 def test_an_older_versions_index_is_made_again(run_dir, gallery, tmp_path):
     (tmp_path / "index.sqlite").touch()
-    with pytest.raises(UserError, match=r"no index in .* \(index.sqlite is of an older version\): make one"):
+    with pytest.raises(UserError, match=r"no index in .* \(index.sqlite is of an older version\): build one"):
         search.main(["query", "a", "--index", str(tmp_path)])
     index(run_dir, gallery.folder / "camera 0", tmp_path)
     assert not (tmp_path / "index.sqlite").exists()

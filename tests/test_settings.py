@@ -110,7 +110,7 @@ def test_a_registry_imports_what_is_asked_for_and_names_the_choices():
     assert list(registry) == ["a", "b", "own"]
     with pytest.raises(OptionError, match="thing c: choose from a, b, own"):
         _ = registry["c"]
-    with pytest.raises(OptionError, match=r"test_settings.py registers thing own, which exists: test_settings.py"):
+    with pytest.raises(OptionError, match=r"test_settings.py registers thing own, which already exists: test_settings.py"):
         registry.register("own")(type("Other", (), {}))
     with pytest.raises(OptionError, match="thing 'a b': names consist of letters"):
         registry.register("a b")
@@ -135,7 +135,7 @@ class Mine(PairwiseObjective):
         ("x = 1\ndef f(:\n", r"line 2: SyntaxError"),
         (
             LOSS.format(name="TAL", body="pass"),
-            r"bad.py registers objective TAL, which exists: triplet.py",
+            r"bad.py registers objective TAL, which already exists: triplet.py",
         ),
         (LOSS.format(name="a+b", body="pass"), r"objective 'a\+b': names consist of letters"),
         ("import sys\nsys.exit(3)", r"line 2: SystemExit: 3"),
