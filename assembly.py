@@ -188,7 +188,7 @@ def _check_parts(model: DualEncoder) -> None:
     for name, module in model.train().named_modules():
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
-            raise OptionError(f"--grad_accum: {name} ({type(module).__name__})must see a whole batch, and only once")
+            raise OptionError(f"--grad_accum: {name} ({type(module).__name__}) must see a whole batch, and only once")
 
 
 def _check_scores(options: Options) -> None:

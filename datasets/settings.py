@@ -33,7 +33,7 @@ def unknown_data_set(dataset_name: str) -> OptionError:
     """The error for a `--dataset_name` that is neither a known data set nor a path on disk."""
     known = f"choose from {', '.join(DATASETS)}, or give an annotation file"
     if Path(dataset_name).is_dir():
-        return OptionError(f"--dataset_name {dataset_name}: {known} (a folder of a Hugging Face data set with a slash)")
+        return OptionError(f"--dataset_name {dataset_name}: {known} (a folder needs a slash in its path)")
     path = Path(dataset_name)
     missing = "no such file; " if path.suffix or len(path.parts) > 1 else ""
     return OptionError(f"--dataset_name {dataset_name}: {missing}{known}")

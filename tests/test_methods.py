@@ -288,7 +288,11 @@ def test_crcls_rounds_keep_the_labels_and_only_the_first_takes_over_matches():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (SelfRefining, CrclSettings(crcl_rounds=(5, 5)), r"--crcl_rounds 5 5: .*add up to 14 epochs, not --num_epoch 12"),
+        (
+            SelfRefining,
+            CrclSettings(crcl_rounds=(5, 5)),
+            r"--crcl_rounds 5 5: .*add up to 14 epochs, not",
+        ),
         (SelfRefining, CrclSettings(crcl_rounds=(0, 8)), "--crcl_rounds 0 8: a round must have at least one epoch"),
         (SelfRefining, CrclSettings(crcl_warmup=12), "--crcl_warmup 12: must be below --num_epoch 12"),
         (Evidential, DeclSettings(12), "--decl_warmup 12: must be below --num_epoch 12"),

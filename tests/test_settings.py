@@ -110,7 +110,7 @@ def test_a_registry_imports_what_is_asked_for_and_names_the_choices():
     assert list(registry) == ["a", "b", "own"]
     with pytest.raises(OptionError, match="thing c: choose from a, b, own"):
         _ = registry["c"]
-    with pytest.raises(OptionError, match=r"test_settings.py registers thing own, which already exists: test_settings.py"):
+    with pytest.raises(OptionError, match=r"test_settings.py registers thing own, which already exists: test_set"):
         registry.register("own")(type("Other", (), {}))
     with pytest.raises(OptionError, match="thing 'a b': names consist of letters"):
         registry.register("a b")

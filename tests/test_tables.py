@@ -207,7 +207,7 @@ def test_a_folder_is_named_with_a_slash(tmp_path, monkeypatch):
         options = resolve({"dataset_name": name})
         assert options.dataset_name == os.fspath(tmp_path / "people")
         assert image_cache_dir(options.of(DataSettings)) == tmp_path / "people/.image_cache"
-    with pytest.raises(OptionError, match=r"--dataset_name people: choose from .*with a slash in its path"):
+    with pytest.raises(OptionError, match=r"--dataset_name people: choose from .*needs a slash in its path"):
         resolve({"dataset_name": "people"})
 
 

@@ -451,7 +451,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
         (["--loss_names", "TALL"], "'TALL' is not one of TAL, TRL, TRL-S, InfoNCE, SDM"),
         (
             ["--loss_names", "sdm+mlm+id+foo"],
-            "'foo' is not one of TAL, TRL, TRL-S, InfoNCE, SDM, sdm, itc, cmpm, id, mlm, DECL, CRCL, nor is",
+            "'foo' is not one of TAL, TRL, TRL-S, InfoNCE, SDM, sdm, itc, cmpm, id, mlm, DECL, CRCL, nor",
         ),
         (["--sampler", "rando"], "--sampler rando: choose from random, identity"),
         (["--optimizer", "Lion"], "--optimizer Lion: choose from Adam, SGD, AdamW"),

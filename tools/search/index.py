@@ -83,7 +83,7 @@ def check_model(store: Store, encoder: Encoder) -> None:
     """
     if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
-            f"{store.name} was built with another model ({store.about.checkpoint} at the time) than  "
+            f"{store.name} was built with another model ({store.about.checkpoint} at the time) than "
             f"{encoder.run.file}: pass its weights with --checkpoint, or delete the index and index again"
         )
 
