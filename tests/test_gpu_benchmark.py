@@ -80,5 +80,5 @@ def test_bad_arguments_are_named(tmp_path, argv, message):
 def test_what_cuda_graphs_do_not_go_with_is_named(monkeypatch, flags, obstacle):
     monkeypatch.setattr(assembly, "choose_device", torch.device)
     own = {"dataset_name": "SynthPEDES", "pretrain_choice": "tiny", "device": "cpu", "cuda_graphs": True}
-    with pytest.raises(OptionError, match=f"--cuda_graphs: does not go with {obstacle}"):
+    with pytest.raises(OptionError, match=f"--cuda_graphs: not supported with {obstacle}"):
         assembly.train(resolve(own | flags), None)
