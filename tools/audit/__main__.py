@@ -73,12 +73,7 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
     from tools.audit.table import write_table
 
     out.mkdir(parents=True, exist_ok=True)
-    suspects, divided = findings.suspects(), len(findings.kept)
-    by_all = int((~findings.last.clean[:, findings.kept]).all(axis=0).sum())
-    about = (
-        f"Of {divided:,} pairs {len(suspects):,} are flagged as noisy by at least one vote in the last of "
-        f"{len(findings.epochs)} epochs, {by_all:,} by all."
-    )
+    suspects, about = findings.suspects(), findings.summary()
     print(about)
     marked = write_table(findings, pairs, suspects, out / "pairs.csv")
     shown = suspects[:top]

@@ -66,6 +66,14 @@ class Findings:
         flagged = self.kept[(~self.last.clean[:, self.kept]).any(axis=0)]
         return flagged[np.argsort(-self.suspicion[flagged], kind="stable")]
 
+    def summary(self) -> str:
+        """How many pairs were flagged, in a sentence."""
+        by_all = int((~self.last.clean[:, self.kept]).all(axis=0).sum())
+        return (
+            f"Of {len(self.kept):,} pairs {len(self.suspects()):,} are flagged as noisy by at least one vote in the "
+            f"last of {len(self.epochs)} epochs, {by_all:,} by all."
+        )
+
     def flagged_by(self, pair: int) -> str:
         """Which embeddings flagged a pair as noisy in the last epoch; "excluded" for an excluded pair."""
         if pair in self.last.excluded:

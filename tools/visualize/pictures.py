@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import RendererAgg
 
 from assembly import inputs
 from datasets.annotations import Split, read_splits
-from datasets.gallery import open_gallery
+from datasets.gallery import Gallery, open_gallery
 from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
 from processor.evaluate_run import draw_retrieval, spread, wrong_captions
-from processor.evaluation import encode
+from processor.evaluation import Encoded, encode
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
 from tools.visualize.runs import NothingToDraw
@@ -41,20 +41,28 @@ def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
         DataError: the data are missing or damaged.
         NothingToDraw: no caption is wrong.
     """
-    device = next(run.model.parameters()).device
-    gallery = open_gallery(
-        run.options.of(DataSettings), inputs(run.options, run.model), "test", _test_split(run), device
-    )
-    encoded = encode(run.model, gallery)
+    encoded, gallery = encoded_test(run)
     if not wrong:
-        draw_retrieval(encoded, gallery, _source(run), file)
+        draw_retrieval(encoded, gallery, source(run), file)
         return
     failed = wrong_captions(encoded, gallery)
     if not len(failed):
         raise NothingToDraw("every query has a correct rank-1 image")
     drawn = spread(failed, wrong)
     count = f"{len(drawn):,} of {len(failed):,} of {len(gallery.caption_pids):,} queries with a wrong rank-1 image"
-    draw_retrieval(encoded, gallery, f"{count}\n{_source(run)}", file, drawn)
+    draw_retrieval(encoded, gallery, f"{count}\n{source(run)}", file, drawn)
+
+
+def encoded_test(run: LoadedRun) -> tuple[Encoded, Gallery]:
+    """The test split's embeddings by a run's model, and the split.
+
+    Raises:
+        DataError: the data are missing or damaged.
+    """
+    device = next(run.model.parameters()).device
+    taken = inputs(run.options, run.model)
+    gallery = open_gallery(run.options.of(DataSettings), taken, "test", _test_split(run), device)
+    return encode(run.model, gallery), gallery
 
 
 def selection_sheet(run: LoadedRun, file: Path) -> None:
@@ -70,7 +78,7 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
     size = (10, 2.3 * rows + head)
     figure, grid = plt.subplots(rows, 6, figsize=size, squeeze=False, width_ratios=[1, 1, 2.6] * 2)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - head / size[1], wspace=0.06, hspace=0.06)
-    figure.text(0.01, 1 - 0.04 / size[1], f"Token selection by {_source(run)}\n{_LEGEND}", va="top", fontsize=8)
+    figure.text(0.01, 1 - 0.04 / size[1], f"Token selection by {source(run)}\n{_LEGEND}", va="top", fontsize=8)
     tokenizer = Tokenizer()
     for axes in grid.flat:
         axes.axis("off")
@@ -82,7 +90,7 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
     save(figure, file)
 
 
-def _source(run: LoadedRun) -> str:
+def source(run: LoadedRun) -> str:
     """What a picture is of, in a title."""
     epoch = epoch_of(run.file)
     after = "" if epoch is None else f" (epoch {epoch})"

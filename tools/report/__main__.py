@@ -1,0 +1,62 @@
+"""Write one HTML page of a run: results, curves, losses, best and worst retrievals, the most suspicious pairs.
+
+    python -m tools.report RUN_DIR        # writes RUN_DIR/report.html, a single file that opens offline
+
+What the run lacks, as a checkpoint or the data are not there, is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import printable
+from utils.log import status
+from utils.options import command_parser, parse
+from utils.program import run_program
+
+REPORT = "report.html"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = command_parser("tools.report", __doc__)
+    parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
+    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--out", help="file to write (default: RUN_DIR/report.html)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the page."""
+    args = parse(build_parser(), argv)
+    folder = Path(args["run_dir"])
+    print(printable(f"reported: {report(folder, args['device'], args['root_dir'], args['out'])}"))
+
+
+def report(folder: Path, device: str, root_dir: str | None = None, out: str | None = None) -> Path:
+    """Write a run's page and return where it is.
+
+    Args:
+        folder: of the run.
+        device: as `--device`.
+        root_dir: where the data are, if not where the run had them.
+        out: the file to write, if not the run's own.
+
+    Raises:
+        OptionError, DataError: no run, or one without a whole epoch or with damaged files.
+    """
+    status("loading PyTorch")
+    from tools.report.page import Subject, write_report  # with torch, once the flags are known to be right
+    from tools.report.sections import SECTIONS
+    from utils.devices import choose_device
+
+    file = Path(out) if out else folder / REPORT
+    write_report(Subject.read(folder, choose_device(device), root_dir), SECTIONS, file)
+    return file
+
+
+if __name__ == "__main__":
+    run_program(main)

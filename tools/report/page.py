@@ -1,0 +1,106 @@
+"""A run's report as one HTML file: it holds its pictures, loads nothing, runs no script, and opens offline."""
+
+from __future__ import annotations
+
+import base64
+import html
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from string import Template
+
+import torch
+
+from datasets.exclusion import as_text
+from processor.records import seconds_of
+from tools.audit.page import thumbnail
+from tools.visualize.runs import Run, read_run
+from utils.errors import DataError, UserError
+from utils.files import write_text
+from utils.log import status
+from utils.run_folder import RunFolder
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_REVISION = 7  # letters
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run, where its model is to compute, and flags in place of its own, as root_dir."""
+
+    run: Run
+    device: torch.device
+    given: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path, device: torch.device, root_dir: str | None = None) -> Subject:
+        """Read a run; its data are in `root_dir`, if not where the run had them.
+
+        Raises:
+            OptionError, DataError: as `read_run`.
+        """
+        return cls(read_run(folder), device, {"root_dir": root_dir} if root_dir else {})
+
+
+def escaped(text: str) -> str:
+    """Any text, as a caption or a file's name, for HTML."""
+    return html.escape(as_text(text))
+
+
+def wide(content: str) -> str:
+    """A field that scrolls by itself where the screen is narrower than its content, by keyboard too."""
+    return f'<div class="wide" tabindex="0">{content}</div>'
+
+
+def figure(draw: Callable[[Path], None], caption: str) -> str:
+    """What `draw` writes into a PNG, with a caption of ours."""
+    with tempfile.TemporaryDirectory(prefix="rde_report_") as folder:
+        file = Path(folder) / "figure.png"
+        draw(file)
+        content = base64.b64encode(file.read_bytes()).decode()
+    drawn = wide(f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{content}">')
+    return f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def picture(path: Path, what: str) -> str:
+    """A thumbnail of an image, `what` in place of it for those who don't see it; a field that says so if it is gone."""
+    try:
+        return f'<img class="picture" alt="{html.escape(what)}" src="{thumbnail(path)}">'
+    except DataError:
+        return '<span class="picture">can’t be read</span>'
+
+
+Sections = Mapping[str, Callable[[Subject], str]]
+
+
+def write_report(subject: Subject, sections: Sections, file: Path) -> None:
+    """Write the page; what the run lacks is left out, with the reason."""
+    title = f"Report of {escaped(subject.run.folder.resolve().name)}"
+    body = "\n".join(_section(subject, name, section) for name, section in sections.items())
+    about = " · ".join(map(escaped, _about(subject)))
+    page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(title=title, about=about, sections=body)
+    write_text(file, page)
+
+
+def _section(subject: Subject, name: str, section: Callable[[Subject], str]) -> str:
+    status(f"report: {name.lower()}")
+    try:
+        body = section(subject)
+    except UserError as error:
+        body = f'<p class="lacks">Left out: {escaped(error.line)}.</p>'
+    return f"<section><h2>{html.escape(name)}</h2>\n{body}\n</section>"
+
+
+def _about(subject: Subject) -> Iterator[str]:
+    """What stands above all: the data, the noise, how far the run is and how long it took."""
+    run, folder = subject.run, RunFolder(subject.run.folder)
+    yield Path(run.data).name
+    rate = float(run.flags["noisy_rate"])
+    yield f"{rate:.0%} of the captions put out of place" if rate else "no caption put out of place"
+    state = "tested" if folder.is_finished() else "not finished"
+    yield f"{run.records[-1]['epoch']} of {run.flags['num_epoch']} epochs, {state}"
+    yield f"{timedelta(seconds=round(seconds_of(run.records)))} of training and division"
+    if isinstance(revision := folder.facts().get("git_revision"), str):
+        yield f"code {revision[:_REVISION]}"

@@ -1,0 +1,96 @@
+"""The captions of the test split that a run's best checkpoint answers best, and worst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datasets.gallery import Gallery
+from processor.evaluation import Encoded
+from processor.metrics import queries_at_a_time
+from tools.loading import load_run
+from tools.report.page import Subject, escaped, picture
+from tools.visualize.pictures import encoded_test, source
+from tools.visualize.runs import NothingToDraw
+
+_SHOWN, _TOP = 3, 5  # captions of each kind, images of each
+_EXPLAINED = (
+    "By the lead of the best right image over the best wrong one in similarity, one caption a person. ✓ and a solid "
+    "frame: an image of the caption's person; ✗ and a dashed one: of another."
+)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How well each of (C,) captions is answered by the fused similarity.
+
+    Attributes:
+        lead: of the most similar image of its person over that of any other, in [-2, 2]; inf where there is no other.
+        rank: of the first right image, from 1.
+    """
+
+    lead: np.ndarray
+    rank: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Encoded, gallery: Gallery) -> Answers:
+        """Rank some captions at a time."""
+        of_images = torch.from_numpy(gallery.image_pids).to(encoded.device)
+        of_captions = torch.from_numpy(gallery.caption_pids).to(encoded.device)
+        leads, ranks, chunk = [], [], queries_at_a_time(len(of_images))
+        for start in range(0, len(of_captions), chunk):
+            rows = slice(start, start + chunk)
+            similarity = encoded.similarity(rows)[encoded.fused]  # (c, images)
+            right = of_captions[rows, None] == of_images
+            best = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
+            leads.append(best - similarity.masked_fill(right, -torch.inf).amax(dim=1))
+            ranks.append((similarity > best[:, None]).sum(dim=1) + 1)
+        return cls(torch.cat(leads).cpu().numpy(), torch.cat(ranks).cpu().numpy())
+
+
+def one_a_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
+    """The first few captions of an order, each of another person; (captions,) pids."""
+    first: dict[int, int] = {}
+    for caption in order:
+        first.setdefault(int(pids[caption]), caption)
+    return [*first.values()][:_SHOWN]
+
+
+def retrievals(subject: Subject) -> str:
+    """The first images for the captions with the largest and the smallest lead, as HTML.
+
+    Raises:
+        UserError: no checkpoint, or no data.
+        NothingToDraw: nothing that could be wrong.
+    """
+    run = load_run(subject.run.folder, subject.device, **subject.given)
+    encoded, gallery = encoded_test(run)
+    if len(np.unique(gallery.image_pids)) == 1:
+        raise NothingToDraw("the test split has a single person")
+    answers = Answers.of(encoded, gallery)
+    order = np.argsort(answers.lead, kind="stable").tolist()
+    right = int((answers.rank == 1).sum())
+    count = f"The first image is right for {right:,} of {len(order):,} captions."
+    parts = [f"<p>{escaped(source(run))}, by {escaped(encoded.fused)}. {count} {escaped(_EXPLAINED)}</p>"]
+    for title, captions in (("Best", order[::-1]), ("Worst", order)):
+        cards = (_card(encoded, gallery, answers, caption) for caption in one_a_person(captions, gallery.caption_pids))
+        parts.append(f'<h3>{title}</h3><div class="cards">{"".join(cards)}</div>')
+    return "\n".join(parts)
+
+
+def _card(encoded: Encoded, gallery: Gallery, answers: Answers, caption: int) -> str:
+    similarity = encoded.similarity([caption])[encoded.fused][0].cpu().numpy()
+    first = np.argsort(-similarity, kind="stable")[:_TOP]
+    right = gallery.image_pids[first] == gallery.caption_pids[caption]
+    images = (
+        f'<li class="{"right" if hit else "wrong"}">{picture(gallery.split.images[image], f"result {n}")}'
+        f"{'✓' if hit else '✗'} {similarity[image]:.2f}</li>"
+        for n, (image, hit) in enumerate(zip(first, right, strict=True), 1)
+    )
+    lead = f"lead {answers.lead[caption]:+.3f}, first right image at rank {answers.rank[caption]:,}"
+    text = escaped(gallery.split.captions[caption])
+    head = f'<p dir="auto">{text}</p><p><small>{lead}</small></p>'
+    return f'<article>{head}<ol class="ranked">{"".join(images)}</ol></article>'

@@ -1,0 +1,125 @@
+"""The report's sections, each a piece of HTML; one that a run has nothing for raises a UserError that says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from processor.history import PairHistory
+from processor.records import best_record
+from tools.audit.findings import Findings
+from tools.audit.pairs import Pairs, read_pairs
+from tools.differing import differing, shown
+from tools.report.page import Sections, Subject, escaped, figure, picture, wide
+from tools.report.retrievals import retrievals
+from tools.visualize.curves import training_curves
+from tools.visualize.densities import losses_over_epochs
+from tools.visualize.runs import NothingToDraw
+from utils.options import defaults
+from utils.run_folder import Metrics, RunFolder
+
+_METRICS = ("R1", "R5", "R10", "mAP", "mINP", "rSum")
+_SUSPECTS = 12
+
+
+def results(subject: Subject) -> str:
+    """Metrics before training, of the best epoch and of the tested checkpoints."""
+    tables = dict(_tables(subject))
+    if not tables:
+        raise NothingToDraw("no epoch was validated, and nothing tested")
+    columns = "".join(f"<th>{name}</th>" for name in _METRICS)
+    rows = "".join(
+        f'<tbody><tr><th colspan="{len(_METRICS) + 1}">{escaped(of)}</th></tr>'
+        f"{''.join(_row(by, values) for by, values in rows.items())}</tbody>"
+        for of, rows in tables.items()
+    )
+    lacks = "" if RunFolder(subject.run.folder).test_metrics() else '<p class="lacks">Not tested yet.</p>'
+    return wide(f"<table><thead><tr><th>%</th>{columns}</tr></thead>{rows}</table>") + lacks
+
+
+def _tables(subject: Subject) -> Iterator[tuple[str, Metrics]]:
+    run, folder = subject.run, RunFolder(subject.run.folder)
+    for split, metrics in folder.start_metrics().items():
+        yield f"starting weights, {split}", metrics
+    if best := best_record(run.records, str(run.flags["trained"])):
+        yield f"epoch {best['epoch']}, the best, val", best["val"]
+    for checkpoint, metrics in folder.test_metrics().items():
+        yield f"{checkpoint}, test", metrics
+
+
+def _row(by: str, values: Mapping[str, float]) -> str:
+    cells = "".join(f"<td>{values[name]:.1f}</td>" if name in values else "<td>–</td>" for name in _METRICS)
+    return f"<tr><td>{escaped(by)}</td>{cells}</tr>"
+
+
+def flags(subject: Subject) -> str:
+    """The flags that decide about results and have other values than by default."""
+    found = [defaults(), subject.run.flags]
+    if not (names := differing(found)):
+        raise NothingToDraw("all have their defaults")
+    given = shown(found, names)[1]
+    rows = "".join(
+        f'<tr><td>{escaped(name)}</td><td class="text">{escaped(str(of))}</td></tr>' for name, of in given.items()
+    )
+    return f'<table class="flags"><tbody>{rows}</tbody></table>'
+
+
+def curves(subject: Subject) -> str:
+    """Losses, learning rate, CCD's counts, its precision and recall, and validation over the epochs."""
+    caption = "Over the epochs: training loss, learning rate, pairs by their division, validation."
+    if len(subject.run.records) == 1:
+        caption += " One epoch is done, so each curve is a point."
+    return figure(partial(training_curves, subject.run), caption)
+
+
+def losses(subject: Subject) -> str:
+    """The per-pair losses with the mixtures fitted to them."""
+    last = _divided(subject)[-1]
+    caption = "Per-pair losses over the epochs, and the two components fitted to them."
+    if last.truly_clean.all():
+        caption += " Which captions are wrong is not known, so all pairs are of one colour."
+    return figure(partial(losses_over_epochs, subject.run), caption)
+
+
+def suspects(subject: Subject) -> str:
+    """The most suspicious pairs, with the truth where the run's own noise made it."""
+    divided = _divided(subject)
+    findings = Findings(divided)
+    pairs = read_pairs(subject.run.folder, subject.given.get("root_dir"), divided[-1].loss.shape[1])
+    first = findings.suspects()[:_SUSPECTS].tolist()
+    truth = "" if findings.truth is not None else " Which captions are wrong in truth is not known."
+    audit = f"<p>{findings.summary()}{truth} All of them: <code>python -m tools.audit RUN_DIR</code></p>"
+    return f'{audit}<div class="cards">{"".join(_suspect(findings, pairs, pair) for pair in first)}</div>'
+
+
+def _suspect(findings: Findings, pairs: Pairs, pair: int) -> str:
+    known = "" if findings.truth is None else "wrong" if findings.truth[pair] else "right"
+    said = f"<small>in truth: <b>{known}</b></small>" if known else ""
+    return (
+        f'<article class="pair {known}"><div>{picture(pairs.file(pair), f"image of pair {pair}")}</div>'
+        f'<div><p dir="auto">{escaped(pairs.caption(pair))}</p><small>pair {pair}, {escaped(pairs.image(pair))}</small>'
+        f"<small>suspicion {findings.suspicion[pair]:.3f}, flagged by {escaped(findings.flagged_by(pair))}</small>"
+        f"{said}</div></article>"
+    )
+
+
+def _divided(subject: Subject) -> list[PairHistory]:
+    """The run's votes by epoch.
+
+    Raises:
+        NothingToDraw: there are none.
+    """
+    found = [epoch.pairs for epoch in subject.run.history if epoch.pairs is not None]
+    if not found:
+        raise NothingToDraw(f"no pairs were divided (--division {subject.run.flags['division']})")
+    return found
+
+
+SECTIONS: Sections = {
+    "Results": results,
+    "Training": curves,
+    "Per-pair losses": losses,
+    "Best and worst retrievals": retrievals,
+    "Most suspicious pairs": suspects,
+    "Flags other than by default": flags,
+}
