@@ -57,8 +57,10 @@ from utils.run_folder import CHECKPOINTS, RunFolder, git_revision
 from utils.settings import Options, own_settings
 
 
-def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> None:
+def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> RunFolder | None:
     """Check everything that can be checked, then train, select the best checkpoint and test.
+
+    Returns the run; `--test` makes none.
 
     Args:
         resumed: the run to resume, from `checkpoint`, which need not exist if it was stopped in its first epoch.
@@ -73,7 +75,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
     if options.test:
         _test_start(model, data, options, remarks)
-        return
+        return None
     state = build_state(options, model, data, device)
     run = resumed or broadcast_from_main(lambda: _make_run(options))
     locked = run.lock() if is_main() else None
@@ -110,6 +112,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     log_end(options, state, data, run)
     if locked:
         locked.lock.release()
+    return run
 
 
 def _prepare(

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train, choose the best checkpoint, test. With nothing set it runs the built-in data set; for the paper's runs, which
+# Train, choose the best checkpoint, test, write report.html. With nothing set it runs the built-in data set; for the paper's runs, which
 # are clean without NOISY_RATE, as the published script's, unless CONFIG says otherwise:
 #
 #   DATASET_NAME=CUHK-PEDES ROOT_DIR=/path/to/data NOISY_RATE=0.2 sh run_rde.sh
@@ -35,4 +35,6 @@ set -- ${NUM_EPOCH:+--num_epoch "$NUM_EPOCH"} ${SELECT_RATIO:+--select_ratio "$S
 set -- ${MARGIN:+--margin "$MARGIN"} ${TAU:+--tau "$TAU"} ${LOSS:+--loss_names "$LOSS"} "$@"
 set -- ${NOISY_FILE:+--noisy_file "$NOISY_FILE"} ${NOISY_RATE:+--noisy_rate "$NOISY_RATE"} "$@"
 set -- ${DATASET_NAME:+--dataset_name "$DATASET_NAME"} ${ROOT_DIR:+--root_dir "$ROOT_DIR"} "$@"
-exec "$PYTHON" "$here/train.py" --config "$CONFIG" "$@"
+# -P: of the folder it is called from, another project's perhaps, nothing is imported.
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -P -m tools.train_and_report --config "$CONFIG" "$@"

@@ -14,8 +14,8 @@ from utils.program import run_program
 from utils.run_folder import RunFolder
 
 
-def main(argv: Sequence[str]) -> None:
-    """Resolve the options, new or of a run to be resumed, and train."""
+def main(argv: Sequence[str]) -> RunFolder | None:
+    """Resolve the options, new or of a run to be resumed, and train; the run, if there is one."""
     given = parse(str(__doc__), argv)
     options = None if _resumes(given) else resolve(given)
 
@@ -23,14 +23,13 @@ def main(argv: Sequence[str]) -> None:
     from assembly import broadcast_from_main, train  # torch and the rest, once the flags are known to be right
 
     if options is not None:
-        train(options, None)
-        return
+        return train(options, None)
     checkpoint = broadcast_from_main(lambda: _checkpoint_to_resume(given))
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
     if changed := changed_for_good(options, was):
         raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to resume has {was[changed[0]]}")
-    train(options, run, checkpoint)
+    return train(options, run, checkpoint)
 
 
 def _resumes(given: Mapping[str, Any]) -> bool:

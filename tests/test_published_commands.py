@@ -83,7 +83,7 @@ def flags_of_run_rde(tmp_path: Path, *arguments: str, **variables: str) -> dict:
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(spy), **variables}
     command = ["sh", ROOT / "run_rde.sh", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
-    return resolve(parse(build_parser(""), done.stdout.splitlines()[1:]))
+    return resolve(parse(build_parser(""), done.stdout.splitlines()[3:]))
 
 
 def test_run_rde_sh_trains_real_data_clean_by_default(tmp_path):

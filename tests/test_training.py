@@ -426,17 +426,17 @@ def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
     )
     argv = done.stdout.splitlines()
     config = str(ROOT / "configs/SynthPEDES.yaml")
-    assert argv[:5] == [str(ROOT / "train.py"), "--config", config, "--dataset_name", "SynthPEDES"]
-    options = parse(training_options.build_parser(""), argv[1:])
+    assert argv[:7] == ["-P", "-m", "tools.train_and_report", "--config", config, "--dataset_name", "SynthPEDES"]
+    options = parse(training_options.build_parser(""), argv[3:])
     assert options["name"] == "a b'c"
     assert options["root_dir"] == "my data"
     assert options["tau"] == 0.5, "later arguments win"
     environment |= {"DATASET_NAME": "CUHK-PEDES"}
     done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
-    assert done.stdout.splitlines()[2].endswith("configs/base.yaml")
+    assert done.stdout.splitlines()[4].endswith("configs/base.yaml")
     environment = {**own, "CONFIG": "configs/ablation/trl_0.5.yaml"}
     done = subprocess.run(["sh", ROOT / "run_rde.sh"], capture_output=True, text=True, env=environment)
-    assert done.stdout.splitlines()[1:] == ["--config", "configs/ablation/trl_0.5.yaml"], "it names its data set"
+    assert done.stdout.splitlines()[3:] == ["--config", "configs/ablation/trl_0.5.yaml"], "it names its data set"
     refused = subprocess.run(["sh", ROOT / "run_rde.sh", "--dataset_name", "X"], capture_output=True, env=environment)
     assert refused.returncode == 2
 

@@ -1,8 +1,8 @@
-"""Make the README's pictures: a contact sheet of SynthPEDES, figures and audit of a run, and its search page.
+"""Make the README's pictures: a contact sheet of SynthPEDES, figures, audit and report of a run, and its search page.
 
     python -m tools.readme_pictures RUN_DIR
 
-The page needs requirements-dev.txt and an installed Chromium.
+The pages need requirements-dev.txt and an installed Chromium.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from datasets.synthpedes import contact_sheet, ensure_synthpedes
 from tools import search
 from tools.audit.__main__ import main as audit
+from tools.report.__main__ import report
 from tools.search.__main__ import main as search_main
 from tools.visualize.__main__ import main as visualize
 from utils.errors import OptionError
 from utils.options import parse
 from utils.program import run_program
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, ViewportSize
+
 DOCS = Path(__file__).parents[1] / "docs"
 COLOURS, WIDTH = 256, 800  # a palette and a width that keep each picture small
 PORT = 7869
+LAPTOP: ViewportSize = {"width": 1366, "height": 980}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,6 +57,9 @@ def main(argv: Sequence[str]) -> None:
         audit([str(run_dir), "--root_dir", str(root_dir), "--out", str(folder)])
         for name in ("losses_over_epochs", "similarities", "selection", "precision_recall", "most_suspicious"):
             shrink(folder / f"{name}.png", DOCS / f"{name}.png")
+        written = report(run_dir, str(root_dir), str(folder / "report.html"))
+        with browser_page() as page:
+            picture_of_the_report(page, written, DOCS / "report.png")
         gallery = root_dir / "SynthPEDES/imgs/test"
         search_main(["index", "--run", str(run_dir), "--gallery", str(gallery), "--index", str(folder / "index")])
         picture_of_the_page(folder / "index", folder / "page.png")
@@ -64,18 +74,34 @@ def shrink(source: Path, out: Path) -> None:
         picture.quantize(COLOURS).save(out, optimize=True)
 
 
-def picture_of_the_page(index: Path, out: Path) -> None:
-    """Serve an index, search for the first example in a browser, click the first result."""
+@contextmanager
+def browser_page() -> Iterator[Page]:
+    """A page of a browser."""
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        yield browser.new_page(viewport=LAPTOP)
+        browser.close()
+
+
+def picture_of_the_report(page: Page, file: Path, out: Path) -> None:
+    """A run's report from the losses on, on a page of a browser."""
+    with tempfile.TemporaryDirectory() as folder:
+        page.goto(file.resolve().as_uri())
+        page.locator("section").nth(2).evaluate("section => section.scrollIntoView()")
+        page.screenshot(path=f"{folder}/report.png")
+        shrink(Path(folder) / "report.png", out)
+
+
+def picture_of_the_page(index: Path, out: Path) -> None:
+    """Serve an index, search for the first example in a browser, click the first result."""
     command = [sys.executable, "-m", search.__name__, "serve", "--index", str(index), "--port", str(PORT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             if not any("end with Ctrl-C" in line for line in server.stdout):
                 raise OptionError(f"the page could not be served on port {PORT}")
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-                page = browser.new_page(viewport={"width": 1366, "height": 980})
+            with browser_page() as page:
                 page.goto(f"http://127.0.0.1:{PORT}")
                 page.locator("button.gallery-item").first.click()
                 page.locator("#results button:has(img)").first.click()
@@ -83,7 +109,6 @@ def picture_of_the_page(index: Path, out: Path) -> None:
                 page.wait_for_selector("#patches img")
                 page.wait_for_timeout(1000)  # the framework fades its parts in
                 page.screenshot(path=out)
-                browser.close()
         finally:
             server.terminate()
 

@@ -23,7 +23,7 @@ _LEFT = 128 + 13  # whoever read along has left: SIGPIPE, which Windows lacks
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_program(main: Callable[[Sequence[str]], None]) -> None:
+def run_program(main: Callable[[Sequence[str]], object]) -> None:
     """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143, with its notes.
 
     Of several processes that a launcher started, the first to fail reports why.
@@ -55,7 +55,7 @@ def run_program(main: Callable[[Sequence[str]], None]) -> None:
         _exit(2 if line else 1)
 
 
-def _run_launched(main: Callable[[Sequence[str]], None]) -> None:
+def _run_launched(main: Callable[[Sequence[str]], object]) -> None:
     """Run as one of several processes, which meet before and part afterwards."""
     from utils.distributed import connect, disconnect
 

@@ -33,17 +33,17 @@ def main(argv: Sequence[str]) -> None:
     """Write the page."""
     args = parse(build_parser(), argv)
     folder = Path(args["run_dir"])
-    print(printable(f"reported: {report(folder, args['device'], args['root_dir'], args['out'])}"))
+    print(printable(f"reported: {report(folder, args['root_dir'], args['out'], args['device'])}"))
 
 
-def report(folder: Path, device: str, root_dir: str | None = None, out: str | None = None) -> Path:
+def report(folder: Path, root_dir: str | None = None, out: str | None = None, device: str = "auto") -> Path:
     """Write a run's page and return where it is.
 
     Args:
         folder: of the run.
-        device: as `--device`.
         root_dir: where the data are, if not where the run had them.
         out: the file to write, if not the run's own.
+        device: as `--device`.
 
     Raises:
         OptionError, DataError: no run, or one without a whole epoch or with damaged files.

@@ -1,0 +1,171 @@
+"""A run's report in a real browser: of RDE, IRRA and DECL, of one epoch and own captions, and of what lacks things."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processor.evaluation import Encoded
+from tests import datasets_on_disk, figures
+from tests.test_method_runs import METHODS
+from tests.test_page import browser  # noqa: F401  (a fixture)
+from tests.test_training import SMALL, arguments, printed_by
+from tools import readme_pictures, train_and_report
+from tools.report import __main__ as report
+from tools.report.page import escaped
+from tools.report.retrievals import Answers, one_a_person
+from utils.errors import DataError, UserError
+
+HOSTILE = 'a <b>red</b> "coat" & <script>document.title=2</script><img src="https://a.example/x">'
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """RSTPReid, and a file of one's own beside it; every first caption is hostile."""
+    folder = tmp_path_factory.mktemp("data")
+    listed = datasets_on_disk.entries("RSTPReid")
+    for entry in listed:
+        entry["captions"][0] = f"{HOSTILE} {entry['captions'][0]}"
+    datasets_on_disk.write(folder, "RSTPReid", listed)
+    datasets_on_disk.write(folder, "RSTPReid", listed, file="own.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(root, tmp_path_factory) -> dict[str, Path]:
+    """Runs that were trained with their reports, by what they are."""
+    logs = tmp_path_factory.mktemp("logs")
+    own = ["--dataset_name", str(root / "RSTPReid/own.json"), *SMALL, "--num_epoch", "1", "--warmup_epochs", "0"]
+    given = {
+        "rde": arguments(root, logs / "rde", "--num_epoch", "2"),
+        "irra": arguments(root, logs / "irra", *METHODS["irra"].split(), "--num_epoch", "2"),
+        "decl": arguments(root, logs / "decl", *METHODS["decl"].split(), "--num_epoch", "2"),
+        "own": [*own, "--output_dir", str(logs / "own")],
+    }
+    found = {}
+    for name, flags in given.items():
+        with figures.of_one_pixel():
+            printed = printed_by(train_and_report, *flags)
+        (found[name],) = (logs / name).glob("*/*")
+        assert printed.splitlines()[-1] == f"report: {found[name] / 'report.html'}"
+    return found
+
+
+LACKS = {
+    "rde": [],
+    "irra": ["Left out: no pairs were divided (--division all)."],
+    "decl": [],
+    "own": ["Which captions are wrong in truth is not known.", "One epoch is done, so each curve is a point."],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1366])
+@pytest.mark.parametrize("name", LACKS)
+def test_it_opens_offline_and_all_of_it_is_seen(runs, browser, name, width):  # noqa: F811
+    asked: list[str] = []
+    scheme = {390: "dark", 1366: "light"}[width]
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((runs[name] / "report.html").as_uri())
+    assert page.title() == f"Report of {runs[name].name}", "no caption was run"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+    assert all(loaded)
+    assert len(loaded) > 20
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+    text = page.locator("main").inner_text()
+    assert HOSTILE in text
+    assert page.locator("script, article b:not(small b)").count() == 0
+    for sentence in LACKS[name]:
+        assert sentence in text
+    assert text.count("Left out") == 2 * (name == "irra"), text
+    assert ("in truth: " in text) == (name in ("rde", "decl"))
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == {"dark": "rgb(22, 24, 27)", "light": "rgb(255, 255, 255)"}[scheme]
+    context.close()
+
+
+@pytest.mark.slow
+def test_what_a_run_lacks_is_left_out_with_the_reason(runs, root, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copytree(root / "RSTPReid", tmp_path / "data/RSTPReid", ignore=shutil.ignore_patterns("*.jpg", "*.cache*"))
+    page = report.report(runs["rde"], str(tmp_path / "data"), str(tmp_path / "a.html")).read_text(encoding="utf-8")
+    assert '<p class="lacks">Left out: ' in page
+    assert page.count("can’t be read") > 3, "suspicious pairs are listed by their captions"
+    folder = shutil.copytree(runs["rde"], tmp_path / "run")
+    for file in ("best.pth", "last.pth", "test_metrics.json"):
+        (folder / file).unlink()
+    shutil.rmtree(folder / "epochs")
+    (tmp_path / "nothing").mkdir()
+    page = report.report(folder, str(tmp_path / "nothing")).read_text(encoding="utf-8")
+    assert "holds no best.pth or last.pth" in page
+    assert "Not tested yet." in page
+    assert page.count("no pairs were divided (--division ccd)") == 2
+    with pytest.raises(UserError, match=r"can't be read"):
+        report.main([str(tmp_path / "nothing")])
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"has no epoch in metrics.jsonl"):
+        report.main([str(folder)])
+
+
+@pytest.mark.slow
+def test_the_readmes_picture_is_made_and_small(runs, browser, tmp_path):  # noqa: F811
+    page = browser.new_page(viewport=readme_pictures.LAPTOP)
+    readme_pictures.picture_of_the_report(page, runs["rde"] / "report.html", tmp_path / "report.png")
+    page.close()
+    for file in (tmp_path / "report.png", readme_pictures.DOCS / "report.png"):
+        with Image.open(file) as picture:
+            assert picture.width == readme_pictures.WIDTH
+            assert np.asarray(picture.convert("L")).std() > 10
+        assert file.stat().st_size < 150_000
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("no data"), "no data"),
+        (OSError(28, "full"), "[Errno 28] full"),
+        (KeyError(), "Key"),
+    ],
+)
+def test_a_training_without_a_report_is_none_that_failed(monkeypatch, capsys, error, line):
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train_and_report.train, "main", lambda _: SimpleNamespace(path=Path("run")))
+    monkeypatch.setattr(train_and_report, "report", fails)
+    train_and_report.main([])
+    assert capsys.readouterr().out.startswith(f"no report: {line}")
+    monkeypatch.setattr(train_and_report.train, "main", lambda _: None)  # of --test
+    train_and_report.main([])
+    assert capsys.readouterr().out == ""
+
+
+def test_leads_and_ranks_are_those_of_every_similarity():
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(n, 8, generator=rng), dim=1) for n in (12, 20))
+    image_pids, caption_pids = np.arange(12) % 4, np.arange(20) % 4
+    answers = Answers.of(
+        Encoded({"BGE": image}, {"BGE": text}), SimpleNamespace(image_pids=image_pids, caption_pids=caption_pids)
+    )
+    for caption, row in enumerate((text @ image.T).tolist()):
+        right = [value for value, pid in zip(row, image_pids, strict=True) if pid == caption_pids[caption]]
+        wrong = [value for value, pid in zip(row, image_pids, strict=True) if pid != caption_pids[caption]]
+        assert answers.lead[caption] == pytest.approx(max(right) - max(wrong), abs=1e-6)
+        assert answers.rank[caption] == sorted(row, reverse=True).index(max(right)) + 1
+
+
+def test_one_caption_a_person_is_shown():
+    assert one_a_person([4, 0, 1, 5, 2, 3], np.array([7, 7, 8, 9, 7, 8])) == [4, 5, 3]
+
+
+def test_any_text_is_shown_as_it_is():
+    assert escaped('<b title="x">\ud800 & é') == "&lt;b title=&quot;x&quot;&gt;? &amp; é"
