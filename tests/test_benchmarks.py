@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import fields, replace
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train as training_root
 from assembly import build
-from benchmarks import plain, whole_run
+from benchmarks import page, plain, whole_run
 from benchmarks.__main__ import SECTIONS
 from benchmarks.__main__ import main as benchmark
 from benchmarks.made_up import SMALLEST, VIT_B_16, image_size, learning, random_model, training_state
@@ -265,3 +266,49 @@ def test_a_whole_run_is_measured_and_projected(tmp_path, monkeypatch):
     assert rows["training"]["seconds"] > 0
     assert rows["training pairs/s"]["value"] > 0
     assert "60 epochs, projected" in rows
+
+
+@pytest.mark.slow
+def test_people_at_the_page_get_their_own_answers(capsys):
+    page.main(["--quick"])
+    printed = capsys.readouterr().out
+    assert "20 different right answers to 20 sentences; 0 wrong or mixed up" in printed
+    counts = {row[0]: int(row[1]) for line in printed.splitlines() if (row := cells(line)) and row[1].isdigit()}
+    assert counts == {"search": 16, "click": 16, "search, all at once": 4}
+
+
+def cells(line: str) -> list[str]:
+    """Of a row of a table."""
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_an_answer_to_another_person_is_noticed():
+    class Other:
+        async def search(self, _: str) -> list[str]:
+            return ["1.jpg", "0.jpg"]
+
+        async def click(self, position: int) -> str:
+            return f" a man  {position}.jpg BGE 0.1"
+
+    judge = object.__new__(page.Judge)
+    judge.expected, judge.seconds, judge.wrong = {"a man": ["0.jpg", "1.jpg"], "a woman": ["1.jpg", "0.jpg"]}, {}, 0
+
+    async def ask() -> list[int]:
+        asked = [judge.search(Other(), "a woman"), judge.search(Other(), "a man")]
+        asked += [
+            judge.click(Other(), "a man", 1),
+            judge.click(Other(), "a woman", 1),
+            judge.click(Other(), "a woman", 0),
+        ]
+        return [await one or judge.wrong for one in asked]
+
+    assert asyncio.run(ask()) == [0, 1, 1, 2, 3]
+    assert {what: len(seconds) for what, seconds in judge.seconds.items()} == {"search": 2, "click": 3}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--people", "must be at least 1"), ("--pictures", "must be at least 12")]
+)
+def test_a_page_without_people_or_pictures_is_refused(flag, message):
+    with pytest.raises(UserError, match=f"{flag} 0: {message}"):
+        page.main([flag, "0"])

@@ -207,6 +207,32 @@ def test_examples_and_the_choice_of_embedding_search_and_all_is_seen(
     page.close()
 
 
+@pytest.mark.parametrize(("width", "columns"), [(1366, 6), (390, 2)])
+def test_all_of_it_is_done_by_keyboard(address, browser, width, columns):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address)
+    page.wait_for_selector("#sentence textarea")
+    page.keyboard.press("Tab")
+    page.keyboard.type("a man in green")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#results button img').length == 12")
+    focused = "[...document.querySelectorAll('#results button:has(img)')].indexOf(document.activeElement)"
+    for _ in range(20):
+        if page.evaluate(focused) == 0:
+            break
+        page.keyboard.press("Tab")
+    keys = {"ArrowUp": 0, "ArrowLeft": 0, "ArrowRight": 1, "ArrowDown": 1 + columns, "ArrowUp ": 1}
+    assert [page.keyboard.press(key.strip()) or page.evaluate(focused) for key in keys] == [*keys.values()]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+    name = page.locator("#results .caption-label").nth(1).inner_text().strip().split(None, 1)[1]
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#words mark")
+    assert name in page.locator("#words").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
 def test_a_gallery_without_captions_has_examples_that_pictures_stand_out_for(indexed, monkeypatch):
     """Of two pictures one answers "black trousers"; to every other sentence both are alike."""
     similar = {"a man in black trousers": 0.1, "a woman in black trousers": 0.2, "a man in a red shirt": 0.05}
