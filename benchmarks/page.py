@@ -7,8 +7,8 @@
 Page and people share the machine. A person asks as a browser does: types a sentence at some letters a second, presses
 Search, fetches the pictures found, looks at them, clicks one, and looks at what token selection chose. In the end all
 press Search at the same moment. A time is that from the press to the last byte, the pictures' too; on a machine with
-other work the page's processor time says more (Linux only). Every answer is compared with that of a searcher of our own,
-so that a lost one, or another person's, is noticed.
+other work the page's processor time says more (Linux only). Every answer is compared with that of a searcher of our
+own, so that a lost one, or another person's, is noticed.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     sums: dict[str, Tensor] = {}
     mean: dict[str, float] = {}
     timed = _Timed(batches)
-    differentiate = (
-        _recorded(state) if settings.cuda_graphs else partial(backward, state, grad_accum=settings.grad_accum)
-    )
+    differentiate = _recorded(state) if settings.cuda_graphs else partial(_eager, state, settings.grad_accum)
     unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: a step's pairs, loss and largest gradient
     for step, batch in enumerate(progress(timed, "training"), start=1):
         of_pair = of_pair.to(batch.pids.device)  # in the first step
@@ -118,10 +116,14 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     return EpochResult(sum(mean.values()), mean, skipped, seconds, pairs / seconds, timed.waited / seconds, peak)
 
 
+def _eager(state: TrainState, grad_accum: int, batch: PairBatch, weight: Tensor) -> dict[str, Tensor]:
+    return backward(state, batch, weight, grad_accum)
+
+
 def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tensor]]:
     """`backward` of whole batches as CUDA graphs, one for each shape of a batch."""
     recorded = Recorded(
-        lambda images, ids, pids, weight: backward(state, Pairs(images, ids, pids), weight, grad_accum=1),
+        lambda images, ids, pids, weight: backward(state, Pairs(images, ids, pids), weight, 1),
         [*state.model.parameters(), *state.loss.parameters()],
         [*state.model.buffers(), *state.loss.buffers()],
     )

@@ -219,9 +219,9 @@ def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division)
     (tmp_path / "RSTPReid/imgs/cam_train/0000_0.jpg").write_bytes(b"")
     seen, whole = [], epoch.backward
 
-    def watched(state, batch, weight, **more):
+    def watched(state, batch, weight, *more):
         seen.extend(zip(batch.pairs.tolist(), weight.tolist()))
-        return whole(state, batch, weight, **more)
+        return whole(state, batch, weight, *more)
 
     monkeypatch.setattr(epoch, "backward", watched)
     more = ["--on_bad_image", "skip", "--num_epoch", "1", "--warmup_epochs", "0", "--division", division]
