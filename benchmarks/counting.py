@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks import plain
-from benchmarks.made_up import learning, random_batch, random_model, training_state
+from benchmarks.made_up import TINY, learning, random_batch, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel, products
 from benchmarks.setting import Rows, Setting
@@ -102,9 +102,9 @@ def _waits(operator: Any, args: Any) -> bool:
 
 
 def counted(setting: Setting) -> Rows:
-    """Of one more batch in a pass, ours beside the plain way, in float32 on the CPU."""
+    """Of one more batch of a tiny CLIP in a pass, ours beside the plain way, in float32 on the CPU."""
     cpu = torch.device("cpu")
-    model, batch = random_model(setting.sizes, cpu), random_batch(setting.sizes, setting.batch, cpu)
+    model, batch = random_model(TINY, cpu), random_batch(TINY, setting.batch, cpu)
     optimizer = plain.build_optimizer(*learning(model))
     return [
         {"what": f"{what}, {way}"} | one_more(of_batches, batch, optimizer)

@@ -1,6 +1,6 @@
 """A device that is not there: PyTorch's fake tensors have a device and a shape, but no numbers.
 
-An operation on tensors of two devices raises, as on a GPU; only a single number of the CPU's is allowed, as there. What a
+An operation on tensors of two devices raises, as on a GPU; only a single number of the CPU is allowed, as there. What a
 program reads is made up: True, 1 of a tensor of the CPU, else 0, and a few rows where their number depends on numbers.
 The engine of gradients asks for a driver, so a backward pass only gives a gradient to each leaf that it would reach.
 """
