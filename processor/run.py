@@ -147,7 +147,8 @@ def _decide(
     start, losses = time.perf_counter(), {}
     if state.correspondence.scores_in(state.epoch):
         batches = training.scoring_batches(state.epoch)
-        losses = score_pairs(state.model, state.loss, batches, len(training), settings)
+        scores = score_pairs(state.model, state.loss, batches, len(training), settings)
+        losses = {name: scores[name] for name in state.loss.scores_for(state.correspondence.objective)}
     return broadcast_from_main(lambda: _decide_in_main(state, training, losses, run_dir, start))
 
 

@@ -125,6 +125,8 @@ def _losses(state: TrainState, own: Encoded, batch: PairBatch, weight: Tensor) -
     encoded = EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight, rows)
     if state.correspondence.refines:
         with torch.no_grad():
-            weight = state.correspondence.refine(batch.pairs, state.loss.score(encoded), state.epoch)
+            scores = state.loss.score(encoded)
+            judged = {name: scores[name] for name in state.loss.scores_for(state.correspondence.objective)}
+            weight = state.correspondence.refine(batch.pairs, judged, state.epoch)
         encoded = replace(encoded, weight=weight.to(batch.pids.device))
     return state.loss(encoded)

@@ -13,6 +13,7 @@ import train as training_root
 from assembly import build
 from datasets.noise import draw_permutation
 from options import resolve
+from processor.history import read_history
 from tests import datasets_on_disk
 from tests.test_training import SMALL, records, train_killed_and_continued
 from tools import export
@@ -135,3 +136,12 @@ def test_what_does_not_go_together_is_one_line_and_leaves_no_run(folder, tmp_pat
         training_root.main([*command(folder, more), "--output_dir", str(tmp_path / "logs")])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "logs").exists()
+
+
+def test_ccd_votes_by_pairs_losses_alone(folder, tmp_path):
+    given = command(folder, f"{BGE} --loss_names TAL+DECL+CRCL --division ccd --num_epoch 1")
+    training_root.main([*given, "--output_dir", str(tmp_path)])
+    (run_dir,) = tmp_path.glob("*/*")
+    (epoch,) = read_history(run_dir)
+    assert epoch.pairs is not None
+    assert epoch.pairs.names == ("BGE",)

@@ -314,3 +314,16 @@ def test_soft_ccd_weighs_by_the_mean_of_its_probabilities():
         expected = (votes["BGE"].clean_probability[i] + votes["TSE"].clean_probability[i]) / 2
         assert soft.weight[i] == pytest.approx(expected)
     assert 0.01 < soft.weight[soft.weight < 0.5].max() < 0.5 < soft.weight.max()
+
+
+def test_a_correspondence_judges_by_its_own_objectives_scores():
+    options = Options(loss_names="TAL+DECL+CRCL", trained="BGE+TSE")
+    loss = build_loss(options, Sizes({"BGE": 8, "TSE": 8}, 5, 8, 20, 8))
+    assert loss.scores == ("BGE", "TSE", "uncertainty", "belief", "clean", "match")
+    assert loss.scores_for("") == ("BGE", "TSE"), (
+        "CCD divides pairs' losses, and no score that is high where they match"
+    )
+    assert loss.scores_for("DECL") == ("uncertainty", "belief", "clean")
+    assert loss.scores_for("CRCL") == ("match",)
+    alone = build_loss(Options(loss_names="CRCL", trained="BGE"), Sizes({"BGE": 8}, 5, 8, 20, 8))
+    assert alone.scores_for("") == ()

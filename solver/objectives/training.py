@@ -44,6 +44,10 @@ class TrainingLoss(nn.Module):
         own = [name for objective in self._others.values() for name in objective.scores]
         return (*(self.trained if self.pairwise else ()), *own)
 
+    def scores_for(self, objective: str) -> tuple[str, ...]:
+        """Those of `scores` that a correspondence judges by: its `objective`'s own, or with "" the pairs' losses."""
+        return self._others[objective].scores if objective else self.trained if self.pairwise else ()
+
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """(B,) numbers by which a correspondence judges a batch's pairs.
 

@@ -1,4 +1,4 @@
-"""List the training pairs that CCD classifies as noisy, with every vote, for review.
+"""List the training pairs that a run classifies as noisy, by CCD, DECL or CRCL, with every vote, for review.
 
     python -m tools.audit RUN_DIR
 

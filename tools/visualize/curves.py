@@ -67,7 +67,7 @@ def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
     if divided:
         for name, colour, line in (("clean", CLEAN, "-"), ("noisy", NOISY, "--"), ("uncertain", "#777777", ":")):
             counts.plot(epochs, [record["ccd"][name] for record in divided], line, color=colour, marker=".", label=name)
-        over_epochs(counts, "pairs by CCD")
+        over_epochs(counts, "training pairs")
         counts.set_ylim(bottom=0)
         counts.legend()
     else:
