@@ -20,7 +20,7 @@ from tools.audit.pairs import Pairs
 from utils.files import write_text
 
 _EXPLAINED = (
-    "P(clean) is how likely a vote takes the pair for a match in the last epoch: with CCD, the probability that its loss "
+    "P(clean) is how likely a vote takes the pair for a match in the last epoch: with CCD, the probability its loss "
     "belongs to the lower of the two components fitted to the losses of an embedding; with DECL, its expected "
     "probability in its batch; with CRCL, its label. Suspicion is 1 − P(clean), averaged over all votes and epochs: "
     "near 1 the pair was doubted throughout, near 0.5 the votes differed or changed, and it is for you to decide."
