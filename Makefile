@@ -1,4 +1,4 @@
-# make train         install into .venv, render the built-in data set, train RDE on it and print its retrieval table
+# make train         install into .venv, render the built-in data set, train RDE on it, print its table, write a report
 # make test          install into .venv, run the tests
 # make test-fast     only those that need no training, no index, no process of their own and no browser
 # make test-numeric  only those that compare floating-point numbers, as a processor without AVX-512 computes them
