@@ -87,12 +87,12 @@ def _without_effect(options: Options) -> list[str]:
     read = {part.Settings for part in parts}
     unread = {owner.__qualname__ for owner in _OF_PARTS if owner not in read}
 
-    def in_vain(name: str) -> bool:
+    def has_no_effect(name: str) -> bool:
         only, owner = FLAGS[name].only, FLAGS[name].owner.rpartition(".")[2]
         return (bool(only) and chosen.isdisjoint(only)) or owner in unread
 
     given = [name for name, value in options.items() if value != FLAGS[name].default]
-    return [name for name in options if FLAGS[name].idle or (name in given and in_vain(name))]
+    return [name for name in options if FLAGS[name].idle or (name in given and has_no_effect(name))]
 
 
 def _log_machine(options: Options, device: torch.device) -> None:

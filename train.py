@@ -9,7 +9,7 @@ from typing import Any
 from options import parse, resolve
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import changed_for_good
+from utils.options import changed_for_good, shown
 from utils.program import run_program
 from utils.run_folder import RunFolder
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> RunFolder | None:
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
     if changed := changed_for_good(options, was):
-        raise OptionError(f"--{changed[0]} {options[changed[0]]}: the run to resume has {was[changed[0]]}")
+        new, old = shown(options[changed[0]]), shown(was[changed[0]])
+        raise OptionError(f"--{changed[0]} {new}: the run to resume has {old}")
     return train(options, run, checkpoint)
 
 

@@ -97,7 +97,7 @@ def open_images(
         if not file.is_file():
             _build(paths, size, file, skip_broken)
         elif retry_broken:
-            _mend(paths, size, file)
+            _repair(paths, size, file)
     images = CachedImages(file)
     if images.shape != (len(paths), 3, *size) or images.dtype != np.uint8:
         raise DataError(f"the image cache {file} is damaged, delete it: it holds {images.dtype} of {images.shape}")
@@ -155,7 +155,7 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
 
 
-def _mend(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
+def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
     """Add images to the cache that could not be read when it was built, a network's disk being away, say.
 
     A run that continues without them does not look at their place.

@@ -633,6 +633,8 @@ def test_a_machine_that_cannot_compile_is_reported(root_dir, tmp_path, monkeypat
 def test_a_changed_option_is_refused_on_resume(trained):
     with pytest.raises(UserError, match=r"--tau 0\.5: the run to resume has 0.015"):
         training_root.main(["--resume", str(trained[0]), "--tau", "0.5"])
+    with pytest.raises(UserError, match="--milestones 1 2: the run to resume has 20 50"):
+        training_root.main(["--resume", str(trained[0]), "--milestones", "1", "2"])
 
 
 @pytest.mark.parametrize(

@@ -72,17 +72,18 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
-    name, shown = f"--{flag.name}", f"{flag.help} (default: {_shown(flag.default)})".replace("%", "%%")
+    name, text = f"--{flag.name}", f"{flag.help} (default: {shown(flag.default)})".replace("%", "%%")
     if isinstance(flag.default, bool):
-        group.add_argument(name, action=argparse.BooleanOptionalAction, help=shown)
+        group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
     elif isinstance(flag.default, tuple):
-        group.add_argument(name, nargs=flag.length or "+", type=type(flag.default[0]), metavar="N", help=shown)
+        group.add_argument(name, nargs=flag.length or "+", type=type(flag.default[0]), metavar="N", help=text)
     else:
         metavar = f"{{{','.join(flag.choices)}}}" if flag.choices else flag.name.upper()
-        group.add_argument(name, type=type(flag.default), metavar=metavar, help=shown)
+        group.add_argument(name, type=type(flag.default), metavar=metavar, help=text)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A flag's value as the command line has it."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "none" if value == "" else str(value)

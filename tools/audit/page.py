@@ -20,8 +20,8 @@ from tools.audit.pairs import Pairs
 from utils.files import write_text
 
 _EXPLAINED = (
-    "P(clean) is how likely a vote takes the pair for a match in the last epoch: with CCD, the probability its loss "
-    "belongs to the lower of the two components fitted to the losses of an embedding; with DECL, its expected "
+    "P(clean) is how likely a vote takes the pair for a match in the last epoch: with CCD, the probability that its "
+    "loss belongs to the lower of the two components fitted to the losses of an embedding; with DECL, its expected "
     "probability in its batch; with CRCL, its label. Suspicion is 1 − P(clean), averaged over all votes and epochs: "
     "near 1 the pair was doubted throughout, near 0.5 the votes differed or changed, and it is for you to decide."
 )
@@ -95,7 +95,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(pairs.caption(pair))}
     attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
     return (
-        f'<article class="{truth}" {attributes}><img alt="" src="{thumbnail(pairs.file(pair))}"><div>'
+        f'<article class="{truth}" {attributes}><img alt="" src="{_thumbnail(pairs.file(pair))}"><div>'
         f'<label><input type="checkbox"{" checked" if marked else ""}> exclude</label>'
         f"<p>{html.escape(pairs.caption(pair))}</p>"
         f"<small>pair {pair}, {html.escape(pairs.image(pair))}</small>"
@@ -104,12 +104,8 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     )
 
 
-def thumbnail(path: Path) -> str:
-    """The image as a data address.
-
-    Raises:
-        DataError: as `read_image`.
-    """
+def _thumbnail(path: Path) -> str:
+    """The image as a data address."""
     stream = io.BytesIO()
     Image.fromarray(read_image(path, _SIZE).transpose(1, 2, 0)).save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
