@@ -540,7 +540,7 @@ def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
     index(run_dir, pictures, tmp_path / "index", "--store", uri)
     told = capsys.readouterr().out
     assert "24 images of" in told
-    assert "1 of them new or changed, 1 files forgotten" in told
+    assert "1 of them new or changed, 1 removed" in told
     assert "cut.jpg: " in told
     index(run_dir, pictures, tmp_path / "plain")
     for similarity in ("BGE", "BGE+TSE"):
