@@ -26,9 +26,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 from prettytable import PrettyTable, TableStyle
 
@@ -37,9 +36,10 @@ from benchmarks.measure import machine
 from model.backbones.clip_config import ClipConfig
 from options import resolve
 from tools import search
-from tools.loading import LoadedRun
+from tools.loading import LoadedRun, require
 from tools.search.commands import open_searcher
 from tools.search.encode import Encoder
+from tools.search.engines import REQUIREMENTS
 from tools.search.files import create
 from tools.search.gallery import stamp
 from tools.search.rows import About, Row
@@ -49,6 +49,9 @@ from utils.errors import OptionError, UserError
 from utils.options import command_parser, parse
 from utils.program import run_program
 from utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import httpx
 
 _ROOT = Path(__file__).parents[1]
 _MODELS = {"ViT-B/16": VIT_B_16, "tiny": TINY, "smallest": SMALLEST}
@@ -216,6 +219,7 @@ async def visit(person: Person, texts: Sequence[str], judge: Judge, pace: float)
 async def crowd(address: str, people: int, judge: Judge, pace: float) -> None:
     """All people's visits, each with sentences of their own, then one search of all at the same moment."""
     async with contextlib.AsyncExitStack() as stack:
+        httpx = require("httpx", REQUIREMENTS)  # gradio's own
         limits = httpx.Limits(keepalive_expiry=_KEPT_ALIVE)
         of_each = [httpx.AsyncClient(base_url=address, timeout=_PATIENCE, limits=limits) for _ in range(people)]
         clients = [await stack.enter_async_context(client) for client in of_each]

@@ -95,7 +95,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(pairs.caption(pair))}
     attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
     return (
-        f'<article class="{truth}" {attributes}><img alt="" src="{_thumbnail(pairs.file(pair))}"><div>'
+        f'<article class="{truth}" {attributes}><img alt="" src="{thumbnail(pairs.file(pair))}"><div>'
         f'<label><input type="checkbox"{" checked" if marked else ""}> exclude</label>'
         f"<p>{html.escape(pairs.caption(pair))}</p>"
         f"<small>pair {pair}, {html.escape(pairs.image(pair))}</small>"
@@ -104,8 +104,12 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     )
 
 
-def _thumbnail(path: Path) -> str:
-    """The image as a data address."""
+def thumbnail(path: Path) -> str:
+    """The image as a data address.
+
+    Raises:
+        DataError: as `read_image`.
+    """
     stream = io.BytesIO()
     Image.fromarray(read_image(path, _SIZE).transpose(1, 2, 0)).save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
