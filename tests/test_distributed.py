@@ -267,7 +267,7 @@ def test_a_run_whose_launcher_was_stopped_is_resumed_by_any_number_of_processes(
     for run_dir in (one, two):
         log = (run_dir / "train_log.txt").read_text()
         assert log.count("Resuming after epoch 1:") == 1
-        assert log.count("begun with 2 processes, resumed with 1") == (run_dir == one)
+        assert log.count("started with 2 processes, resumed with 1") == (run_dir == one)
     uninterrupted = the_run(real_runs, 0, 2)
     assert [name for name in differences(two, uninterrupted) if not name.startswith("figures")] == []
     (found,), whole = kept(real_runs, 2, 1), kept(real_runs, 0, 2)[0]

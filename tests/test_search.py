@@ -532,7 +532,7 @@ def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
     shutil.copytree(gallery.folder, pictures)
     (pictures / "cut.jpg").write_bytes(b"none")
     where = ["--index", str(tmp_path / "index"), "--store", uri]
-    with pytest.raises(UserError, match=r"no index in .*lite.db: make one"):
+    with pytest.raises(UserError, match=r"no index in .*lite.db: build one"):
         search.main(["query", "a man", *where])
     index(run_dir, pictures, tmp_path / "index", "--store", uri)
     (pictures / "camera 1/01.jpg").rename(Path(os.fsdecode(os.fsencode(pictures) + b"/not utf-8 \xff.jpg")))
