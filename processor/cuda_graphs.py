@@ -41,7 +41,8 @@ class Recorded:
         """What the function returns for tensors on the GPU."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._graphs:
-            self._graphs[shapes] = self._record([tensor.clone() for tensor in inputs])
+            with torch.cuda.device(inputs[0].device):  # whose streams are meant, with --device cuda:1 not the default
+                self._graphs[shapes] = self._record([tensor.clone() for tensor in inputs])
         graph, places, outputs = self._graphs[shapes]
         for place, tensor in zip(places, inputs, strict=True):
             place.copy_(tensor, non_blocking=True)
