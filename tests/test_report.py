@@ -18,6 +18,7 @@ from tests.test_page import browser  # noqa: F401  (a fixture)
 from tests.test_training import SMALL, arguments, printed_by
 from tools import readme_pictures, train_and_report
 from tools.report import __main__ as report
+from tools.report import page as report_page
 from tools.report.page import escaped
 from tools.report.retrievals import Answers, one_a_person
 from utils.errors import DataError, UserError
@@ -109,8 +110,6 @@ def test_what_a_run_lacks_is_left_out_with_the_reason(runs, root, tmp_path):
     assert "holds no best.pth or last.pth" in page
     assert "Not tested yet." in page
     assert page.count("no pairs were divided (--division ccd)") == 2
-    with pytest.raises(UserError, match=r"can't be read"):
-        report.main([str(tmp_path / "nothing")])
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"has no epoch in metrics.jsonl"):
         report.main([str(folder)])
@@ -147,6 +146,29 @@ def test_a_training_without_a_report_is_none_that_failed(monkeypatch, capsys, er
     monkeypatch.setattr(train_and_report.train, "main", lambda _: None)  # of --test
     train_and_report.main([])
     assert capsys.readouterr().out == ""
+
+
+def test_a_wrong_folder_is_said_to_be_no_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(UserError, match=f"^{folder} is not a run folder: it holds no configs.yaml$"):
+            report.main([str(folder)])
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_work(monkeypatch, tmp_path):
+    def works(_subject: object, _sections: object, file: Path) -> None:
+        assert file.read_text(encoding="utf-8") == "older"
+        raise DataError("worked")
+
+    monkeypatch.setattr(report_page.Subject, "read", lambda *_: None)
+    monkeypatch.setattr(report_page, "write_report", works)
+    for out in (tmp_path, tmp_path / "none/a.html", Path(__file__) / "a.html"):
+        with pytest.raises(OSError, match=str(out)) as caught:
+            report.report(tmp_path, out=str(out))
+        assert caught.value.filename == str(out)
+    (tmp_path / "report.html").write_text("older", encoding="utf-8")
+    with pytest.raises(DataError, match="worked"):
+        report.report(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_leads_and_ranks_are_those_of_every_similarity():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,23 @@ def in_one_step(file: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(file: Path) -> None:
+    """Fail before the work rather than after it if `file` can't be written; an older one stays as it is.
+
+    Raises:
+        OSError: it is a folder, or nothing can be written beside it.
+    """
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    probe = file.with_name(f"{file.name}.partial")
+    try:
+        probe.touch()
+    except OSError as error:
+        error.filename = str(file)  # the probe is nothing that anybody has asked for
+        raise
+    probe.unlink()
 
 
 def write_text(file: Path, text: str) -> None:

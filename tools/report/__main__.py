@@ -2,7 +2,7 @@
 
     python -m tools.report RUN_DIR        # writes RUN_DIR/report.html, a single file that opens offline
 
-What the run lacks, as a checkpoint or the data are not there, is left out, with the reason.
+What the run lacks, such as a checkpoint or the data, is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import printable
+from utils.files import require_writable
 from utils.log import status
 from utils.options import command_parser, parse
 from utils.program import run_program
@@ -47,6 +48,7 @@ def report(folder: Path, root_dir: str | None = None, out: str | None = None, de
 
     Raises:
         OptionError, DataError: no run, or one without a whole epoch or with damaged files.
+        OSError: the file can't be written.
     """
     status("loading PyTorch")
     from tools.report.page import Subject, write_report  # with torch, once the flags are known to be right
@@ -54,7 +56,9 @@ def report(folder: Path, root_dir: str | None = None, out: str | None = None, de
     from utils.devices import choose_device
 
     file = Path(out) if out else folder / REPORT
-    write_report(Subject.read(folder, choose_device(device), root_dir), SECTIONS, file)
+    subject = Subject.read(folder, choose_device(device), root_dir)
+    require_writable(file)
+    write_report(subject, SECTIONS, file)
     return file
 
 

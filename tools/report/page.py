@@ -98,7 +98,7 @@ def _about(subject: Subject) -> Iterator[str]:
     run, folder = subject.run, RunFolder(subject.run.folder)
     yield Path(run.data).name
     rate = float(run.flags["noisy_rate"])
-    yield f"{rate:.0%} of the captions put out of place" if rate else "no caption put out of place"
+    yield f"{rate:.0%} of the training captions mismatched" if rate else "no captions mismatched"
     state = "tested" if folder.is_finished() else "not finished"
     yield f"{run.records[-1]['epoch']} of {run.flags['num_epoch']} epochs, {state}"
     yield f"{timedelta(seconds=round(seconds_of(run.records)))} of training and division"

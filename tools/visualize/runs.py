@@ -78,6 +78,8 @@ def read_run(folder: Path) -> Run:
         DataError: a file of it is damaged.
     """
     run = RunFolder(folder)
+    if not run.config.is_file():
+        raise OptionError(f"{folder} is not a run folder: it holds no {run.config.name}")
     flags, records = flags_of(run), run.records()
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
