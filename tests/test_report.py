@@ -21,7 +21,9 @@ from tools.report import __main__ as report
 from tools.report import page as report_page
 from tools.report.page import escaped
 from tools.report.retrievals import Answers, one_a_person
-from utils.errors import DataError, UserError
+from tools.visualize.runs import read_run
+from utils.errors import DataError, UserError, brief
+from utils.run_folder import RunFolder
 
 HOSTILE = 'a <b>red</b> "coat" & <script>document.title=2</script><img src="https://a.example/x">'
 
@@ -152,6 +154,46 @@ def test_a_wrong_folder_is_said_to_be_no_run(tmp_path):
     for folder in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(UserError, match=f"^{folder} is not a run folder: it holds no configs.yaml$"):
             report.main([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("configs.yaml", "noisy_rate: high\n", "configs.yaml: noisy_rate: expected float, found 'high'"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1, "lr": 1, "loss": 1, "val": 5}\n',
+            "epoch 1: no number R1 in val",
+        ),
+        ("metrics.jsonl", '{"epoch": 1, "lr": 1, "loss": 1, "val": {"BGE": {"R1": null}}}', "no number R1 in val"),
+        ("metrics.jsonl", '{"epoch": 1, "lr"', "has no epoch in metrics.jsonl"),
+        ("test_metrics.json", '{"best.pth": {"BGE"', "test_metrics.json is damaged"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, content, message):
+    (tmp_path / "configs.yaml").write_text("noisy_rate: 0.5\n", encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "lr": 1, "loss": 1}\n', encoding="utf-8")
+    assert read_run(tmp_path).records
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        report.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ['{"val": 3}', '{"val": {"BGE": {"R1": "x"}}}', '{"val": {"BGE"', "[1]"])
+def test_damaged_metrics_of_the_start_are_none(tmp_path, content):
+    (tmp_path / "start_metrics.json").write_text('{"val": {"BGE": {"R1": 5}}}', encoding="utf-8")
+    assert RunFolder(tmp_path).start_metrics() == {"val": {"BGE": {"R1": 5.0}}}
+    (tmp_path / "start_metrics.json").write_text(content, encoding="utf-8")
+    assert RunFolder(tmp_path).start_metrics() == {}
+
+
+def test_a_reason_is_a_sentence_whatever_it_ends_with():
+    def lacks(_: object) -> str:
+        raise DataError(f"a.pth can't be read: {brief(ValueError('x' * 200))}")
+
+    assert brief(ValueError("short")) == "short"
+    section = report_page._section(None, "Results", lacks)  # pyright: ignore[reportArgumentType]
+    assert f"read: {'x' * 119}…</p>" in section
 
 
 def test_a_file_that_cannot_be_written_is_found_before_the_work(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_BRIEF = 120  # letters
+
 
 def printable(text: str, encoding: str = "utf-8", keep: str = "") -> str:
     """The text with what can't be written in the encoding, or would steer a terminal, spelt out, but for `keep`."""
@@ -38,4 +40,6 @@ class NotFiniteError(UserError):
 def brief(error: BaseException) -> str:
     """Another library's error in one line: the beginning of its first, or its type's name where it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return lines[0] if len(lines[0]) <= _BRIEF else f"{lines[0][: _BRIEF - 1]}…"

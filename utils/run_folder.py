@@ -150,9 +150,12 @@ class RunFolder:
         """The metrics of its starting weights by split; none where they are missing or damaged."""
         try:
             found = json.loads((self.path / "start_metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return {
+                split: {row: {name: float(value) for name, value in of.items()} for row, of in rows.items()}
+                for split, rows in found.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
-        return found if isinstance(found, dict) else {}
 
     def test_metrics(self, suffix: str = "") -> dict[str, Metrics]:
         """By checkpoint what the test found, in percent; none before a test. Arguments and errors as for `tested`."""

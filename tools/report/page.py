@@ -89,7 +89,8 @@ def _section(subject: Subject, name: str, section: Callable[[Subject], str]) -> 
     try:
         body = section(subject)
     except UserError as error:
-        body = f'<p class="lacks">Left out: {escaped(error.line)}.</p>'
+        end = "" if error.line.endswith((".", "?", "…")) else "."
+        body = f'<p class="lacks">Left out: {escaped(error.line)}{end}</p>'
     return f"<section><h2>{html.escape(name)}</h2>\n{body}\n</section>"
 
 

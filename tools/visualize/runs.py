@@ -13,6 +13,7 @@ from processor.records import best_record
 from tools.differing import differing, ends, flags_of, shown
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
+from utils.settings import FLAGS
 
 _VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line of several
 _PART = "_loss"  # ends the names of the loss's parts in a record: "bge_loss"
@@ -74,22 +75,34 @@ def read_run(folder: Path) -> Run:
     """Read a run.
 
     Raises:
-        OptionError: not a run's folder, or one without a whole epoch.
+        OptionError: not a run's folder, or one without a whole epoch; a flag's value is of the wrong type.
         DataError: a file of it is damaged.
     """
     run = RunFolder(folder)
     if not run.config.is_file():
         raise OptionError(f"{folder} is not a run folder: it holds no {run.config.name}")
+    for name, value in run.flags().items():
+        if name in FLAGS:
+            FLAGS[name].checked(value, f"configuration {run.config}: {name}")
     flags, records = flags_of(run), run.records()
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
     for record in records:
         drawn = ("lr", "loss", *_parts(records))
-        if missing := [name for name in drawn if not isinstance(record.get(name), int | float)]:
+        missing = [name for name in drawn if not isinstance(record.get(name), int | float)]
+        if "val" in record and not _are_metrics(record["val"]):
+            missing.append("R1 in val")
+        if missing:
             where = f"{folder / 'metrics.jsonl'}, epoch {record['epoch']}"
             raise DataError(f"{where}: no number {missing[0]}, it is damaged or from another version")
     tested = run.test_metrics().get(CHECKPOINTS[0], {})
     return Run(folder, flags, records, {row: metrics["R1"] for row, metrics in tested.items() if "R1" in metrics})
+
+
+def _are_metrics(rows: object) -> bool:
+    """Whether every row of a validation says at least R1."""
+    said = rows.values() if isinstance(rows, dict) else [None]
+    return bool(said) and all(isinstance(of, dict) and isinstance(of.get("R1"), int | float) for of in said)
 
 
 def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
