@@ -62,9 +62,9 @@ def runs(root, tmp_path_factory) -> dict[str, Path]:
 
 LACKS = {
     "rde": [],
-    "irra": ["Left out: no pairs were divided (--division all)."],
+    "irra": ["Left out: no division of the pairs is recorded (--division all)."],
     "decl": [],
-    "own": ["Which captions are wrong in truth is not known.", "One epoch is done, so each curve is a point."],
+    "own": ["No ground truth: which captions are wrong is not known.", "One epoch is done, so each curve is a point."],
 }
 
 
@@ -90,7 +90,7 @@ def test_it_opens_offline_and_all_of_it_is_seen(runs, browser, name, width):  # 
     for sentence in LACKS[name]:
         assert sentence in text
     assert text.count("Left out") == 2 * (name == "irra"), text
-    assert ("in truth: " in text) == (name in ("rde", "decl"))
+    assert ("ground truth: " in text) == (name in ("rde", "decl"))
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"dark": "rgb(22, 24, 27)", "light": "rgb(255, 255, 255)"}[scheme]
     context.close()
@@ -111,7 +111,7 @@ def test_what_a_run_lacks_is_left_out_with_the_reason(runs, root, tmp_path):
     page = report.report(folder, str(tmp_path / "nothing")).read_text(encoding="utf-8")
     assert "holds no best.pth or last.pth" in page
     assert "Not tested yet." in page
-    assert page.count("no pairs were divided (--division ccd)") == 2
+    assert page.count("no division of the pairs is recorded (--division ccd)") == 2
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"has no epoch in metrics.jsonl"):
         report.main([str(folder)])

@@ -91,7 +91,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
         for n, name in enumerate(findings.names)
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
-    known = f"<small>in truth <b>{truth}</b></small>" if truth else ""
+    known = f"<small>ground truth: <b>{truth}</b></small>" if truth else ""
     data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(pairs.caption(pair))}
     attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
     return (

@@ -18,8 +18,8 @@ from tools.visualize.runs import NothingToDraw
 
 _SHOWN, _TOP = 3, 5  # captions of each kind, images of each
 _EXPLAINED = (
-    "By the lead of the best right image over the best wrong one in similarity, one caption a person. ✓ and a solid "
-    "frame: an image of the caption's person; ✗ and a dashed one: of another."
+    "Sorted by lead, the highest similarity of a correct image minus that of a wrong one; one caption per person. "
+    "✓, solid frame: an image of the caption's person; ✗, dashed frame: of someone else."
 )
 
 
@@ -73,7 +73,7 @@ def retrievals(subject: Subject) -> str:
     answers = Answers.of(encoded, gallery)
     order = np.argsort(answers.lead, kind="stable").tolist()
     right = int((answers.rank == 1).sum())
-    count = f"The first image is right for {right:,} of {len(order):,} captions."
+    count = f"Rank 1 is correct for {right:,} of {len(order):,} captions."
     parts = [f"<p>{escaped(source(run))}, by {escaped(encoded.fused)}. {count} {escaped(_EXPLAINED)}</p>"]
     for title, captions in (("Best", order[::-1]), ("Worst", order)):
         cards = (_card(encoded, gallery, answers, caption) for caption in one_a_person(captions, gallery.caption_pids))
@@ -90,7 +90,7 @@ def _card(encoded: Encoded, gallery: Gallery, answers: Answers, caption: int) ->
         f"{'✓' if hit else '✗'} {similarity[image]:.2f}</li>"
         for n, (image, hit) in enumerate(zip(first, right, strict=True), 1)
     )
-    lead = f"lead {answers.lead[caption]:+.3f}, first right image at rank {answers.rank[caption]:,}"
+    lead = f"lead {answers.lead[caption]:+.3f}, first correct image at rank {answers.rank[caption]:,}"
     text = escaped(gallery.split.captions[caption])
     head = f'<p dir="auto">{text}</p><p><small>{lead}</small></p>'
     return f'<article>{head}<ol class="ranked">{"".join(images)}</ol></article>'

@@ -66,7 +66,7 @@ def flags(subject: Subject) -> str:
 
 def curves(subject: Subject) -> str:
     """Losses, learning rate, CCD's counts, its precision and recall, and validation over the epochs."""
-    caption = "Over the epochs: training loss, learning rate, pairs by their division, validation."
+    caption = "Training loss, learning rate, division of the pairs and validation over the epochs."
     if len(subject.run.records) == 1:
         caption += " One epoch is done, so each curve is a point."
     return figure(partial(training_curves, subject.run), caption)
@@ -77,7 +77,7 @@ def losses(subject: Subject) -> str:
     last = _divided(subject)[-1]
     caption = "Per-pair losses over the epochs, and the two components fitted to them."
     if last.truly_clean.all():
-        caption += " Which captions are wrong is not known, so all pairs are of one colour."
+        caption += " Which captions are wrong is not known, so all pairs have one colour."
     return figure(partial(losses_over_epochs, subject.run), caption)
 
 
@@ -87,14 +87,14 @@ def suspects(subject: Subject) -> str:
     findings = Findings(divided)
     pairs = read_pairs(subject.run.folder, subject.given.get("root_dir"), divided[-1].loss.shape[1])
     first = findings.suspects()[:_SUSPECTS].tolist()
-    truth = "" if findings.truth is not None else " Which captions are wrong in truth is not known."
+    truth = "" if findings.truth is not None else " No ground truth: which captions are wrong is not known."
     audit = f"<p>{findings.summary()}{truth} All of them: <code>python -m tools.audit RUN_DIR</code></p>"
     return f'{audit}<div class="cards">{"".join(_suspect(findings, pairs, pair) for pair in first)}</div>'
 
 
 def _suspect(findings: Findings, pairs: Pairs, pair: int) -> str:
     known = "" if findings.truth is None else "wrong" if findings.truth[pair] else "right"
-    said = f"<small>in truth: <b>{known}</b></small>" if known else ""
+    said = f"<small>ground truth: <b>{known}</b></small>" if known else ""
     return (
         f'<article class="pair {known}"><div>{picture(pairs.file(pair), f"image of pair {pair}")}</div>'
         f'<div><p dir="auto">{escaped(pairs.caption(pair))}</p><small>pair {pair}, {escaped(pairs.image(pair))}</small>'
@@ -111,7 +111,7 @@ def _divided(subject: Subject) -> list[PairHistory]:
     """
     found = [epoch.pairs for epoch in subject.run.history if epoch.pairs is not None]
     if not found:
-        raise NothingToDraw(f"no pairs were divided (--division {subject.run.flags['division']})")
+        raise NothingToDraw(f"no division of the pairs is recorded (--division {subject.run.flags['division']})")
     return found
 
 
