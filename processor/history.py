@@ -117,7 +117,7 @@ def read_history(run_dir: Path) -> list[EpochHistory]:
     """Every epoch that the run has kept, in order; none for runs of other code.
 
     Raises:
-        DataError: a file is damaged.
+        DataError: a file is damaged, or may not be read.
     """
     epochs = [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
     if len({epoch.pairs.loss.shape for epoch in epochs if epoch.pairs}) > 1:
@@ -134,6 +134,8 @@ def _read(file: Path) -> EpochHistory:
         if similarity is not None and similarity.shape != (2, len(BIN_EDGES) - 1):
             raise ValueError(f"similarities of shape {similarity.shape}")
         return EpochHistory(int(file.stem), pairs, similarity)
+    except PermissionError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from None
     except Exception:  # numpy, zipfile and zlib each raise their own types, with advice that is not ours
         raise DataError(f"{file} is damaged: delete it to skip its epoch") from None
 

@@ -87,3 +87,13 @@ def test_a_damaged_epoch_is_reported(tmp_path):
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"0001.npz is damaged"):
         read_history(tmp_path)
+
+
+def test_an_epoch_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuses(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "0001.npz")
+
+    write_epoch(tmp_path, 1, {"similarity": np.ones((2, 200), np.int64)})
+    monkeypatch.setattr(np, "load", refuses)
+    with pytest.raises(DataError, match=r"0001.npz can't be read: Permission denied$"):
+        read_history(tmp_path)

@@ -64,7 +64,7 @@ LACKS = {
     "rde": [],
     "irra": ["Left out: no division of the pairs is recorded (--division all)."],
     "decl": [],
-    "own": ["No ground truth: which captions are wrong is not known.", "One epoch is done, so each curve is a point."],
+    "own": ["Which captions are wrong is not known.", "One epoch is done, so each curve is a point."],
 }
 
 

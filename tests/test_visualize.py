@@ -291,7 +291,7 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
 @pytest.mark.parametrize(
     ("command", "more", "message"),
     [
-        (visualize, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
+        (visualize, ["/nowhere"], "/nowhere is not a run folder: it holds no configs.yaml"),
         (audit, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["RUN", "--checkpoint", "worst.pth"], "no checkpoint .*worst.pth"),

@@ -87,7 +87,7 @@ def suspects(subject: Subject) -> str:
     findings = Findings(divided)
     pairs = read_pairs(subject.run.folder, subject.given.get("root_dir"), divided[-1].loss.shape[1])
     first = findings.suspects()[:_SUSPECTS].tolist()
-    truth = "" if findings.truth is not None else " No ground truth: which captions are wrong is not known."
+    truth = "" if findings.truth is not None else " Which captions are wrong is not known."
     audit = f"<p>{findings.summary()}{truth} All of them: <code>python -m tools.audit RUN_DIR</code></p>"
     return f'{audit}<div class="cards">{"".join(_suspect(findings, pairs, pair) for pair in first)}</div>'
 
