@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from announce import log_end, log_extension, log_start, log_test
+from compatibility import check_parts, check_run
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.gallery import open_gallery
@@ -35,7 +35,7 @@ from processor.saving import Saving
 from processor.settings import LoopSettings, RerankSettings
 from processor.state import TrainState
 from solver.correspondence.base import Correspondence, Facts
-from solver.objectives.base import PairwiseObjective, Sizes, TokenObjective
+from solver.objectives.base import Sizes, TokenObjective
 from solver.objectives.training import build_loss
 from solver.optimizer import build_optimizer
 from solver.settings import (
@@ -43,7 +43,6 @@ from solver.settings import (
     OBJECTIVES,
     OptimizerSettings,
     ScheduleSettings,
-    check_optimizer,
     labelled,
     split_loss_names,
 )
@@ -67,9 +66,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     """
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
-    check_optimizer(options.optimizer, options.precision)
-    _check_scores(options)
-    _check_graphs(options, device)
+    check_run(options, device)
     seed_everything(options.seed)
     remarks: list[str] = []  # on the weights, logged once there is a log file
     model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
@@ -155,7 +152,7 @@ def inputs(options: Options, model: DualEncoder) -> Inputs:
 def build_state(options: Options, model: DualEncoder, data: RunData, device: torch.device) -> TrainState:
     """The training state before the first epoch."""
     if options.grad_accum > 1:
-        _check_parts(model)
+        check_parts(model)
     vocabulary = max(options.vocab_size, getattr(model.backbone.tokenizer, "words", 0))
     identities = int(data.pairs.pids.max()) + 1
     sizes = Sizes(model.widths, identities, model.backbone.width, vocabulary, options.batch_size)
@@ -180,53 +177,6 @@ def _masking(options: Options) -> Masking | None:
     chosen = options.of(MaskingSettings)
     all_see = chosen.mlm_captions == "masked"
     return Masking(chosen.masked_token_rate, chosen.masked_token_unchanged_rate, all_see)
-
-
-def _check_parts(model: DualEncoder) -> None:
-    """See that a batch encoded in parts, and each part twice, has one batch's gradients.
-
-    Raises:
-        OptionError: names a layer of a plugin's that sees the whole batch or draws.
-    """
-    for name, module in model.train().named_modules():
-        sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
-            raise OptionError(f"--grad_accum: {name} ({type(module).__name__}) must see a whole batch, and only once")
-
-
-def _check_scores(options: Options) -> None:
-    """See that the correspondence gets what it needs.
-
-    Raises:
-        OptionError: no objective scores pairs as it needs; its settings don't go with the run.
-    """
-    kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
-    kind.check(own_settings(kind, options.of), options.num_epoch)
-    if kind.objective and kind.objective not in names:
-        raise OptionError(f"--division {options.division}: needs the objective {kind.objective} in --loss_names")
-    pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
-    if kind.scored and not kind.objective and not pairwise:
-        raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
-
-
-def _check_graphs(options: Options, device: torch.device) -> None:
-    """See that steps can be recorded as CUDA graphs, if that is wanted.
-
-    Raises:
-        OptionError: what they don't go with.
-    """
-    if not options.cuda_graphs:
-        return
-    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
-    obstacles = {
-        f"the device {device}": device.type != "cuda",
-        "several processes": world_size() > 1,
-        "--grad_accum": options.grad_accum > 1,
-        f"--division {options.division}": CORRESPONDENCES[options.division].refines,
-        f"--loss_names {options.loss_names}": any(issubclass(objective, TokenObjective) for objective in objectives),
-    }
-    if found := [obstacle for obstacle, there in obstacles.items() if there]:
-        raise OptionError(f"--cuda_graphs: not supported with {found[0]}")
 
 
 def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:

@@ -23,7 +23,7 @@ class Recorded:
     """A function of tensors, recorded at the first call with tensors of a shape and replayed at the others.
 
     It must read, besides its arguments, only tensors that stay in their place, as weights do, and never wait for the
-    GPU. What it returns and adds to gradients is the same as without a recording, bit for bit.
+    GPU. The recording launches the same kernels, so what it returns and adds to gradients is the same as without.
 
     Args:
         parameters: whose gradients it computes; those of an earlier call are overwritten.

@@ -16,7 +16,8 @@ ALLOWED = {
     "processor": {"solver", "utils"},
     "options.py": {"datasets", "model", "solver", "processor", "utils"},
     "announce.py": {"datasets", "model", "solver", "processor", "utils"},
-    "assembly.py": {"announce", "datasets", "model", "solver", "processor", "utils"},
+    "compatibility.py": {"model", "solver", "utils"},
+    "assembly.py": {"announce", "compatibility", "datasets", "model", "solver", "processor", "utils"},
     "train.py": {"options", "assembly", "utils"},
     "test.py": {"options", "assembly", "utils"},
 }

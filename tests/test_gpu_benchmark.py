@@ -49,7 +49,7 @@ def test_what_fails_is_saved_and_the_rest_is_run(tmp_path, monkeypatch, capsys):
     assert results["third"]["rows"] == [{"what": "c", "value": 1.0}]
 
 
-def test_a_part_that_may_take_too_long_is_left(tmp_path, monkeypatch, capsys):
+def test_a_part_that_may_take_too_long_is_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "PARTS", {"long": command.Part("Long", lambda _: pytest.fail("was run"), 60)})
     command.main(["--device", "cpu", "--minutes", "0.5", "--out", str(tmp_path / "gpu.json")])
     assert "Long: skipped" in capsys.readouterr().out

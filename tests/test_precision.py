@@ -14,6 +14,7 @@ from solver.settings import OptimizerSettings
 from tests import published
 from tests.objectives import named, pairwise
 from tests.test_model import golden_model
+from utils.devices import choose_device
 from utils.settings import FLAGS
 
 pytestmark = pytest.mark.numeric
@@ -100,3 +101,10 @@ def test_adam_keeps_the_types_of_the_weights_and_steps():
         assert optimizer.state[parameter]["exp_avg_sq"].dtype == parameter.dtype
         assert torch.isfinite(parameter).all(), name
     assert not torch.equal(before["backbone.visual.proj"], model.backbone.visual.proj)
+
+
+def test_float32_convolutions_are_float32(monkeypatch):
+    """cuDNN's default, TF32, keeps 10 bits of each factor."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    choose_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32

@@ -17,6 +17,8 @@ from utils.ranks import launched, local_rank
 def choose_device(name: str) -> torch.device:
     """The device of `--device`; auto takes CUDA, else MPS, else the CPU. Under a launcher each process has a GPU.
 
+    Convolutions in float32 are then computed in float32, which cuDNN does not by default.
+
     Raises:
         OptionError: no such device here.
     """
@@ -34,7 +36,7 @@ def choose_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda" and launched():
             torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, in convolutions too
+        torch.backends.cudnn.allow_tf32 = False
     except (RuntimeError, AssertionError):
         hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
         raise OptionError(f"--device {name}: not available here; {hint}") from None

@@ -1,6 +1,6 @@
 """Check and measure everything that needs a GPU, print it and save it as JSON: no data, weights or network needed.
 
-python -m benchmarks.gpu                   # under ten minutes
+python -m benchmarks.gpu                   # what fits into eight minutes
 python -m benchmarks.gpu --minutes 4       # what fits, in the order of the list
 python -m benchmarks.gpu --quick --device cpu   # a rehearsal of every part with a tiny model
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     """One thing to check or measure.
 
     Attributes:
-        seconds: that must be left of the time for it to begin, about what it takes on a data centre's GPU.
+        seconds: that must remain for it to start: what it took on an H200, or (epoch, compiled, ranking) is expected.
     """
 
     title: str
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("benchmarks.gpu", __doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all, in this order)")
-    parser.add_argument("--minutes", type=float, default=8, help="a part that may take longer is left (default: 8)")
+    parser.add_argument("--minutes", type=float, default=8, help="parts that may take longer are skipped (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tiny model and little data, to see that all of it runs")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file to write (default: %(default)s)")

@@ -13,7 +13,6 @@ from model.precision import ARITHMETIC, PUBLISHED
 from tools.reproduce.paper import METRICS
 from tools.reproduce.runs import START, Run
 
-# Ways to choose a checkpoint, and the paper's checkpoint each is compared with.
 # What else a table may report of a row: what a run says of it, and the heading of each of its values.
 MORE = {
     "displacement": (Run.displacement, {"towers": "towers moved by", "heads": "heads moved by"}),
@@ -27,6 +26,7 @@ MORE = {
         },
     ),
 }
+# Ways to choose a checkpoint, and the paper's checkpoint each is compared with.
 CHOICES = {START: "", "best by validation": "best", "best by test": "best", "last": "last"}
 
 

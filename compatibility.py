@@ -1,0 +1,62 @@
+"""Which options go together, as far as only the components or the device know; `options.py` checks the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.encoder import DualEncoder
+from solver.objectives.base import PairwiseObjective, TokenObjective
+from solver.settings import CORRESPONDENCES, OBJECTIVES, check_optimizer, split_loss_names
+from utils.errors import OptionError
+from utils.ranks import world_size
+from utils.settings import Options, own_settings
+
+
+def check_run(options: Options, device: torch.device) -> None:
+    """Check what can be checked before weights and data are read; `options.precision` is settled.
+
+    Raises:
+        OptionError: which options don't go together.
+    """
+    check_optimizer(options.optimizer, options.precision)
+    _check_scores(options)
+    if options.cuda_graphs:
+        _check_graphs(options, device)
+
+
+def check_parts(model: DualEncoder) -> None:
+    """Check that a batch encoded in parts, and each part twice, has the gradients of the whole batch.
+
+    Raises:
+        OptionError: names a layer of a plugin's that sees the whole batch or draws.
+    """
+    for name, module in model.train().named_modules():
+        sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
+            raise OptionError(f"--grad_accum: {name} ({type(module).__name__}) must see a whole batch, and only once")
+
+
+def _check_scores(options: Options) -> None:
+    """The correspondence must get what it needs: its objective, settings that fit the run."""
+    kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
+    kind.check(own_settings(kind, options.of), options.num_epoch)
+    if kind.objective and kind.objective not in names:
+        raise OptionError(f"--division {options.division}: needs the objective {kind.objective} in --loss_names")
+    pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
+    if kind.scored and not kind.objective and not pairwise:
+        raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
+
+
+def _check_graphs(options: Options, device: torch.device) -> None:
+    """A step that is recorded must have fixed shapes and run on one GPU."""
+    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
+    obstacles = {
+        f"the device {device}": device.type != "cuda",
+        "several processes": world_size() > 1,
+        "--grad_accum": options.grad_accum > 1,
+        f"--division {options.division}": CORRESPONDENCES[options.division].refines,
+        f"--loss_names {options.loss_names}": any(issubclass(objective, TokenObjective) for objective in objectives),
+    }
+    if found := [obstacle for obstacle, there in obstacles.items() if there]:
+        raise OptionError(f"--cuda_graphs: not supported with {found[0]}")
