@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import threading
+import time
 from pathlib import Path
 
 from tools.reproduce import __main__ as reproduce
@@ -28,8 +29,9 @@ def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
 
 
 def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
-    """Four processes, four seeds: each is trained once, and the last to end sees them all."""
+    """Four processes, four seeds: each is trained once, the last to end sees them all, and one reports at a time."""
     started, all_started, reports = [], threading.Barrier(4), []
+    reporting, at_once = threading.Lock(), []
 
     def train(run: runs.Run, _: list[str]) -> None:
         started.append(run.seed)
@@ -45,10 +47,17 @@ def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
         reports.append(sum(bool(finished(run)) for run in of_row))
         return {"results": {}}
 
+    def write_report(*_: object) -> str:
+        at_once.append(not reporting.acquire(blocking=False))
+        time.sleep(0.05)
+        if not at_once[-1]:
+            reporting.release()
+        return ""
+
     monkeypatch.setattr(runs.Run, "_execute", train)
     monkeypatch.setattr(runs.Run, "finished", finished)
     monkeypatch.setattr(train_rows, "summarise", summarise)
-    monkeypatch.setattr(train_rows, "write_report", lambda *_: "")
+    monkeypatch.setattr(train_rows, "write_report", write_report)
     monkeypatch.setattr(train_rows, "draw_curves", lambda *_: False)
     command = ["--table", "1", "--row", "rde", "--dataset", "RSTPReid", "--noise", "0.5", "--seeds", "4"]
     command += ["--output_dir", str(tmp_path), "--root_dir", "/data"]
@@ -59,4 +68,5 @@ def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
         worker.join(timeout=60)
     assert sorted(started) == [1, 2, 3, 4]
     assert max(reports) == 4
+    assert at_once == [False] * 4
     assert "another process is training it" in capsys.readouterr().out

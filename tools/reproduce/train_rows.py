@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from tools.reproduce.curves import draw_curves
 from tools.reproduce.noise import draw_over_noise
 from tools.reproduce.report import summarise, write_report
@@ -40,25 +42,27 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
     Raises:
         OptionError: a run failed; the others are done and reported.
     """
-    failed, taken = [], 0
+    failed, taken = [], []
     for run in _by_seed(runs):
         try:
             run.train()
         except LockedError:
             print(f"{run.title}: another process is training it", flush=True)
-            taken += 1
+            taken.append(run)
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     more = runs[0][0].more
     further = "" if all(FLAGS[name].resumable for name in check_more(more)) else shlex.join(more)
-    summaries = [summarise(of_row, comparable=not further, more=extra) for of_row in runs]
-    report = write_report(title, summaries, further, file, extra)
-    kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
-    kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.stem}.lock")):  # the processes that share the runs may end together
+        summaries = [summarise(of_row, comparable=not further, more=extra) for of_row in runs]
+        report = write_report(title, summaries, further, file, extra)
+        kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
+        kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
-    if taken:
-        print(f"other processes are training {taken} of the runs; the last to finish reports all of them")
+    if missing := sum(bool(run.missing()) for run in taken):
+        print(f"other processes are training {missing} of these runs; the last to finish reports all of them")
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 
