@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 
 from processor import figures
 from tests.figures import kept
+from tools.reproduce import curves as reproduced
+from tools.reproduce.tables import TABLES
 from tools.visualize import curves
 from tools.visualize.runs import Run
 from utils import figures as house
@@ -67,3 +70,21 @@ def test_a_retrieval_sheet_says_by_what_and_what_its_colours_mean(drawn, tmp_pat
     assert title.splitlines()[0] == "run/best.pth on X, test, by BGE"
     assert "blue: correct identity" in title
     assert drawn["sheet"].axes[1].get_title() == "✗ 0.50"
+
+
+def test_a_study_of_many_rows_has_a_panel_for_each_noise_rate(monkeypatch):
+    """A method's line looks the same in all of them, and no other's does."""
+    rows = [[SimpleNamespace(row=row.on_synthpedes())] for row in TABLES["methods"].rows]
+    monkeypatch.setattr(reproduced, "_curve", lambda run: {0: 10.0, 1: 20.0 + 100 * run.row.noise})
+    with kept(reproduced, house) as drawn:
+        assert reproduced.draw_curves(rows, Path("study"))
+    panels = {axes.get_title(): axes.lines for axes in drawn["study"].axes}
+    assert list(panels) == ["0% noise", "20% noise", "50% noise", "80% noise"]
+    looks = {}
+    for heading, lines in panels.items():
+        for line in lines:
+            look = (line.get_color(), line.get_linestyle(), line.get_marker(), line.get_markerfacecolor())
+            assert looks.setdefault(line.get_label(), look) == look
+            assert 100 * line.get_ydata()[-1] == pytest.approx(2000 + 100 * float(heading.split("%")[0]))
+    assert len(set(looks.values())) == len(looks) == 9
+    assert [text.get_text() for text in drawn["study"].legends[0].get_texts()] == list(looks)

@@ -7,38 +7,56 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from tools.reproduce.runs import Run
-from tools.visualize.curves import LINES
-from utils.figures import over_epochs, save
+from tools.visualize.curves import LINES, line_style
+from utils.figures import legend_below, over_epochs, save
 
 
 def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
     """Draw the mean over each row's seeds, and from the lowest to the highest in a lighter tone.
 
     Epoch 0 is the pretrained CLIP, by its own embedding. Rows that are read off the same run as another with the same
-    similarity are drawn once. Returns whether there was a row to draw.
+    similarity are drawn once. More rows than one panel holds get a panel for each noise rate, and methods a line each.
+    Returns whether there was a row to draw.
     """
     drawn = {}
     for runs in rows:
         row = runs[0].row
         curves = [curve for run in runs if (curve := _curve(run))]
         if curves and not row.start and not row.target:
-            drawn.setdefault((row.slug, row.similarity), (f"{row.title}, {row.noise:.0%} noise", curves))
+            drawn.setdefault((row.slug, row.similarity), (row.title, f"{row.noise:.0%} noise", curves))
     if not drawn:
         return False
-    figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    for number, (title, curves) in enumerate(drawn.values()):
-        colour, line, marker = LINES[number % len(LINES)]
-        epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
-        r1 = np.array([[curve[epoch] for epoch in epochs] for curve in curves])  # (seeds, epochs)
-        axes.plot(epochs, r1.mean(axis=0), line, color=colour, marker=marker, markersize=3, label=title)
-        axes.fill_between(epochs, r1.min(axis=0), r1.max(axis=0), color=colour, alpha=0.15, linewidth=0)
-    over_epochs(axes, "R1 on test (%)")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(drawn) <= len(LINES):
+        figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+        for number, (title, noise, curves) in enumerate(drawn.values()):
+            _draw(axes, f"{title}, {noise}", curves, number)
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        panels = {"": axes}
+    else:
+        noises, titles = (list(dict.fromkeys(of_row[part] for of_row in drawn.values())) for part in (1, 0))
+        size = (2.6 * len(noises) + 0.5, 3.8)
+        figure, grid = plt.subplots(1, len(noises), figsize=size, layout="constrained", squeeze=False, sharey=True)
+        panels = dict(zip(noises, grid[0], strict=True))
+        for title, noise, curves in drawn.values():
+            _draw(panels[noise], title, curves, titles.index(title))
+        legend_below(figure, grid[0])
+    for number, (heading, axes) in enumerate(panels.items()):
+        over_epochs(axes, "" if number else "R1 on test (%)")
+        axes.set(title=heading, ylim=(0, None))
     save(figure, file)
     return True
+
+
+def _draw(axes: Axes, title: str, curves: Sequence[dict[int, float]], number: int) -> None:
+    """A row's line, in the style of the figure's line `number`."""
+    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+    r1 = np.array([[curve[epoch] for epoch in epochs] for curve in curves])  # (seeds, epochs)
+    style = line_style(number)
+    axes.plot(epochs, r1.mean(axis=0), markersize=3, label=title, **style)
+    axes.fill_between(epochs, r1.min(axis=0), r1.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
 
 
 def _curve(run: Run) -> dict[int, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from tools.visualize.curves import LINES
+from tools.visualize.curves import line_style
 from utils.errors import DataError
 from utils.figures import legend_below, save
 from utils.options import command_parser, parse
@@ -51,12 +51,10 @@ def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
     figure, grid = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
     for axes, (choice, heading) in zip(grid, _PANELS.items(), strict=True):
         for number, (title, by_noise) in enumerate(methods.items()):
-            colour, line, marker = LINES[number % len(LINES)]
             found = {noise: results[choice]["R1"] for noise, results in sorted(by_noise.items())}
             spread = [of["spread"] or 0 for of in found.values()]
             x, mean = [100 * noise for noise in found], [of["mean"] for of in found.values()]
-            style = {"color": colour, "marker": marker, "markersize": 4, "capsize": 2, "label": title}
-            axes.errorbar(x, mean, spread, linestyle=line, **style)
+            axes.errorbar(x, mean, spread, label=title, markersize=4, capsize=2, **line_style(number))
         axes.set(title=heading, xlabel="noise rate (%)", ylim=(0, None))
         axes.grid(alpha=0.3)
     grid[0].set_ylabel("R1 on test (%)")

@@ -95,7 +95,6 @@ def write_report(title: str, summaries: Sequence[dict], further: str, file: Path
     text += f"With additional flags, so not in the paper's setting: {further}\n\n" if further else ""
     text += f"{table.get_string()}\n\n{_arithmetic(summaries)}\n"
     text += f"\n{_more(summaries, more)}\n" if more else ""
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     content = {"title": title, "further_flags": further, "rows": summaries}
     file.with_suffix(".json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -122,7 +121,8 @@ def _more(summaries: Sequence[dict], more: str) -> str:
 
 
 def _short(found: dict) -> str:
-    return f"{found['mean']:.3g}" + (f" ± {found['spread']:.2g}" if found["spread"] else "")
+    decimals = 0 if found["mean"] >= 100 else 1 if found["mean"] >= 10 else 2
+    return f"{found['mean']:.{decimals}f}" + (f" ± {found['spread']:.{decimals}f}" if found["spread"] else "")
 
 
 def _cell(found: dict) -> str:

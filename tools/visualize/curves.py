@@ -30,6 +30,14 @@ _LETTER = 0.065  # inches that a letter of a legend takes
 SWEPT = {"margin": "m", "tau": "τ", "select_ratio": "R"}  # the paper's figures 4 and 6
 
 
+def line_style(number: int) -> dict[str, str]:
+    """The style of a figure's line `number`, from 0; after the last of `LINES` another dash and a hollow marker."""
+    colour, _, marker = LINES[number % len(LINES)]
+    _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
+    again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
+    return {"color": colour, "linestyle": line, "marker": marker, **again}
+
+
 def training_curves(run: Run, file: Path) -> None:
     """Losses, learning rate, CCD's counts, its precision and recall where the truth is known, and validation."""
     epochs = [record["epoch"] for record in run.records]
@@ -113,14 +121,10 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
     figure, grid = plt.subplots(1, len(data), figsize=size, layout="constrained", squeeze=False, sharey=True)
     panels = dict(zip(data, grid[0], strict=True))
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        colour, _, marker = LINES[number % len(LINES)]
-        _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
         r1 = [record["val"][run.fused]["R1"] for record in run.validated]
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]
-        again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
-        style = {"color": colour, "marker": marker, "markersize": 4, "markevery": every, **again}
-        panels[run.data].plot(epochs, r1, line, label=name, **style)
+        panels[run.data].plot(epochs, r1, label=name, markersize=4, markevery=every, **line_style(number))
     for axes, title in zip(grid[0], ends(data), strict=True):
         over_epochs(axes, "R1 on validation (%)" if axes is grid[0, 0] else "")
         axes.set_title(title, fontsize=9)
