@@ -17,9 +17,10 @@ from solver.settings import OptimizerSettings
 from tests import published
 from tests.objectives import loss_of, named
 from tests.test_model import golden_model
+from utils.devices import choose_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-DEVICE = torch.device("cuda")
+DEVICE = choose_device("auto")  # as programs choose it: float32 convolutions are not to use TF32
 PAIRS = 64
 
 
