@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -84,38 +84,51 @@ def ours(setting: Setting) -> DualEncoder:
 
 def against_plain(setting: Setting) -> Rows:
     """The three passes; the share is of the matrix rate that large products reach in our precision on this machine."""
-    batch, steps, batches = _batch(setting), setting.steps, 2 * setting.steps
+    batch, steps = _batch(setting), setting.steps
     pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
     slow, fast = both(setting)
     tal = training_state(fast).loss
-    gallery = MadeUpGallery(batch, batches)
-    ids = [batch.ids] * batches
-    passes: dict[str, tuple[Way, Way, int]] = {
-        "training step": (plain_training_step(setting, batch, slow), training_step(setting, batch, fast), pairs),
+    large = random_batch(setting.sizes, setting.evaluation_batch, setting.device)
+    gallery, ids = MadeUpGallery(large, 2), [large.ids] * 2
+
+    def training(graphs: bool) -> Way:
+        return training_step(setting, batch, fast, cuda_graphs=graphs)
+
+    def scoring(graphs: bool) -> Way:
+        return lambda: score_pairs(fast, tal, [batch] * steps, setting.batch, LoopSettings(cuda_graphs=graphs))
+
+    passes: dict[str, tuple[Way, dict[str, Way], int]] = {
+        "training step": (plain_training_step(setting, batch, slow), _with_graphs(setting, training), pairs),
         "CCD pass": (
             lambda: plain.score_pairs(slow, [batch] * steps, setting.batch),
-            lambda: score_pairs(fast, tal, [batch] * steps, setting.batch),
+            _with_graphs(setting, scoring),
             pairs,
         ),
         "evaluation encoding": (
             lambda: plain.encode_twice(slow, gallery.image_batches(), ids),
-            lambda: encode(fast, gallery),
-            2 * pairs,
+            {"": lambda: encode(fast, gallery)},
+            len(gallery.image_pids),
         ),
     }
     rows = []
-    for what, (plainly, way, count) in passes.items():
-        seconds = interleaved({"plain": plainly, "ours": way}, setting.repeats, setting.device)
-        flop = count_flop(way) / count
-        rows.append(
-            compare(what, seconds, count)
-            | {"GFLOP a pair": flop / 1e9, "share of matrix rate": flop * count / seconds["ours"] / peak}
-        )
+    for what, (plainly, ways, count) in passes.items():
+        seconds = interleaved({"plain": plainly} | ways, setting.repeats, setting.device)
+        flop = count_flop(ways[""]) / count
+        rows += [
+            compare(what + flags, {"plain": seconds["plain"], "ours": seconds[flags]}, count)
+            | {"GFLOP a pair": flop / 1e9, "share of matrix rate": flop * count / seconds[flags] / peak}
+            for flags in ways
+        ]
     rows.append({"what": "matrix rate, TFLOP/s", "value": peak / 1e12})
     if setting.device.type == "cuda":
         waits = _waits(training_step(setting, batch, fast)) - _waits(lambda: None)
         rows.append({"what": f"waits for the device in {steps} training steps and a line of the log", "value": waits})
     return rows
+
+
+def _with_graphs(setting: Setting, way: Callable[[bool], Way]) -> dict[str, Way]:
+    """By what its name ends in: without `--cuda_graphs`, and where there are any with."""
+    return {"": way(False)} | ({" --cuda_graphs": way(True)} if setting.device.type == "cuda" else {})
 
 
 def _batch(setting: Setting) -> Batch:
