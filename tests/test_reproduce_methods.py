@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from tools.reproduce import __main__ as reproduce
 from tools.reproduce import noise
 from tools.reproduce.runs import Run
 from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def test_where_nothing_is_wrong_there_is_nothing_to_know(run):
 
 def report(file: Path, *noises: float) -> Path:
     results = {
-        choice: {"R1": {"mean": 50.0, "spread": None}} for choice in ("best by validation", "last", "best by test")
+        choice: {"R1": {"values": [50.0], "mean": 50.0, "spread": None}}
+        for choice in ("best by validation", "last", "best by test")
     }
     file.write_text(json.dumps({"rows": [{"title": "RDE", "noise": of, "results": results} for of in noises]}))
     return file
@@ -76,3 +80,26 @@ def test_what_is_no_such_report_is_one_line(tmp_path, write, message):
     write(tmp_path / "table.json")
     with pytest.raises(UserError, match=message):
         noise.main([str(tmp_path / "table.json"), str(tmp_path / "figure.png")])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_pages_print_the_numbers_that_the_figure_is_drawn_from(page, tmp_path):
+    """And docs/methods.json is what the command writes from it."""
+    kept = ROOT / "docs/methods.json"
+    noise.main([str(kept), str(tmp_path / "methods.png")])
+    assert (tmp_path / "methods.json").read_text() == kept.read_text()
+    printed: dict[str, list[list[str]]] = defaultdict(list)
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.count(" ± ") == 4:
+            title, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+            printed[{"RDE: TAL with CCD": "RDE"}.get(title, title.split(", told")[0])].append(cells)
+    found: dict[str, list[dict]] = defaultdict(list)
+    for row in json.loads(kept.read_text())["rows"]:
+        found[row["title"]].append(row["results"])
+    assert len(found) == 9
+    assert printed.keys() == (found.keys() - {"RDE, soft labels"} if page == "README.md" else found.keys())
+    for title, tables in printed.items():
+        for choice, cells in zip(("last", "best by validation"), tables, strict=False):
+            r1 = [results[choice]["R1"] for results in found[title]]
+            assert cells == [f"{of['mean']:.1f} ± {of['spread']:.1f}" for of in r1]
+        assert len(tables) == (1 if page == "README.md" else 2)

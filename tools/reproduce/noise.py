@@ -1,6 +1,8 @@
-"""R1 against the share of wrong captions, a line a method: of a report's .json.
+"""Draw R1 against the share of wrong captions, a line a method, and keep the numbers drawn.
 
-python -m tools.reproduce.noise TABLE.json FIGURE.png
+    python -m tools.reproduce.noise logs/reproduce/table_methods_SynthPEDES_3_seeds.json docs/methods.png
+
+The numbers are written beside the figure (docs/methods.json), from which it can be drawn again.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 
 from tools.visualize.curves import line_style
 from utils.errors import DataError
 from utils.figures import legend_below, save
+from utils.files import write_text
 from utils.options import command_parser, parse
 from utils.program import run_program
 
@@ -24,16 +28,34 @@ _PANELS = {"best by validation": "best epoch by validation", "last": "last epoch
 def main(argv: Sequence[str]) -> None:
     """Draw the figure."""
     parser = command_parser("tools.reproduce.noise", __doc__)
-    parser.add_argument("table", help="report written by tools.reproduce (.json)")
-    parser.add_argument("figure", help="file to write")
+    parser.add_argument("table", help="report of tools.reproduce, or the numbers of such a figure (.json)")
+    parser.add_argument("figure", help="file to write, as .png, .svg or .pdf")
     args = parse(parser, argv)
+    figure = Path(args["figure"])
     try:
-        rows = json.loads(Path(args["table"]).read_text(encoding="utf-8"))["rows"]
-        drawn = draw_over_noise(rows, Path(args["figure"]))
+        rows = [_drawn(row) for row in json.loads(Path(args["table"]).read_text(encoding="utf-8"))["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{args['table']} is not a report by tools.reproduce") from None
-    if not drawn:
+    if not draw_over_noise(rows, figure):
         raise DataError(f"{args['table']} has no row with runs at two noise rates")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    write_text(figure.with_suffix(".json"), f'{{"rows": [\n{lines}\n]}}\n')
+
+
+def _drawn(row: dict[str, Any]) -> dict[str, Any]:
+    """Of a report's row what is drawn, and what it says of the pairs that a method flags; to two decimals."""
+    results = {choice: {"R1": _rounded(row["results"][choice]["R1"])} for choice in _PANELS if row["results"]}
+    known = {part: _rounded(of) for part, of in row.get("knowledge", {}).items()}
+    return {"title": row["title"], "noise": row["noise"], "results": results} | ({"knowledge": known} if known else {})
+
+
+def _rounded(found: dict[str, Any]) -> dict[str, Any]:
+    spread = found["spread"]
+    return {
+        "values": [round(value, 2) for value in found["values"]],
+        "mean": round(found["mean"], 2),
+        "spread": None if spread is None else round(spread, 2),
+    }
 
 
 def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
