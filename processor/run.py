@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils import get_total_norm
 
 from processor import figures
-from processor.epoch import EpochResult, train_epoch
+from processor.epoch import EpochResult, magnitude, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import similarity_histograms, vote_arrays, write_epoch
 from processor.records import chosen_by
@@ -129,7 +128,7 @@ def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settin
     """Train an epoch and log how it went."""
     result = train_epoch(state, training.training_batches(state.epoch), weight, settings)
     weights = [value for value in state.weights().values() if value.is_floating_point()]
-    if not math.isfinite(get_total_norm(weights, math.inf)):  # finite gradients don't keep a step from ruining them
+    if not math.isfinite(magnitude(weights)):  # finite gradients don't keep a step from ruining them
         raise NotFiniteError("after the last step: a weight is NaN or infinite")
     logger.info(
         "  trained in %.1f s (%.0f%% of it waiting for data), peak memory %.1f GB",
