@@ -1,1 +1,1 @@
-"""How fast and how large: our way against a plain one, side by side. `python -m benchmarks` measures, see README.md."""
+"""Speed and memory of our implementation against a plain baseline. `python -m benchmarks`, see README.md."""

@@ -1,10 +1,10 @@
-"""Measure how fast and how large everything is on this machine, print it and save it as JSON.
+"""Measure speed and memory on this machine, print the results and save them as JSON.
 
-On a CPU everything runs on one thread and is measured in processor time: other work on the machine hardly counts. On
-more threads (--threads) wall time is measured, which takes a machine without other work.
+On a CPU everything runs on one thread and is measured in CPU time, so that other load hardly matters. With more
+threads (--threads) wall time is measured, which needs an idle machine.
 
 python -m benchmarks                       # everything
-python -m benchmarks model ranking         # some sections; the file keeps the others' last results
+python -m benchmarks model ranking         # selected sections; the file keeps the last results of the others
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start_up(setting: Setting) -> Rows:
-    """`python train.py --help`."""
+    """Time of `python train.py --help`."""
     seconds = []
     for _ in range(setting.repeats):
         start = time.perf_counter()
@@ -63,23 +63,23 @@ SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("benchmarks", __doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--precision", help="of our way: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU, where that is the device (default: 1)")
+    parser.add_argument("--precision", help="of ours: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, when running on the CPU (default: 1)")
     parser.add_argument("--batch_size", type=int, help="pairs in a batch (default: 64 on CUDA, else 8)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns, of which the median counts (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed repetitions; the median is reported (default: 3)")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model and little data, to see that all of it runs")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny model and little data")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the sections that were asked for; each is saved when it is done."""
+    """Run the selected sections, saving each as soon as it is done."""
     args = parse(build_parser(), argv)
     wanted = args["sections"] or list(SECTIONS)
     if unknown := [name for name in wanted if name not in SECTIONS]:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def table(title: str, rows: Rows) -> str:
-    """Rows whose keys are the columns; what a row lacks is left empty."""
+    """Format rows as a table with their keys as columns; missing values are left empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     shown = PrettyTable(columns, title=title, align="r")
     shown.align[columns[0]] = "l"
@@ -134,15 +134,15 @@ def _shown(value: object) -> str:
 
 
 def save(file: Path, section: str, content: dict) -> None:
-    """Put a section's results into the file in one step, beside those of the others."""
+    """Write a section's results atomically into the file, keeping those of the others."""
     write_text(file, json.dumps(results_of(file) | {section: content}, indent=1) + "\n")
 
 
 def results_of(file: Path) -> dict:
-    """What a file of results holds so far.
+    """Read the results saved so far; empty when there is no file yet.
 
     Raises:
-        OptionError: it holds something else, or can't be a file.
+        OptionError: the file isn't a results file, or its folder doesn't exist.
     """
     if not file.exists():
         if not file.parent.is_dir():
@@ -153,7 +153,7 @@ def results_of(file: Path) -> dict:
     except (OSError, ValueError):
         results = None
     if not isinstance(results, dict):
-        raise OptionError(f"--out {file}: what is there is no file of a benchmark, choose another")
+        raise OptionError(f"--out {file}: the existing file holds no benchmark results, choose another")
     return results
 
 

@@ -1,7 +1,7 @@
-"""What a training step and a scoring batch ask of a device, counted and not timed: the same numbers on every machine.
+"""Operations, synchronisations and allocations of a training step and a scoring batch: equal on every machine.
 
-A fast GPU computes a small operation in less time than Python needs to launch it, so the number of operations bounds
-the pairs a second; and each time Python waits for the device, the device then waits for Python.
+A fast GPU computes a small operation in less time than Python needs to launch it, so the number of operations limits
+the throughput; and each time Python waits for the device, the device then waits for Python.
 
 `python -m benchmarks counting` prints them.
 """
@@ -33,17 +33,17 @@ from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 
 Pass = Callable[[Sequence[Batch]], Any]
-_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}  # their result's value or shape is read
-_READS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}  # no operations of a CPU
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}  # read the value or shape of a result
+_READS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}  # copy to the host; on a CPU they dispatch no operation
 
 
 @dataclass
 class Counts:
-    """Of some calls.
+    """Counters over a number of calls.
 
     Attributes:
-        operations: of ATen, views apart.
-        synchronisations: how often Python would wait for a device.
+        operations: ATen operations other than views.
+        synchronisations: times that Python would wait for a GPU.
         allocated: bytes of new tensors.
     """
 
@@ -81,7 +81,7 @@ class _Reads(TorchFunctionMode):
 
 @contextmanager
 def counting(host: Iterable[Tensor] = ()) -> Iterator[Counts]:
-    """Count what is called inside; tensors of the `host` are no device's, and what is done with them is not counted."""
+    """Count the operations in the block, except those on `host` tensors, which stay on the CPU."""
     counts, host = Counts(), list(host)
     with _Reads(counts, host), _Operations(counts, host):
         yield counts
@@ -102,7 +102,7 @@ def _waits(operator: Any, args: Any) -> bool:
 
 
 def counted(setting: Setting) -> Rows:
-    """Of one more batch of a tiny CLIP in a pass, ours beside the plain way, in float32 on the CPU."""
+    """Counts per additional batch in a pass of a tiny CLIP, plain and ours, in float32 on the CPU."""
     cpu = torch.device("cpu")
     model, batch = random_model(TINY, cpu), random_batch(TINY, setting.batch, cpu)
     optimizer = plain.build_optimizer(*learning(model))
@@ -114,8 +114,7 @@ def counted(setting: Setting) -> Rows:
 
 
 def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, dict[str, Pass]]:
-    """A training step and a scoring batch, both ways, as passes over batches of so many pairs; the plain way's
-    optimizer."""
+    """Training and scoring, plain and ours, as passes over batches of `pairs` pairs; `optimizer` is the plain one's."""
     slow, weight, state = PlainModel(model), np.ones(pairs, np.float32), training_state(model)
     settings = LoopSettings(log_period=100)
     return {
@@ -131,11 +130,11 @@ def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, di
 
 
 def one_more(of_batches: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
-    """What a pass over two batches takes more than one over one."""
+    """Difference between a pass over two batches and one over a single batch."""
     found = []
-    with products(mkl=True):  # as everywhere but on AVX-512
-        of_batches([batch])  # the optimizer makes its moments
-        steps = [state["step"] for state in plain_optimizer.state.values()]  # which stay on the CPU
+    with products(mkl=True):  # as on any machine without AVX-512
+        of_batches([batch])  # the optimizer allocates its moments
+        steps = [state["step"] for state in plain_optimizer.state.values()]  # stay on the CPU
         for count in (1, 2):
             with counting(host=[batch.pairs, *steps]) as counts:
                 of_batches([batch] * count)

@@ -1,4 +1,4 @@
-"""A whole epoch of a tiny CLIP, images from disk and all: CCD, training, evaluation."""
+"""A whole epoch of a tiny CLIP with images read from disk: CCD, training, evaluation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from processor.settings import LoopSettings
 from solver.correspondence.ccd import COARSE, divide
 from solver.objectives.base import cosine_similarity
 
-IMAGES, QUERIES, BATCH = 1200, 580, 64  # two captions an image
+IMAGES, QUERIES, BATCH = 1200, 580, 64  # two captions per image
 SIZE = image_size(TINY)
 
 
 def tiny_epoch(setting: Setting) -> Rows:
-    """CCD, training and evaluation; the image cache is there, as from the second epoch on."""
+    """CCD, training and evaluation, with the image cache filled as from the second epoch on."""
     folder = setting.folder / "epoch"
     counts = {"train": setting.scaled(IMAGES), "test": setting.scaled(QUERIES) // 2}
     file = write_dataset(folder, counts, SIZE, captions_per_image=2, images_per_person=4)
@@ -55,7 +55,7 @@ def tiny_epoch(setting: Setting) -> Rows:
 
 
 def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Callable, Callable]]:
-    """(plain, ours) of CCD, training and evaluation."""
+    """(plain, ours) for CCD, training and evaluation each."""
     device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
     slow = PlainModel(random_model(TINY, device, setting.plain_precision))
     slow_optimizer = plain.build_optimizer(*learning(slow.model))

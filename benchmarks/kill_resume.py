@@ -1,10 +1,9 @@
-"""Kill short runs at random moments, resume them, and compare the end with that of an undisturbed run.
+"""Kill short runs at random moments, resume them, and compare the results with those of an uninterrupted run.
 
 python -m benchmarks.kill_resume              # 30 kills; a quarter of an hour on two busy CPU cores
 
-Half of the kills come at any time from the start of the process on. The others wait for what passes quickly, the
-decoding of images, the writing of a checkpoint or the test, and strike within it. Every other run loads with processes
-of its own. Status 1 when an end differs.
+Half of the kills come at a random time after the start. The others target short phases: decoding images, writing a
+checkpoint, the test. Every other run loads data with worker processes. Exit status 1 when a result differs.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ ROOT = Path(__file__).parents[1]
 CLOCK = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
 EPOCHS = 5
 DECODING, WRITING, TESTING = "while images were decoded", "while a checkpoint was written", "in the test"
-# What depends on the time, the folder or how often a run was stopped.
+# Files that depend on the time, the folder or the number of interruptions.
 _ITS_OWN = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
 
 
 def without_clock(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's `metrics.jsonl` without what depends on the clock and the machine's memory."""
+    """A run's `metrics.jsonl` without times and memory use."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for record in records:
         for part in (record, record["ccd"] or {}):
@@ -48,7 +47,7 @@ def without_clock(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def command(annotations: Path, output_dir: Path, num_workers: int) -> list[str]:
-    """A short training that has everything in it: decoding, augmentation, CCD, validation, checkpoints, test."""
+    """Arguments of a short but complete run: decoding, augmentation, CCD, validation, checkpoints, test."""
     flags = f"--pretrain_choice tiny --img_size 48 16 --stride_size 8 --batch_size 16 --num_epoch {EPOCHS} --lr 1e-4 "
     flags += f"--warmup_epochs 2 --noisy_rate 0.5 --img_aug --txt_aug --num_workers {num_workers} --device cpu"
     folders = ["--output_dir", str(output_dir), "--image_cache", str(output_dir / "cache")]
@@ -56,7 +55,7 @@ def command(annotations: Path, output_dir: Path, num_workers: int) -> list[str]:
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen:
-    """train.py, quiet but for errors."""
+    """Start train.py, printing only errors."""
     return subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], stdout=subprocess.DEVNULL)
 
 
@@ -68,7 +67,7 @@ def only_run(output_dir: Path) -> Path | None:
 def kill_until_done(
     arguments: Sequence[str], output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
 ) -> Path:
-    """One run, killed and resumed until it ends or `wanted` kills are counted; returns its folder."""
+    """Kill and resume one run until it ends, leaving it alone after `wanted` kills in total; returns its folder."""
     while True:
         child = start(arguments)
         moment = strike(child, output_dir, longest, rng) if kills.total() < wanted else None
@@ -78,17 +77,17 @@ def kill_until_done(
             return only_run(output_dir)
         kills[moment] += 1
         run_dir = only_run(output_dir)
-        if run_dir and (run_dir / "test_metrics.json").is_file():  # all was done, but for leaving
+        if run_dir and (run_dir / "test_metrics.json").is_file():  # killed after its last write
             return run_dir
         if run_dir:
             arguments = ["--resume", "--output_dir", str(output_dir)]
 
 
 def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: random.Random) -> str | None:
-    """Kill within `longest` seconds, or in one of the short moments; None when the run ended before.
+    """Kill the process within `longest` seconds, or in one of the short phases.
 
     Returns:
-        When it was.
+        The phase in which it was killed; None when it ended before.
     """
     started = time.time()
     to_come = [WRITING, TESTING] if list(output_dir.glob("cache/*.npy")) else [DECODING]
@@ -106,7 +105,7 @@ def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: rando
 
 
 def moment(output_dir: Path, started: float) -> str:
-    """What the process that was started then (seconds since 1970) is doing, by the files that it has touched since."""
+    """Phase of the process started at `started` (seconds since 1970), judging by the files written since."""
     partial = [file for file in output_dir.rglob("*.partial") if _changed(file) > started]
     if any(file.parent.name == "cache" for file in partial):
         return DECODING
@@ -121,7 +120,7 @@ def moment(output_dir: Path, started: float) -> str:
 
 
 def _changed(file: Path) -> float:
-    """When a file was written last; 0 if it is not there."""
+    """Modification time of a file; 0 if it is missing."""
     try:
         return file.stat().st_mtime
     except FileNotFoundError:
@@ -129,7 +128,7 @@ def _changed(file: Path) -> float:
 
 
 def differences(run_dir: Path, reference: Path) -> list[str]:
-    """Files that are not bit for bit in both folders, of all that a run leaves but what says when and where it ran."""
+    """Output files that aren't bit-identical in both folders, ignoring those that record when and where a run ran."""
     names = {file.relative_to(folder) for folder in (run_dir, reference) for file in folder.rglob("*")}
     names = {name for name in names if not any(name.match(own) for own in _ITS_OWN)}
     return [str(name) for name in sorted(names) if not _same(_content(run_dir / name), _content(reference / name))]
@@ -158,10 +157,10 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Kill as often as was asked for; report."""
+    """Kill as often as requested, and report."""
     parser = command_parser("benchmarks.kill_resume", __doc__)
-    parser.add_argument("--kills", type=int, default=30, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: %(default)s)")
     args = parse(parser, argv)
     kills, runs, different = Counter(), 0, []
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +169,7 @@ def main(argv: Sequence[str]) -> None:
         reference = Path(folder) / "reference"
         begun = time.monotonic()
         if start(command(annotations, reference, 0)).wait():
-            raise UserError("the run that is left alone failed")
+            raise UserError("the uninterrupted run failed")
         longest = (time.monotonic() - begun) / 2
         while kills.total() < args["kills"]:
             runs += 1
@@ -181,7 +180,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"run {runs} done, {kills.total()} kills so far", flush=True)
     for when, count in kills.most_common():
         print(f"  {count:3d} {when}")
-    print(f"{kills.total()} kills in {runs} runs; " + (", ".join(different) or "all ends are bit-identical"))
+    print(f"{kills.total()} kills in {runs} runs; " + (", ".join(different) or "all results are bit-identical"))
     if different:
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""Loading pairs on one core: against the plain way, part by part, and by the number of pairs."""
+"""Data loading on one core against the plain baseline, by stage and by number of pairs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from datasets.images import read_image
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.tokenizer import Tokenizer
 
-JPEG_SIZE = (256, 96)  # about the median of CUHK-PEDES
+JPEG_SIZE = (256, 96)  # roughly CUHK-PEDES's median
 PAIRS, BATCH = 256, 64
 
 
 def loading(setting: Setting) -> Rows:
-    """Milliseconds a pair; ours without and with the augmentation that the device does."""
+    """Milliseconds per pair; ours without and with the augmentation done on the device."""
     pairs = [_pairs(setting, factor * setting.scaled(PAIRS)) for factor in (1, 2, 4)]
     return [_against_plain(setting, part) for part in pairs] + _parts(setting, pairs[0])
 
@@ -57,7 +57,7 @@ def _against_plain(setting: Setting, pairs: TrainingPairs) -> dict:
 
 
 def _parts(setting: Setting, pairs: TrainingPairs) -> Rows:
-    """What each part costs a pair in either way."""
+    """Milliseconds per pair of each stage, plain and ours."""
     size, count = image_size(setting.sizes), min(BATCH, len(pairs))
     chosen = np.random.default_rng(0).permutation(len(pairs))[:count]
     images, tokenizer = pairs.image_of_pair[chosen], Tokenizer()

@@ -1,4 +1,4 @@
-"""Made-up models and data: random weights, smooth noise for images, random words as many as CUHK-PEDES has."""
+"""Made-up models and data: random weights, images of smooth noise, captions of random words as long as CUHK-PEDES's."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def image_size(sizes: ClipConfig) -> tuple[int, int]:
 
 
 def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> DualEncoder:
-    """RDE's model with fresh weights, the same every time; those of the towers count as pretrained."""
+    """RDE's model with random weights from a fixed seed; those of the towers count as pretrained."""
     torch.manual_seed(0)
     with device:
         model = _fresh(sizes, "fp32")
@@ -86,7 +86,7 @@ def _fresh(sizes: ClipConfig, precision: str) -> DualEncoder:
 
 
 def learning(model: DualEncoder, lr: float = 1e-5) -> tuple[dict[str, Parameter], dict[str, float], OptimizerSettings]:
-    """What an optimizer is built of: all parameters, the rates of the new ones, and the settings."""
+    """Arguments of `build_optimizer`: all parameters, the learning rates of the new ones, and the settings."""
     settings = OptimizerSettings(lr=lr)
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), settings.head_lr), settings
 
@@ -97,8 +97,8 @@ def training_state(
     """A state that trains with TAL on both embeddings.
 
     Args:
-        encoder: in place of the model.
-        optimizer: in place of a new one.
+        encoder: wrapper to train instead of the model itself.
+        optimizer: optimizer to use instead of a new one.
     """
     loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
@@ -107,12 +107,12 @@ def training_state(
 
 
 def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,) words a caption: 23.5 on average as in CUHK-PEDES, 12 at least."""
+    """(count,) numbers of words per caption: 23.5 on average, as in CUHK-PEDES, and at least 12."""
     return np.clip(12 + rng.gamma(2.3, 5, count), 12, 75).astype(int)
 
 
 def random_batch(sizes: ClipConfig, pairs: int, device: torch.device) -> Batch:
-    """A batch of noise and random captions, as long as the longest of them, each of another person."""
+    """A batch of noise images and random captions, padded to the longest; each pair is of another person."""
     rng = np.random.default_rng(0)
     lengths = caption_lengths(pairs, rng)
     ids = np.zeros((pairs, lengths.max() + 2), np.int64)
@@ -124,7 +124,7 @@ def random_batch(sizes: ClipConfig, pairs: int, device: torch.device) -> Batch:
 
 
 def jpeg(rng: np.random.Generator, size: Sequence[int]) -> bytes:
-    """A smooth random picture of (height, width), about as hard to decode as a photograph."""
+    """A smooth random (height, width) image, about as expensive to decode as a photograph."""
     coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     stream = io.BytesIO()
@@ -135,9 +135,9 @@ def jpeg(rng: np.random.Generator, size: Sequence[int]) -> bytes:
 def write_dataset(
     folder: Path, images: dict[str, int], size: Sequence[int], *, captions_per_image: int, images_per_person: int
 ) -> Path:
-    """An annotation file with its images in `imgs/`; `images` counts them by split. Returns the file."""
+    """Write an annotation file and its images in `imgs/`; `images` is their number per split. Returns the file."""
     rng = np.random.default_rng(0)
-    pictures = [jpeg(rng, size) for _ in range(256)]  # written again and again: decoding them costs the same
+    pictures = [jpeg(rng, size) for _ in range(256)]  # written repeatedly: decoding costs the same
     entries, number, person = [], 0, 0
     for split, count in images.items():
         for position in range(count):
@@ -155,6 +155,6 @@ def write_dataset(
 
 
 def training_pairs(split: Split, folder: Path, size: tuple[int, int], settings: LoadingSettings) -> TrainingPairs:
-    """The split as clean pairs, its images decoded into `folder`."""
+    """The split's pairs, all clean, with its images decoded into `folder`."""
     ids = Tokenizer()(split.captions)
     return TrainingPairs(split, open_images(split.images, size, folder), ids, np.arange(len(ids)), settings)

@@ -1,4 +1,4 @@
-"""Clocks and counters: ways timed in turns, FLOP, bytes kept for the backward pass, the machine and its peak."""
+"""Clocks and counters: interleaved timing, FLOP, bytes kept for the backward pass, the machine and its peak rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Way = Callable[[], Any]
 
 
 def seconds_of(way: Way, device: torch.device) -> float:
-    """Seconds; on one thread of a CPU the processor's, so that other work hardly counts."""
+    """Wall seconds; on a single CPU thread CPU seconds, so that other load hardly matters."""
     clock = time.process_time if _one_thread(device) else time.perf_counter
     start = clock()
     way()
@@ -37,7 +37,7 @@ def _one_thread(device: torch.device) -> bool:
 
 
 def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median `seconds_of` each way: all of them in turns, after one untimed turn."""
+    """Median `seconds_of` each implementation, run alternately after one untimed warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
@@ -48,14 +48,14 @@ def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> 
 
 
 def count_flop(way: Way) -> int:
-    """Floating point operations of its matrix products, forward and backward; attention counts as its two products."""
+    """FLOP of the matrix products in forward and backward pass; attention counts as its two products."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         way()
     return counter.get_total_flops()
 
 
 def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
-    """Bytes that autograd keeps at the end of a forward pass, which `way` returns, besides the model's parameters."""
+    """Bytes that autograd keeps for the backward pass, parameters excluded; `way` is the forward pass."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -72,7 +72,7 @@ def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of large square matrix products, the best of several."""
+    """FLOP per second of large square matrix products, best of several."""
     side, best = (8192 if device.type == "cuda" else 2048), 0.0
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     for _ in range(8):
@@ -82,7 +82,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers belong to."""
+    """Hardware and software that the numbers were measured with."""
     name = f"{os.cpu_count()} cores, {_processor()}"
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}; {name}"

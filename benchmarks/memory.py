@@ -1,4 +1,4 @@
-"""Memory of a training step: counted bytes, and on a GPU the measured peak."""
+"""Memory of a training step: counted bytes and, on a GPU, the measured peak."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BATCH = 64
 
 
 def memory(setting: Setting) -> Rows:
-    """What a step keeps for its backward pass, counted on small batches: of every pair, and of the weights in half
-    precision whatever the batch. With the weights and Adam's two moments it is what a batch of 64 needs when they are
-    all there; gradients are made while activations go."""
+    """Memory that a step keeps for its backward pass, counted on small batches: per pair, and for the half-precision
+    copies of the weights whatever the batch. With the weights and Adam's two moments this gives the peak at batch 64,
+    because gradients are allocated while activations are freed."""
     rows = []
     for precision in dict.fromkeys(("fp32", "bf16", setting.precision)):
         for name in ("plain", "ours", "--grad_checkpointing"):
@@ -42,12 +42,12 @@ def memory(setting: Setting) -> Rows:
 
 def _kept(setting: Setting, encoders: PlainModel | DualEncoder, model: DualEncoder, pairs: int) -> int:
     batch = random_batch(setting.sizes, BATCH, setting.device)
-    images, ids = batch.images[:pairs], batch.ids[:pairs]  # as long as the longest caption of a whole batch
+    images, ids = batch.images[:pairs], batch.ids[:pairs]  # padded to the longest caption of the whole batch
     return count_kept_bytes(lambda: encoders(images, ids), model)
 
 
 def _measured(setting: Setting, model: PlainModel | DualEncoder) -> float:
-    """Peak of three training steps on the GPU, in 10⁹ bytes."""
+    """Peak memory of training steps on the GPU, in 10⁹ bytes."""
     batch = random_batch(setting.sizes, BATCH, setting.device)
     step = training_step(setting, batch, model)
     torch.cuda.reset_peak_memory_stats(setting.device)

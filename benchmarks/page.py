@@ -1,14 +1,14 @@
-"""The search page under load: thirty people at once type, search and click, over ten thousand pictures.
+"""Load test of the search page: thirty concurrent users type, search and click in a gallery of ten thousand images.
 
     python -m benchmarks.page                     # a CLIP about as small as the built-in one (2 minutes)
-    python -m benchmarks.page --model ViT-B/16    # the paper's, with random weights, too
-    python -m benchmarks.page --quick             # few people and pictures, to see that it runs
+    python -m benchmarks.page --model ViT-B/16    # the paper's backbone, also with random weights
+    python -m benchmarks.page --quick             # a smoke test with few users and images
 
-Page and people share the machine. A person asks as a browser does: types a sentence at some letters a second, presses
-Search, fetches the pictures found, looks at them, clicks one, and looks at what token selection chose. In the end all
-press Search at the same moment. A time is that from the press to the last byte, the pictures' too; on a machine with
-other work the page's processor time says more (Linux only). Every answer is compared with that of a searcher of our
-own, so that a lost one, or another person's, is noticed.
+Page and users share the machine. A user sends what a browser would: types a sentence at a few letters per second,
+presses Search, fetches the images found, looks at them, clicks one, and looks at the tokens selected. Finally all
+press Search at the same moment. Latency runs from the press to the last byte, images included; on a busy machine the
+page's CPU time says more (Linux only). Every response is compared with that of a local searcher, so that lost responses
+and those meant for another user are noticed.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[1]
 _MODELS = {"ViT-B/16": VIT_B_16, "tiny": TINY, "smallest": SMALLEST}
-_TOP, _TURNS = 12, 4  # pictures found, as the page has it; searches of a person
-_LETTERS_A_SECOND, _LOOKING = 6, (2, 6)  # seconds at the results, and at the details
-_SAMPLE = 256  # sentences, by whose embeddings the pictures' are made up
-_PATIENCE = 120  # seconds for an answer
-_KEPT_ALIVE = 3  # seconds without a request, before the server closes a connection, as it does after 5
+_TOP, _TURNS = 12, 4  # images per result, the page's default; searches per user
+_LETTERS_A_SECOND, _LOOKING = 6, (2, 6)  # typing speed; seconds spent on the results, and on the details
+_SAMPLE = 256  # sentences from whose embeddings those of the images are made up
+_PATIENCE = 120  # timeout of a request in seconds
+_KEPT_ALIVE = 3  # seconds an idle connection is kept, less than the server's 5
 
 
 def write_index(folder: Path, sizes: ClipConfig, pictures: int) -> Path:
-    """An index of made-up pictures by a model with random weights; both are in `folder`, too.
+    """Write an index of made-up images and a run with random weights into `folder`; returns the index.
 
-    The pictures' vectors vary as those of sentences do, so that each sentence finds others.
+    The images' vectors are distributed like those of sentences, so that different sentences find different images.
     """
     options = resolve({"img_size": image_size(sizes), "stride_size": sizes.stride, "num_workers": 0})
     model, run = random_model(sizes, choose_device("cpu")), RunFolder(folder / "run")
@@ -92,13 +92,13 @@ def write_index(folder: Path, sizes: ClipConfig, pictures: int) -> Path:
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """Of eight to fifteen random words."""
+    """A sentence of eight to fifteen random words."""
     return " ".join(rng.choice(WORDS, rng.integers(8, 16)))
 
 
 @contextlib.contextmanager
 def served(index: Path) -> Iterator[tuple[str, int]]:
-    """The page, by the real command on a free port; its address and its process."""
+    """Serve the page with the real command on a free port; yields its address and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -114,7 +114,7 @@ def served(index: Path) -> Iterator[tuple[str, int]]:
 
 
 def processor_seconds(process: int) -> float:
-    """That a process has used so far; NaN where the system does not say."""
+    """CPU time that a process has used so far; NaN where /proc is missing."""
     file = Path(f"/proc/{process}/stat")
     if not file.is_file():
         return math.nan
@@ -123,13 +123,13 @@ def processor_seconds(process: int) -> float:
 
 
 class Judge:
-    """Knows what a searcher of our own finds for each sentence in the same index, and keeps what all people meet.
+    """Compares the page's responses with those of a local searcher on the same index, and records latencies.
 
     Attributes:
-        similarity: by which the page searches unless told otherwise.
-        expected: the files for each sentence, the best first.
-        seconds: of every answer, by what was asked.
-        wrong: answers that were not the right ones.
+        similarity: the page's default similarity.
+        expected: the files found for each sentence, best first.
+        seconds: latencies by kind of request.
+        wrong: number of wrong responses.
     """
 
     def __init__(self, index: Path, texts: Sequence[str]) -> None:
@@ -142,13 +142,13 @@ class Judge:
         self.wrong = 0
 
     async def search(self, person: Person, text: str, what: str = "search") -> None:
-        """Have a person search, and judge the answer."""
+        """Have a user search, and check the response."""
         began = time.perf_counter()
         names = await person.search(text)
         self._add(what, began, right=names == self.expected[text])
 
     async def click(self, person: Person, text: str, position: int) -> None:
-        """Have a person click a result of a sentence, and judge what is said of it."""
+        """Have a user click a result of a sentence, and check the details shown."""
         began = time.perf_counter()
         said = await person.click(position)
         words = text.split()
@@ -160,12 +160,12 @@ class Judge:
 
 
 class Person:
-    """A browser's window on the page.
+    """A user with the page open in a browser.
 
     Args:
-        client: of this person alone.
-        page: the page's own description of itself, of /config.
-        similarity: to search by.
+        client: this user's own HTTP client.
+        page: the page's configuration, from /config.
+        similarity: the similarity to search by.
     """
 
     def __init__(self, client: httpx.AsyncClient, page: dict[str, Any], similarity: str) -> None:
@@ -174,13 +174,13 @@ class Person:
         self._search, self._select = (_called_by(page, event) for event in ("submit", "select"))
 
     async def search(self, text: str) -> list[str]:
-        """The names of the pictures found, which are fetched."""
+        """Search and fetch the images found; returns their names."""
         gallery = (await self._call(self._search, [text, _TOP, self.similarity], None))[0]["value"]
         await asyncio.gather(*(self._fetch(cell["image"]) for cell in gallery))
         return [cell["caption"].split(None, 1)[1] for cell in gallery]
 
     async def click(self, position: int) -> str:
-        """What is said of a result, as text; its picture is fetched."""
+        """Click a result and fetch its image; returns the details as plain text."""
         picture, said = await self._call(self._select, [None], {"index": position, "value": None})
         await self._fetch(picture["value"])
         return re.sub(r"<[^>]+>", " ", said)
@@ -200,12 +200,12 @@ class Person:
 
 
 def _called_by(page: dict[str, Any], event: str) -> int:
-    """The number of the page's function that an event calls."""
+    """Index of the page's function that an event calls."""
     return next(of["id"] for of in page["dependencies"] if any(name == event for _, name in of["targets"]))
 
 
 async def visit(person: Person, texts: Sequence[str], judge: Judge, pace: float) -> None:
-    """Search for some sentences and click a result of each; `pace` times all pauses."""
+    """Search for some sentences and click a result of each; `pace` scales all pauses."""
     rng = np.random.default_rng(list(texts[0].encode()))
     await asyncio.sleep(pace * rng.uniform(0, 10))
     for text in texts:
@@ -217,9 +217,9 @@ async def visit(person: Person, texts: Sequence[str], judge: Judge, pace: float)
 
 
 async def crowd(address: str, people: int, judge: Judge, pace: float) -> None:
-    """All people's visits, each with sentences of their own, then one search of all at the same moment."""
+    """Run all users' visits, each with sentences of their own, then one simultaneous search by all."""
     async with contextlib.AsyncExitStack() as stack:
-        httpx = require("httpx", REQUIREMENTS)  # gradio's own
+        httpx = require("httpx", REQUIREMENTS)  # a dependency of gradio
         limits = httpx.Limits(keepalive_expiry=_KEPT_ALIVE)
         of_each = [httpx.AsyncClient(base_url=address, timeout=_PATIENCE, limits=limits) for _ in range(people)]
         clients = [await stack.enter_async_context(client) for client in of_each]
@@ -232,12 +232,12 @@ async def crowd(address: str, people: int, judge: Judge, pace: float) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a table; an answer that was lost or mixed up is an error."""
+    """Run the load test and print its table; a wrong or mixed-up response is an error."""
     parser = command_parser("benchmarks.page", __doc__)
-    parser.add_argument("--people", type=int, default=30, help="at once (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=10_000, help="(default: %(default)s)")
-    parser.add_argument("--model", choices=list(_MODELS), default="tiny", help="its size (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="4 people in haste, 100 pictures, the smallest model")
+    parser.add_argument("--people", type=int, default=30, help="concurrent users (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=10_000, help="gallery size (default: %(default)s)")
+    parser.add_argument("--model", choices=list(_MODELS), default="tiny", help="model size (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="4 fast users, 100 images, the smallest model")
     args = parse(parser, argv)
     if args["quick"]:
         args |= {"people": 4, "pictures": 100, "model": "smallest"}

@@ -1,9 +1,9 @@
-"""The plain way: the baseline of every ratio, and the oracle that the fast way is tested against.
+"""The plain implementation: baseline of every ratio, and oracle that the fast implementation is tested against.
 
 Written from the description of what the published code does: every layer forms its attention maps, captions are padded
-to 77, pooling and CCD's bookkeeping loop over samples, evaluation runs both towers once for BGE and once more for TSE,
+to 77, pooling and CCD's bookkeeping loop over samples, evaluation runs both towers once for BGE and again for TSE,
 every parameter is an optimizer group of its own, every step waits for its loss, and ranking sorts the whole gallery and
-loops over queries. It computes with the weights of the model it is given, so that both ways can be compared.
+loops over queries. It uses the weights of the given model, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ TEXT_LENGTH = 77
 
 @dataclass
 class PlainModel:
-    """The encoders of `model`, the plain way; each part can be left to the fast way, to measure what it brings.
+    """The plain encoders with the weights of `model`; each optimisation can be enabled to measure its effect.
 
     Attributes:
         maps: form every layer's attention maps.
-        gelu: QuickGELU by its formula.
-        whole: finish all tokens in the last block.
-        padded: captions of 77 tokens, however short they are.
+        gelu: compute QuickGELU by its formula.
+        whole: run all tokens through the last block's MLP.
+        padded: pad all captions to 77 tokens.
         loops: pool captions one by one.
         mkl: multiply with MKL wherever PyTorch's own layers do.
     """
@@ -57,16 +57,16 @@ class PlainModel:
     mkl: bool = True
 
     def train(self, mode: bool = True) -> PlainModel:
-        """Switch the model to training."""
+        """Set training mode."""
         self.model.train(mode)
         return self
 
     def eval(self) -> PlainModel:
-        """Switch the model to evaluation."""
+        """Set evaluation mode."""
         return self.train(False)
 
     def parameters(self) -> Iterator[Parameter]:
-        """The model's."""
+        """The model's parameters."""
         return self.model.parameters()
 
     def __call__(self, images: Tensor, ids: Tensor) -> tuple[Embeddings, Embeddings]:
@@ -74,7 +74,7 @@ class PlainModel:
         return self.encode_image(images), self.encode_text(ids)
 
     def encode_image(self, images: Tensor, *, tse: bool = True) -> Embeddings:
-        """As `DualEncoder.encode_image`; without `tse` BGE alone."""
+        """As `DualEncoder.encode_image`; without `tse` only BGE."""
         model, cls = self.model, images.new_zeros(len(images), 1, dtype=torch.long)
         with products(self.mkl), autocast(images.device, model.precision):
             if not (self.maps or self.gelu or self.whole):
@@ -89,7 +89,7 @@ class PlainModel:
             return {name: both["image"](tokens) for name, both in model.heads.items() if tse or name == "BGE"}
 
     def encode_text(self, ids: Tensor, *, tse: bool = True) -> Embeddings:
-        """As `DualEncoder.encode_text`; without `tse` BGE alone."""
+        """As `DualEncoder.encode_text`; without `tse` only BGE."""
         model, head = self.model, self.model.heads["TSE"]["text"]
         ids = F.pad(ids, (0, max(0, (TEXT_LENGTH if self.padded else head.selects + 2) - ids.shape[1])))
         eos = ids.argmax(dim=1, keepdim=True)
@@ -106,7 +106,7 @@ class PlainModel:
             return embeddings | {"TSE": loop_pool(head, tokens) if self.loops else head(tokens)} if tse else embeddings
 
     def _transform(self, transformer: Transformer, x: Tensor, tokens: Tokens, modality: str) -> tuple[Tensor, Tensor]:
-        """(B, L, D) through all blocks, and the (B, L) attention from the summary in the last one."""
+        """Run (B, L, D) through all blocks; also returns the summary token's (B, L) attention in the last one."""
         needed = self.model.needed(modality, {})
         for block in transformer.resblocks[:-1]:
             x, _ = self._run(block, x)
@@ -132,7 +132,7 @@ class PlainModel:
 
 @contextmanager
 def products(mkl: bool) -> Iterator[None]:
-    """With `mkl` the model's linear layers are PyTorch's own."""
+    """With `mkl` the model's linear layers run as PyTorch's own instead of through oneDNN."""
     before = accelerate.ONEDNN
     accelerate.ONEDNN = before and not mkl
     try:
@@ -142,7 +142,7 @@ def products(mkl: bool) -> Iterator[None]:
 
 
 def _attend(attn: Attention, x: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `Attention.forward`, from a map of all tokens averaged over the heads: `nn.MultiheadAttention` in steps."""
+    """As `Attention.forward`, with the full map averaged over heads: `nn.MultiheadAttention` step by step."""
     B, L, D = x.shape
     q, k, v = attn.in_proj(x).chunk(3, dim=2)
     q, k, v = (part.view(B, L, attn.heads, -1).transpose(1, 2) for part in (q, k, v))  # (B, H, L, D/H)
@@ -156,7 +156,7 @@ def _attend(attn: Attention, x: Tensor, query: Tensor | None) -> tuple[Tensor, T
 
 
 def loop_pool(tse: TokenSelectionEmbedding, tokens: Tokens) -> Tensor:
-    """`TokenSelectionEmbedding.forward` with pooling by max, a caption at a time."""
+    """`TokenSelectionEmbedding.forward` with max pooling, one caption at a time."""
     B, _, D = tokens.features.shape
     selected = tse.scores(tokens).topk(tse.selects, dim=1).indices
     x = tokens.features.gather(1, selected[:, :, None].expand(B, tse.selects, D)).float()
@@ -169,7 +169,7 @@ def loop_pool(tse: TokenSelectionEmbedding, tokens: Tokens) -> Tensor:
 def build_optimizer(
     parameters: Mapping[str, Parameter], new: Mapping[str, float], settings: OptimizerSettings
 ) -> Optimizer:
-    """`solver.optimizer.build_optimizer`'s Adam with a group for every parameter, not fused."""
+    """`solver.optimizer.build_optimizer`'s Adam, unfused and with one group per parameter."""
     groups = [
         {**group, "params": [parameter]}
         for group in parameter_groups(parameters, new, settings)
@@ -179,7 +179,7 @@ def build_optimizer(
 
 
 def train_epoch(model: PlainModel, optimizer: Optimizer, batches: Iterable[PairBatch], label: np.ndarray) -> float:
-    """Train with TAL on every batch once, waiting for each step's loss; the mean loss."""
+    """Train one epoch with TAL, waiting for each step's loss; returns the mean loss."""
     model.train()
     losses, tal = [], TAL(TripletSettings())
     for batch in batches:
@@ -198,7 +198,7 @@ def train_epoch(model: PlainModel, optimizer: Optimizer, batches: Iterable[PairB
 
 @torch.no_grad()
 def score_pairs(model: PlainModel, batches: Iterable[PairBatch], pairs: int) -> dict[str, np.ndarray]:
-    """By embedding the (N,) losses that CCD divides, kept pair by pair."""
+    """The (N,) losses per embedding that CCD divides, stored pair by pair."""
     model.eval()
     scored, tal = {"BGE": torch.zeros(pairs), "TSE": torch.zeros(pairs)}, TAL(TripletSettings())
     for batch in batches:
@@ -212,7 +212,7 @@ def score_pairs(model: PlainModel, batches: Iterable[PairBatch], pairs: int) -> 
 
 @torch.no_grad()
 def encode_twice(model: PlainModel, images: Iterable[Tensor], texts: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    """By embedding [images, captions]; both towers run for each of them."""
+    """[images, captions] per embedding; both towers run once for each embedding."""
     model.eval()
     images, texts = list(images), list(texts)
     return {
@@ -225,7 +225,7 @@ def encode_twice(model: PlainModel, images: Iterable[Tensor], texts: Iterable[Te
 
 
 def rank(similarity: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[str, float]:
-    """`processor.metrics.retrieval_metrics` by sorting every row with its positions, then a loop over queries."""
+    """`processor.metrics.retrieval_metrics` by an argsort of every row, then a loop over queries."""
     order = similarity.argsort(dim=1, descending=True, stable=True)
     matches = gallery_pids[order] == query_pids[:, None]
     cumulative = matches.cumsum(dim=1)

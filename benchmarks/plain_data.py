@@ -1,4 +1,4 @@
-"""The plain loader: every access decodes and resizes its image, augments it with torchvision, tokenises its caption."""
+"""The plain loader: each access decodes and resizes an image, augments it with torchvision, and tokenises a caption."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from datasets.tokenizer import Tokenizer
 
 
 class PlainPairs(Dataset):
-    """One pair an item, with the order and the draws of one pass of ours, so that both give the same batches.
+    """One pair per item, in the order and with the random draws of one of our passes, so that the batches are equal.
 
     Args:
-        batches: the pass of ours.
+        batches: our pass to reproduce.
     """
 
     def __init__(self, pairs: TrainingPairs, batches: Batches, tokenizer: Tokenizer) -> None:
@@ -44,7 +44,7 @@ class PlainPairs(Dataset):
 
 
 class PlainBatches:
-    """The batches of a pass, as `datasets.loaders.Batches`, of plain pairs."""
+    """Counterpart of `datasets.loaders.Batches` over plain pairs."""
 
     def __init__(self, pairs: TrainingPairs, batches: Batches, tokenizer: Tokenizer) -> None:
         self.device, settings = pairs.settings.device, pairs.settings
@@ -66,7 +66,7 @@ def open_image(path: Path, size: Sequence[int]) -> Image.Image:
 
 
 def augment(image: Image.Image, draw: np.ndarray) -> Tensor:
-    """Flip, pad, crop, normalise and erase as `datasets.augmentation.draw_image` says: (3, H, W)."""
+    """Flip, pad, crop, normalise and erase as drawn by `datasets.augmentation.draw_image`: (3, H, W)."""
     flip, top, left, e_top, e_left, e_height, e_width = draw.tolist()
     size = (image.height, image.width)
     image = TF.hflip(image) if flip else image

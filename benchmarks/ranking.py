@@ -1,4 +1,4 @@
-"""Ranking and metrics: against the plain way, by the number of queries and images, and of a large gallery."""
+"""Ranking and metrics against the plain baseline, by number of queries and images, and on a large gallery."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGE = 19848  # queries and images of ICFG-PEDES's test split
 
 
 def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.ndarray, np.ndarray]:
-    """Random unit embeddings, and the pids of captions and images."""
+    """Random unit embeddings and the pids of captions and images."""
     torch.manual_seed(0)
 
     def unit(rows: int, width: int) -> Tensor:
@@ -36,8 +36,8 @@ def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.
 
 
 def against_plain(setting: Setting) -> Rows:
-    """A large gallery on all cores, in a process of its own for its memory; one similarity of half, once and twice
-    CUHK-PEDES's test split; all three of it from embeddings, as in a test."""
+    """One similarity at half, one and two times CUHK-PEDES's test split; all three from embeddings, as in a test; and
+    a large gallery on all cores, in a separate process so that its peak memory can be measured."""
     side = setting.scaled(LARGE)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
         large = alone.submit(_large, side, setting.device).result()
@@ -73,7 +73,7 @@ def _row(what: str, ways: dict, setting: Setting) -> dict:
 
 
 def _large(count: int, device: torch.device) -> dict[str, float]:
-    """With all cores."""
+    """Time on all cores, and peak memory of the process."""
     encoded, captions, images = draw(count, count, device)
     seconds = seconds_of(lambda: rank(Ranking(encoded), captions, images), device)
     return {"ours, s": seconds, "peak memory, GB": peak_memory_gb(device)}

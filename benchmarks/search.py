@@ -1,12 +1,12 @@
-"""Exact and approximate search over 10⁴ to 10⁶ vectors: time, memory, and recall of FAISS against exact.
+"""Exact and approximate search over 10⁴ to 10⁶ vectors: time, memory, and FAISS's recall of the exact results.
 
     python -m benchmarks.search                                      # all sizes; the largest needs 16 GB of memory
     python -m benchmarks.search --sizes 10000 100000
-    python -m benchmarks.search --index INDEX --from captions.txt    # a gallery's own vectors, and sentences
+    python -m benchmarks.search --index INDEX --from captions.txt    # your own gallery and sentences
 
-"random" vectors are drawn evenly from the sphere, where nothing is near anything; "clustered" ones as a model gives
-them, ten pictures a person, all persons in one narrow cone. Clustered ones are searched for by other pictures of the
-same persons, and by sentences, whose cone is another. Times are medians over the queries.
+"random" vectors are uniform on the sphere, where all are about equally far apart; "clustered" ones resemble a model's:
+ten images per person, all persons in one narrow cone. Queries of clustered ones are other images of the same persons,
+and sentences, which lie in another cone. Times are medians over the queries.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from utils.options import command_parser, parse
 from utils.program import run_program
 
 WIDTH, TOP, QUERIES = 1536, 10, 50
-_CONE, _PICTURE = 1.5, 0.7  # lengths of what all share and of what tells pictures of a person apart; a person's is 1
-_NAMED = 0.35  # length of the person in a sentence: it is nearer to its images than to others by 0.09, as with CLIP
+_CONE, _PICTURE = 1.5, 0.7  # norms of the shared and of the per-image component; that of the person is 1
+_NAMED = 0.35  # norm of the person component in a sentence: 0.09 closer to its images than to others, as with CLIP
 _PICTURES = 10
 _CHUNK = 20_000
 
-Queries = dict[str, np.ndarray]  # (Q, 1536) of each sort
+Queries = dict[str, np.ndarray]  # (Q, 1536) for each kind of query
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def draw(kind: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, Queries]:
-    """(count, 1536) float32 unit vectors, and 50 queries of each sort."""
+    """(count, 1536) float32 unit vectors and 50 queries of each kind."""
     vectors = np.empty((count, WIDTH), np.float32)
     cone, text_cone = _CONE * _unit(rng.standard_normal((2, WIDTH), np.float32))
     asked = rng.choice(count // _PICTURES, QUERIES, replace=False)
@@ -66,14 +66,14 @@ def draw(kind: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, Q
 
 
 def measure(kind: str, vectors: np.ndarray, queries: Queries) -> list[str]:
-    """One row of the table."""
+    """Measure one row of the table."""
     exact, start = Exact(vectors), time.perf_counter()
     faiss = Faiss.build(vectors)
     build = time.perf_counter() - start
     clock, recall = [], {}
     for sort, asked in queries.items():
         found_too = []
-        for query in asked:  # one after the other, so that other work on the machine hinders both alike
+        for query in asked:  # alternate, so that other load slows both alike
             start = time.perf_counter()
             expected = exact.top(query[None], TOP)[0]
             between = time.perf_counter()
@@ -91,14 +91,14 @@ def measure(kind: str, vectors: np.ndarray, queries: Queries) -> list[str]:
 
 
 def made_up(sizes: Sequence[int]) -> Iterator[tuple[str, np.ndarray, Queries]]:
-    """Vectors of each size and kind."""
+    """Draw vectors of each size and kind."""
     for count in sizes:
         for kind in ("random", "clustered"):
             yield kind, *draw(kind, count, np.random.default_rng(0))
 
 
 def own(index: Path, file: Path) -> tuple[str, np.ndarray, Queries]:
-    """A gallery's vectors, and those of a file's sentences."""
+    """The vectors of a gallery and of the sentences in a file."""
     searcher = open_searcher(
         {
             "index": index,
@@ -114,11 +114,11 @@ def own(index: Path, file: Path) -> tuple[str, np.ndarray, Queries]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print a row as soon as it is measured, then the table."""
+    """Print each row as soon as it is measured, then the table."""
     parser = command_parser("benchmarks.search", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of vectors")
-    parser.add_argument("--index", type=Path, help="an index of tools.search, in place of made-up vectors")
-    parser.add_argument("--from", dest="file", type=Path, help="a file with a sentence a line, to search it for")
+    parser.add_argument("--index", type=Path, help="an index of tools.search, instead of made-up vectors")
+    parser.add_argument("--from", dest="file", type=Path, help="a file with one query sentence per line")
     args = parse(parser, argv)
     if (args["index"] is None) != (args["file"] is None):
         raise OptionError("--index and --from: give both, or none")

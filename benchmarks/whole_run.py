@@ -1,9 +1,9 @@
-"""A run of CUHK-PEDES's size on made-up JPEGs and random weights: whole epochs, and what sixty of them would take.
+"""A run of CUHK-PEDES's size on made-up JPEGs and random weights: whole epochs, projected to sixty.
 
     python -m benchmarks.whole_run --folder /fast/disk -- --precision bf16
 
-The folder needs 8 GB; data and decoded images are made there once and used again. Arguments after -- are handed on to
-train.py, beside the paper's configuration.
+The folder needs 8 GB; data and decoded images are written there once and reused. Arguments after -- are passed to
+train.py, in addition to the paper's configuration.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ EPOCHS = 60
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("benchmarks.whole_run", __doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="for data, weights and runs")
-    parser.add_argument("--epochs", type=int, default=2, help="to run; the last one counts (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for data, weights and runs")
+    parser.add_argument("--epochs", type=int, default=2, help="number; the last is reported (default: %(default)s)")
     parser.add_argument("--share", type=float, default=1.0, help="of the data set's size (default: %(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny CLIP, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test with a tiny CLIP")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
     )
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Make data and weights, train, and report the last epoch."""
+    """Write data and weights, train, and report the last epoch."""
     own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parse(build_parser(), own)
     if not 0 < args["share"] <= 1 or args["epochs"] < 1:
@@ -82,7 +82,7 @@ def _minutes(start: float) -> float:
 
 
 def _made_once(folder: Path, share: float) -> Path:
-    """The annotation file; written last, so that half a data set is made again."""
+    """The annotation file; written last, so that an incomplete data set is written again."""
     place = folder / f"data_{share:g}"
     file = place / "made_up.json"
     if not file.is_file():
@@ -93,7 +93,7 @@ def _made_once(folder: Path, share: float) -> Path:
 
 
 def _random_weights(folder: Path, *, tiny: bool) -> Path:
-    """A state dict of a CLIP on a square grid, as pretrained ones are."""
+    """Write the state dict of a CLIP with a square grid, like that of pretrained weights."""
     file = folder / ("tiny.pt" if tiny else "ViT-B-16.pt")
     if not file.is_file():
         model = random_model(TINY if tiny else VIT_B_16, torch.device("cpu")).backbone
@@ -105,7 +105,7 @@ def _random_weights(folder: Path, *, tiny: bool) -> Path:
 
 
 def _report(run_dir: Path) -> list[dict]:
-    """The last epoch's parts from `metrics.jsonl`; all of it, validation and checkpoints too, by the log's clock."""
+    """The last epoch's times: parts from `metrics.jsonl`, the total with validation and checkpoints from the log."""
     record = read_records(run_dir / "metrics.jsonl")[-1]
     log = (run_dir / "train_log.txt").read_text(encoding="utf-8")
     starts = re.findall(r"^(\S+ \S+) INFO Epoch ", log, re.MULTILINE)

@@ -1,1 +1,1 @@
-"""Everything that a GPU has to show, in one command: that it computes the same, and how fast."""
+"""All checks that need a GPU in one command: that it computes the same, and how fast."""

@@ -1,10 +1,10 @@
-"""Check and measure everything that needs a GPU, print it and save it as JSON: no data, weights or network needed.
+"""Run all checks and measurements that need a GPU, print and save them as JSON; no data, weights or network needed.
 
-python -m benchmarks.gpu                   # what fits into eight minutes
-python -m benchmarks.gpu --minutes 4       # what fits, in the order of the list
-python -m benchmarks.gpu --quick --device cpu   # a rehearsal of every part with a tiny model
+python -m benchmarks.gpu                   # as many parts as fit into eight minutes
+python -m benchmarks.gpu --minutes 4       # as many as fit into four, in the order listed
+python -m benchmarks.gpu --quick --device cpu   # a dry run of every part with a tiny model
 
-Every part is saved when it is done, so a stop loses nothing. Status 1 when a check does not hold or a part fails.
+Each part is saved as soon as it is done, so an interruption loses nothing. Exit status 1 when a check or a part fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from utils.errors import OptionError
 from utils.options import command_parser, parse
 from utils.program import run_program
 
-# Two blocks a tower, as the last one is not compiled.
+# Two blocks per tower, because the last one isn't compiled.
 _SMALL = replace(SMALLEST, image=replace(SMALLEST.image, layers=2), text=replace(SMALLEST.text, layers=2))
 
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     """One thing to check or measure.
 
     Attributes:
-        seconds: that must remain for it to start: what it took on an H200, or (epoch, compiled, ranking) is expected.
+        seconds: time that must be left to start it: measured on an H200, or estimated (epoch, compiled, ranking).
     """
 
     title: str
@@ -65,7 +65,7 @@ PARTS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("benchmarks.gpu", __doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all, in this order)")
     parser.add_argument("--minutes", type=float, default=8, help="parts that may take longer are skipped (default: 8)")
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the parts in turn, as long as there is time."""
+    """Run the parts one after the other while time is left."""
     args, start = parse(build_parser(), argv), time.perf_counter()
     wanted = args["parts"] or list(PARTS)
     if unknown := [name for name in wanted if name not in PARTS]:
@@ -122,10 +122,10 @@ def _setting(device: torch.device, folder: Path, *, quick: bool) -> Setting:
 
 
 def _rows(part: Part, setting: Setting) -> Rows:
-    """Its results, or why there are none: the other parts are measured all the same."""
+    """The part's results or its error, so that the other parts still run."""
     try:
         return part.run(setting)
-    except Exception:  # whatever a driver, a compiler or a part's own error raises
+    except Exception:  # raised by a driver, a compiler or the part itself
         traceback.print_exc()
         return [{"failed": traceback.format_exc().strip().splitlines()[-1]}]
 

@@ -1,4 +1,4 @@
-"""Whether the device computes what the CPU does: one step in float32, every precision beside it, the optimizer."""
+"""Does the device compute what the CPU does? One float32 step, every precision against float32, the optimizer."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from processor.step import backward
 from solver.optimizer import build_optimizer
 
 PAIRS = 8
-# How far the losses and the embeddings of a precision may be from float32's, relative to them. An embedding's entries
-# are sums over a dozen layers, of numbers rounded to 8 bits (bfloat16) or 11 (float16).
+# Bounds on the relative difference of a precision's losses and embeddings from float32's. An embedding's entries are
+# sums over a dozen layers of numbers rounded to 8 (bfloat16) or 11 (float16) bits.
 BOUNDS = {"fp32": 1e-4, "fp16_adam": 1e-4, "bf16": 3e-2, "fp16": 4e-3, "fp16_weights": 6e-3}
 
 
 def compared(what: str, difference: float, bound: float) -> dict:
-    """A row of a check; one that is NaN does not hold."""
+    """A row of a check; a NaN difference fails."""
     return {"what": what, "difference": difference, "bound": bound, "holds": "yes" if difference <= bound else "NO"}
 
 
 def decisive_model(setting: Setting, device: torch.device, precision: str) -> DualEncoder:
-    """A random model whose last attention is sharp: which tokens are selected doesn't hinge on the last bits.
+    """A random model with sharp attention in its last layer, so that token selection doesn't depend on rounding.
 
-    Drawn on the CPU, so that it is the same for every device; by 4 is exact in every precision.
+    Drawn on the CPU, so that all devices get the same weights; scaling by 4 is exact in every precision.
     """
     model = random_model(setting.sizes, torch.device("cpu"), precision)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def decisive_model(setting: Setting, device: torch.device, precision: str) -> Du
 
 
 class Step:
-    """What one training step on the device comes to: embeddings, losses, gradients, how far it moved the weights."""
+    """Results of one training step on the device: embeddings, losses, gradients, changes of the weights."""
 
     def __init__(self, model: DualEncoder, batch: Batch) -> None:
         self.precision = model.precision
@@ -67,7 +67,7 @@ class Step:
 
 
 def _flat(parts: list[Tensor]) -> Tensor:
-    """One float64 vector on the CPU."""
+    """Concatenate into one float64 vector on the CPU."""
     return torch.cat([part.detach().flatten().double().cpu() for part in parts])
 
 
@@ -76,7 +76,7 @@ def _apart(found: Tensor, expected: Tensor) -> float:
 
 
 def one_step(setting: Setting) -> Rows:
-    """A float32 step on the device against the CPU's: forward, losses, backward, Adam."""
+    """A float32 step on the device against one on the CPU: forward, losses, backward, Adam."""
     cpu = torch.device("cpu")
     batch = random_batch(setting.sizes, PAIRS, cpu)
     expected = Step(decisive_model(setting, cpu, "fp32"), batch)
@@ -89,8 +89,8 @@ def one_step(setting: Setting) -> Rows:
 
 
 def precisions(setting: Setting) -> Rows:
-    """Each precision's embeddings and losses against float32's, on the device. Gradients and displacement are
-    reported without a bound: the published float16 optimizer moves weights by another amount, as it should."""
+    """Each precision's embeddings and losses against float32's, on the device. Gradients and weight changes are
+    reported without a bound: the published float16 optimizer is meant to change the weights differently."""
     batch = random_batch(setting.sizes, PAIRS, setting.device)
     expected, rows = Step(decisive_model(setting, setting.device, "fp32"), batch), []
     for precision in PRECISIONS[1:]:
@@ -110,7 +110,7 @@ def precisions(setting: Setting) -> Rows:
 
 
 def compiled(setting: Setting) -> Rows:
-    """A step with `--compile` and one with `--grad_checkpointing` against the same without, float32 and bf16."""
+    """A step with `--compile` and one with `--grad_checkpointing` against one without, in float32 and bf16."""
     batch, rows = random_batch(setting.sizes, PAIRS, setting.device), []
     ways: dict[str, Callable[[DualEncoder], None]] = {
         "--grad_checkpointing": lambda model: model.backbone.set_grad_checkpointing(True),
@@ -131,8 +131,8 @@ def compiled(setting: Setting) -> Rows:
 
 
 def recorded(setting: Setting) -> Rows:
-    """Three steps of captions of two lengths and a scoring pass, with `--cuda_graphs` and without: losses and weights.
-    They are the same bit for bit but where kernels add in any order."""
+    """Losses and weights of three steps with two caption lengths and a scoring pass, with and without `--cuda_graphs`.
+    They are bit-identical except where kernels add in nondeterministic order."""
     if setting.device.type != "cuda":
         return [{"what": f"--cuda_graphs: not on {setting.device}"}]
     long = random_batch(setting.sizes, PAIRS, setting.device)
@@ -156,8 +156,8 @@ def recorded(setting: Setting) -> Rows:
 
 
 def float16_adam(setting: Setting) -> Rows:
-    """The published optimizer's step on float16 weights, all tensors together as PyTorch does it on a GPU, against one
-    by one: the share of weights that differ after three steps, all by their last place."""
+    """The published optimizer on float16 weights, with PyTorch's foreach implementation (the default on a GPU) against
+    a loop over tensors: the share of weights that differ after three steps, each in its last bit."""
     found = []
     for foreach in (False, None):
         model = decisive_model(setting, setting.device, "fp16_weights")
@@ -177,12 +177,12 @@ def float16_adam(setting: Setting) -> Rows:
 
 
 def _draw_gradient(parameter: Parameter, generator: torch.Generator) -> None:
-    """From 1e-5 to 10 in size, as much in every decade."""
+    """Set a gradient with magnitudes log-uniform from 1e-5 to 10."""
     draw = torch.randn(parameter.shape, generator=generator, device=parameter.device)
     size = 10 ** (6 * torch.rand(parameter.shape, generator=generator, device=parameter.device) - 5)
     parameter.grad = (draw * size).to(parameter.dtype)
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
-    """The batch on another device; pairs stay."""
+    """Move a batch to another device; its pair indices stay."""
     return replace(batch, images=batch.images.to(device), ids=batch.ids.to(device), pids=batch.pids.to(device))

@@ -1,4 +1,4 @@
-"""How fast: a training step of every precision, with and without compiling and checkpointing; optimizers; waits."""
+"""Speed of training steps in every precision, with and without compiling and checkpointing, and of optimizer steps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from model.encoder import DualEncoder
 from model.precision import PRECISIONS
 from solver.optimizer import build_optimizer
 
-USUAL = ("bf16", "fp16_weights")  # what a GPU is used with
+USUAL = ("bf16", "fp16_weights")  # precisions commonly used on a GPU
 
 
 def training_steps(setting: Setting) -> Rows:
-    """Pairs a second, share of the measured matrix rate of the type that is multiplied in, and peak memory."""
+    """Pairs per second, share of the matrix rate measured for the precision's dtype, and peak memory."""
     more = ["--grad_checkpointing", "--cuda_graphs"] if setting.device.type == "cuda" else ["--grad_checkpointing"]
     return _steps(setting, [(p, ()) for p in PRECISIONS] + [(p, (flag,)) for p in USUAL for flag in more])
 
@@ -50,13 +50,13 @@ def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
 def _changed(setting: Setting, model: DualEncoder, flags: tuple[str, ...]) -> DualEncoder:
     model.backbone.set_grad_checkpointing("--grad_checkpointing" in flags)
     if "--compile" in flags:
-        torch.compiler.reset()  # which compiles a layer for so many kinds of input only, and then refuses
+        torch.compiler.reset()  # else the limit on recompilations of a layer is reached
         model.backbone.compile_blocks(setting.compiler)
     return model
 
 
 def _seconds(setting: Setting, batch: Batch, model: DualEncoder, flags: tuple[str, ...]) -> float:
-    """Of a step; of two lengths of an epoch, the difference, so that what happens once in an epoch does not count."""
+    """Seconds per step: from the difference of two epoch lengths, so that an epoch's fixed costs cancel."""
     lengths = {"short": max(1, setting.steps // 2), "long": 2 * setting.steps}
     optimizer = build_optimizer(*learning(model), model.rounded_parameters())
     ways = {
@@ -81,7 +81,7 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def optimizers(setting: Setting) -> Rows:
-    """Milliseconds of an optimizer step alone, by precision; with float16 weights also tensor by tensor."""
+    """Milliseconds of the optimizer step alone, by precision; for float16 weights also tensor by tensor."""
     ways = {}
     for precision, foreach in (("fp32", None), ("fp16_weights", None), ("fp16_weights", False), ("fp16_adam", None)):
         model = decisive_model(setting, setting.device, precision)

@@ -1,4 +1,4 @@
-"""Whole runs of train.py on the device: under a launcher, killed and resumed; one of CUHK-PEDES's kind, projected."""
+"""Whole runs of train.py on the device: under a launcher, killed and resumed, and projected to CUHK-PEDES's size."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ _FLAGS += "--lr 1e-4 --noisy_rate 0.5 --img_aug --txt_aug --precision fp32 --num
 
 
 def launched_and_resumed(setting: Setting) -> Rows:
-    """Short float32 runs with everything in them, at once: plain; again; with a process a GPU (NCCL); killed after
-    its first epoch and resumed. Steps on a GPU are not deterministic to the bit, so what the first two differ by is
-    shown too: nothing else may differ by much more."""
+    """Short, complete float32 runs in parallel: two identical ones; one process per GPU (NCCL); one killed after its
+    first epoch and resumed. Steps on a GPU aren't bit-deterministic: the two identical runs show how much they vary."""
     data = write_dataset(setting.folder / "few", _IMAGES, (48, 16), captions_per_image=2, images_per_person=2)
     processes = max(1, torch.cuda.device_count()) if setting.device.type == "cuda" else 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -69,7 +68,7 @@ def _losses(folder: Path) -> list[float]:
 
 
 def epoch(setting: Setting) -> Rows:
-    """`python -m benchmarks.whole_run` of the paper's recipe, a part of CUHK-PEDES, eager and with CUDA graphs."""
+    """`python -m benchmarks.whole_run` with the paper's recipe on part of CUHK-PEDES, eager and with CUDA graphs."""
     quick = setting.scale < 1
     share = 0.001 if quick else 0.15
     rows = []
@@ -86,7 +85,7 @@ def epoch(setting: Setting) -> Rows:
 
 
 def _projected(rows: Rows, name: str, share: float) -> dict:
-    """Of all pairs, from an epoch of a part of them; validation and checkpoints are not in it."""
+    """Project an epoch on part of the pairs to all of them, without validation and checkpoints."""
     found = {row["what"]: row for row in rows}
     ccd, training = (found[what]["seconds"] for what in ("CCD pass and division", "training"))
     return {
