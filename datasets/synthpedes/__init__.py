@@ -1,6 +1,6 @@
-"""SynthPEDES: drawn pedestrians with English captions, the data set that RDE brings along.
+"""SynthPEDES: drawn pedestrians with English captions, the built-in data set.
 
-Layout and file format are those of CUHK-PEDES, so that the same loader reads both.
+It has the layout and file format of CUHK-PEDES, so that the same loader reads both.
 """
 
 import json
@@ -27,13 +27,13 @@ __all__ = ["ANNOTATIONS", "RECIPE", "Recipe", "contact_sheet", "ensure_synthpede
 
 
 def ensure_synthpedes(root_dir: Path) -> Path:
-    """Return `root_dir`/SynthPEDES, and write the default set there first if it is missing.
+    """Return `root_dir`/SynthPEDES, writing the default set there if it is missing.
 
-    Raises FileExistsError if there is such a folder that this recipe did not write.
+    Raises FileExistsError if that folder exists but wasn't written with this recipe.
     """
     folder = Path(root_dir) / FOLDER
     if not folder.exists():
-        with suppress(FileExistsError):  # a second process may be faster: its set is looked at below
+        with suppress(FileExistsError):  # written by another process meanwhile, checked below
             write_synthpedes(folder, RECIPE)
     try:
         found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from .palette import COLOURS, RGB, shade
 
 
 def draw_bag_behind(canvas: Canvas, figure: Figure) -> None:
-    """Draw what of a backpack is hidden by the trunk, seen from the front or the side."""
+    """Draw the part of a backpack behind the trunk, in front and side views."""
     if figure.who.bag != "backpack" or figure.pose.view == "back":
         return
     colour, dark = _tones(figure)
@@ -19,7 +19,7 @@ def draw_bag_behind(canvas: Canvas, figure: Figure) -> None:
 
 
 def draw_bag_before(canvas: Canvas, figure: Figure, hand: Point) -> None:
-    """Draw the bag, or the straps of a backpack, over the trunk; a handbag hangs from `hand`."""
+    """Draw the bag, or a backpack's straps, over the trunk; a handbag hangs from `hand`."""
     if figure.who.bag == "backpack":
         _draw_backpack(canvas, figure)
     elif figure.who.bag == "handbag":

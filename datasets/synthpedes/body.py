@@ -1,4 +1,4 @@
-"""Proportions and joints: where the limbs of a person of some build are in some pose."""
+"""Proportions and joints: positions of the limbs, given build and pose."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ _WAIST = {"slim": 0.074, "average": 0.092, "heavy": 0.134}
 _HIP = {"slim": 0.080, "average": 0.096, "heavy": 0.128}
 _THIGH = {"slim": 0.036, "average": 0.044, "heavy": 0.058}
 _ARM = {"slim": 0.025, "average": 0.030, "heavy": 0.037}
-_SIDE_DEPTH = 0.74  # the breadth of a trunk seen from the side, over that seen from the front
+_SIDE_DEPTH = 0.74  # width of the trunk in side view, relative to front view
 
 SHOULDER_Y, WAIST_Y, HIP_Y, CROTCH_Y, KNEE_Y, ANKLE_Y = (0.175, 0.40, 0.49, 0.53, 0.73, 0.945)
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a person is caught: `view` is front, back or side; `stride` in [-1, 1] the walking phase."""
+    """A person's pose: `view` is front, back or side; `stride` in [-1, 1] the walking phase."""
 
     view: str
     stride: float
@@ -31,7 +31,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Figure:
-    """A person in a pose, with what all drawing functions need: half breadths in body heights, and the skin."""
+    """A person in a pose, with what all drawing functions need: half widths in body heights, and skin colour."""
 
     who: Identity
     pose: Pose
@@ -44,16 +44,16 @@ class Figure:
 
     @property
     def side(self) -> bool:
-        """Whether the person is seen from the side (then facing right)."""
+        """Whether this is a side view (facing right)."""
         return self.pose.view == "side"
 
     @property
     def front(self) -> bool:
-        """Whether the chest is seen."""
+        """Whether the chest is visible."""
         return self.pose.view == "front"
 
     def legs(self) -> tuple[list[Point], list[Point]]:
-        """Hip, knee and ankle of the far leg and of the near one."""
+        """Hip, knee and ankle of the far and of the near leg."""
         stride = self.pose.stride
         if self.side:
             return self._side_leg(-stride), self._side_leg(stride)
@@ -68,7 +68,7 @@ class Figure:
         return [(x, HIP_Y), (x * 1.04, KNEE_Y - 0.012 * lift), (x * 1.06, ANKLE_Y - 0.055 * lift)]
 
     def arms(self) -> tuple[list[Point], list[Point]]:
-        """Shoulder, elbow and hand of the far arm and of the near one."""
+        """Shoulder, elbow and hand of the far and of the near arm."""
         swing, bend = self.pose.stride, self.pose.elbow
         top = SHOULDER_Y + self.arm + 0.006
         if self.side:
@@ -86,7 +86,7 @@ class Figure:
         return [(0.0, top), (0.055 * swing - 0.01, 0.335), (0.125 * swing + bend, 0.475 - bend)]
 
     def trunk(self, hem: float, flare: float = 0.0) -> list[Point]:
-        """The outline of a garment from the shoulders down to y = `hem`, wider by `flare` at the hem."""
+        """Outline of a garment from the shoulders to y = `hem`, widened by `flare` at the hem."""
         low = self.hip + 0.006 + flare
         right = [
             (0.038, SHOULDER_Y - 0.028),
@@ -102,7 +102,7 @@ class Figure:
 
 
 def build_figure(who: Identity, pose: Pose) -> Figure:
-    """Measure a person in a pose."""
+    """Compute a person's proportions in a pose."""
     female = who.gender == "woman"
     depth = _SIDE_DEPTH if pose.view == "side" else 1.0
     return Figure(
@@ -118,13 +118,13 @@ def build_figure(who: Identity, pose: Pose) -> Figure:
 
 
 def draw_pose(rng: np.random.Generator, difficulty: float) -> Pose:
-    """A walking pose: always from the front at difficulty 0, from any side with wide strides at 1."""
+    """Draw a walking pose: always in front view at difficulty 0, in any view and with wide strides at 1."""
     back_or_side = rng.random() < 0.62 * difficulty
     view = str(rng.choice(["back", "side"])) if back_or_side else "front"
     spread = 0.35 + 0.65 * difficulty
     stride = float(rng.uniform(-1, 1)) * spread
     if view == "side":
-        stride += float(np.copysign(0.25, stride))  # standing legs hide each other
+        stride += float(np.copysign(0.25, stride))  # else one leg hides the other
     return Pose(
         view=view,
         stride=float(np.clip(stride, -1, 1)),
@@ -135,7 +135,7 @@ def draw_pose(rng: np.random.Generator, difficulty: float) -> Pose:
 
 
 def slice_limb(joints: list[Point], upto: float) -> list[Point]:
-    """The first part of a limb of three joints: to the middle one at `upto` = 0.5, whole at 1."""
+    """The upper part of a limb with three joints: up to the middle one at `upto` = 0.5, all of it at 1."""
     first, middle, last = joints
     if upto <= 0.5:
         return [first, _between(first, middle, upto / 0.5)]

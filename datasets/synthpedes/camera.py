@@ -1,4 +1,4 @@
-"""What a surveillance camera does to a picture: light, colour cast, blur, noise and JPEG artefacts."""
+"""Image degradation by a surveillance camera: light, colour cast, blur, noise and JPEG artefacts."""
 
 import io
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 
 def photograph(scene: Image.Image, rng: np.random.Generator, difficulty: float) -> Image.Image:
-    """Pass an RGB picture through the camera; unchanged but for faint noise at difficulty 0."""
+    """Degrade an RGB image; only by faint noise at difficulty 0."""
     sigma = rng.uniform(0, 1.1) * difficulty
     if sigma > 0.25:
         scene = scene.filter(ImageFilter.GaussianBlur(sigma))
@@ -19,7 +19,7 @@ def photograph(scene: Image.Image, rng: np.random.Generator, difficulty: float) 
 
 
 def _relight(pixels: np.ndarray, rng: np.random.Generator, difficulty: float) -> np.ndarray:
-    """Change contrast, brightness and colour cast, and let the light fall off to one side."""
+    """Change contrast, brightness and colour cast, and darken the image towards one side."""
     gain = float(np.exp(rng.uniform(-0.5, 0.3) * difficulty))
     contrast = 1 + rng.uniform(-0.32, 0.18) * difficulty
     cast = np.exp(rng.normal(0, 0.075, size=3) * difficulty).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A transparent canvas measured in body heights, and the cloth that is painted onto it."""
+"""A transparent canvas in units of body height, and the textures of clothes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw
 from .palette import RGB
 
 Point = tuple[float, float]
-Ink = RGB | Image.Image  # a colour, or a texture of the size of the canvas
+Ink = RGB | Image.Image  # a colour, or a texture as large as the canvas
 
 
 class Canvas:
     """Draws in body units: (0, 0) is the crown of the head, y = 1 the sole of the shoes, x grows to the right."""
 
     def __init__(self, size: tuple[int, int], origin: Point, scale: float, lean: float) -> None:
-        """`origin` (pixels) is where the crown lies, `scale` the pixels per body height, `lean` the shift at y = 0."""
+        """`origin` is the crown in pixels, `scale` the pixels per body height, `lean` the horizontal shift at y = 0."""
         self.image = Image.new("RGBA", size, (0, 0, 0, 0))
         self.origin = origin
         self.scale = scale
@@ -40,7 +40,7 @@ class Canvas:
         self._paint(ink, lambda draw, fill: draw.polygon(pixels, fill=fill))
 
     def ellipse(self, centre: Point, rx: float, ry: float, ink: Ink) -> None:
-        """Fill an upright ellipse with the half axes `rx` and `ry`."""
+        """Fill an axis-aligned ellipse with semi-axes `rx` and `ry`."""
         x, y = self._at(centre)
         box = (x - rx * self.scale, y - ry * self.scale, x + rx * self.scale, y + ry * self.scale)
         self._paint(ink, lambda draw, fill: draw.ellipse(box, fill=fill))
@@ -52,7 +52,7 @@ class Canvas:
         self._paint(ink, lambda draw, fill: draw.pieslice(box, 180, 360, fill=fill))
 
     def box(self, centre: Point, rx: float, ry: float, ink: Ink, corner: float = 0.02) -> None:
-        """Fill a rectangle with the half sides `rx` and `ry` and rounded corners."""
+        """Fill a rounded rectangle of half width `rx` and half height `ry`."""
         x, y = self._at(centre)
         box = (x - rx * self.scale, y - ry * self.scale, x + rx * self.scale, y + ry * self.scale)
         self._paint(ink, lambda draw, fill: draw.rounded_rectangle(box, corner * self.scale, fill=fill))
@@ -63,7 +63,7 @@ class Canvas:
         self._paint(ink, lambda draw, fill: draw.line(pixels, fill=fill, width=max(1, round(width * self.scale))))
 
     def limb(self, joints: Sequence[Point], radii: Sequence[float], ink: Ink, edge: RGB | None = None) -> None:
-        """Draw a tapering tube with round ends through the joints, with a dark edge where one is given."""
+        """Draw a tapering tube with round ends through the joints, outlined in `edge` if given."""
         if edge is not None:
             self.limb(joints, [radius + 0.005 for radius in radii], edge)
         pixels = [self._at(joint) for joint in joints]
@@ -87,7 +87,7 @@ def _draw_tube(draw: ImageDraw.ImageDraw, joints: list[Point], radii: list[float
 
 
 def patterned(canvas: Canvas, pattern: str, first: RGB, second: RGB) -> Ink:
-    """The ink of a striped, checked, dotted or two-tone cloth; `first` itself for any other pattern."""
+    """Texture of striped, checked, dotted or two-tone cloth; `first` itself for any other pattern."""
     width, height = canvas.image.size
     y = (np.arange(height)[:, None] - canvas.origin[1]) / canvas.scale
     x = (np.arange(width)[None, :] - canvas.origin[0]) / canvas.scale

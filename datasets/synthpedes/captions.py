@@ -1,4 +1,4 @@
-"""English captions of a person, in the manner of CUHK-PEDES: a sentence or two about some of the attributes."""
+"""English captions in the style of CUHK-PEDES: one or two sentences about some of a person's attributes."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -57,7 +57,7 @@ _RICH_COLOURS = {
 }
 _PATTERNS = {"striped": ("striped",), "checked": ("checked", "plaid"), "dotted": ("dotted", "polka dot")}
 
-# How readily an annotator names each attribute.
+# How likely an annotator is to mention each attribute (relative weights).
 _SALIENCE = {
     "top colour": 3.0,
     "top kind": 2.5,
@@ -76,11 +76,11 @@ _GARMENT_ATTRIBUTES = ("top colour", "top kind", "lower colour", "lower kind")
 def describe(
     identity: Identity, rng: np.random.Generator, min_attributes: int, max_attributes: int, rich_colours: float
 ) -> str:
-    """Describe a person in one or two sentences, all of them true.
+    """Describe a person truthfully in one or two sentences.
 
-    Between `min_attributes` and `max_attributes` attributes are named, the gender not counted; fewer where the
-    person has fewer to name (at least 7). One at least is of the garments.
-    A colour goes by a rarer name (crimson, navy, …) with probability `rich_colours`; hair keeps its plain one.
+    Mentions `min_attributes` to `max_attributes` attributes besides the gender, or all if the person has fewer (at
+    least 7), and at least one of the garments.
+    A colour gets a rarer name (crimson, navy, …) with probability `rich_colours`; hair keeps its plain name.
     Raises ValueError unless 1 <= min_attributes <= max_attributes and 0 <= rich_colours <= 1.
     """
     if not 0 <= rich_colours <= 1:
@@ -112,7 +112,7 @@ def _join(parts: Sequence[str]) -> str:
 
 
 class _Writer:
-    """Puts the named attributes of one person into words."""
+    """Verbalises the chosen attributes of one person."""
 
     def __init__(self, identity: Identity, rng: np.random.Generator, named: set[str], rich_colours: float) -> None:
         self._who = identity
@@ -161,7 +161,7 @@ class _Writer:
         owns = f"has {_join(had)}" if had else ""
         return f"{first} {self._he} {' and '.join(part for part in (rest, owns) if part)}."
 
-    # ---- phrases, "" where the attribute is not named ----
+    # ---- phrases, "" if the attribute isn't mentioned ----
 
     def _subject(self, determiner: str) -> str:
         noun = self._pick(_SUBJECTS[self._who.gender])

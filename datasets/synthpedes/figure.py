@@ -1,4 +1,4 @@
-"""Puts a person together, from the back to the front."""
+"""Draws a person from back to front."""
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
@@ -12,9 +12,9 @@ from .identity import Identity
 
 
 def draw_figure(who: Identity, pose: Pose, size: tuple[int, int], crown: Point, scale: float) -> Image.Image:
-    """Draw a person on a transparent RGBA image of `size`, the crown of the head at the pixel `crown`.
+    """Draw a person on a transparent RGBA image of `size`, with the crown of the head at pixel `crown`.
 
-    `scale` is the height of the person in pixels.
+    `scale` is the person's height in pixels.
     """
     crown = (size[0] - crown[0], crown[1]) if pose.mirrored else crown
     canvas = Canvas(size, crown, scale, pose.lean)
@@ -46,7 +46,7 @@ def draw_figure(who: Identity, pose: Pose, size: tuple[int, int], crown: Point, 
 
 
 def _shaded(image: Image.Image, centre: float, scale: float) -> Image.Image:
-    """Darken the right side of the body, so that it looks round."""
+    """Darken the body's right side, so that it looks round."""
     x = (np.arange(image.width) - centre) / (0.13 * scale)
     row = 255 * (1 - 0.2 * np.clip(x, -0.3, 1.2) ** 2)
     light = Image.fromarray(row.astype(np.uint8)[None, :]).resize(image.size)

@@ -13,7 +13,7 @@ _HEMS = {
     "jacket": 0.515,
     "coat": 0.63,
 }
-_SLEEVES = {"t-shirt": 0.42, "tank top": 0.0}  # share of the arm that is covered; the others reach the wrist
+_SLEEVES = {"t-shirt": 0.42, "tank top": 0.0}  # fraction of the arm covered; other sleeves reach the wrist
 
 
 def draw_legs(canvas: Canvas, figure: Figure) -> None:
@@ -21,7 +21,7 @@ def draw_legs(canvas: Canvas, figure: Figure) -> None:
     kind = figure.who.lower
     cloth = COLOURS[figure.who.lower_colour]
     for near, leg in enumerate(figure.legs()):
-        tone = 1.0 if near or not figure.side else 0.82  # the far leg lies in the shade
+        tone = 1.0 if near or not figure.side else 0.82  # the far leg is in shade
         _draw_leg(canvas, figure, leg, shade(cloth, tone), shade(figure.skin, tone))
         _draw_shoe(canvas, figure, leg[2], near=bool(near))
     if "skirt" in kind:
@@ -74,7 +74,7 @@ def _draw_shoe(canvas: Canvas, figure: Figure, ankle: Point, near: bool) -> None
 
 
 def top_ink(canvas: Canvas, figure: Figure) -> Ink:
-    """The cloth of the upper garment."""
+    """Colour or texture of the upper garment."""
     who = figure.who
     return patterned(canvas, who.pattern, COLOURS[who.top_colour], COLOURS.get(who.second_colour, (0, 0, 0)))
 
@@ -97,7 +97,7 @@ def draw_arm(canvas: Canvas, figure: Figure, arm: list[Point], ink: Ink) -> None
 
 
 def draw_top(canvas: Canvas, figure: Figure, ink: Ink) -> None:
-    """Draw the trunk of the upper garment with the marks of its kind."""
+    """Draw the trunk of the upper garment with the details of its kind."""
     kind = figure.who.top
     hem = _HEMS[kind]
     colour = COLOURS[figure.who.top_colour]

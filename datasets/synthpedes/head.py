@@ -4,12 +4,12 @@ from .body import SHOULDER_Y, Figure
 from .canvas import Canvas
 from .palette import COLOURS, HAIR_COLOURS, shade
 
-_Y, _RX, _RY = 0.082, 0.052, 0.064  # centre and half axes of the head
+_Y, _RX, _RY = 0.082, 0.052, 0.064  # centre and semi-axes of the head
 _HAIR_END = {"medium": 0.175, "long": 0.28}
 
 
 def draw_hair_behind(canvas: Canvas, figure: Figure) -> None:
-    """Draw what of medium and long hair lies behind the neck."""
+    """Draw the part of medium and long hair behind the neck."""
     end = _HAIR_END.get(figure.who.hair)
     if end is None or figure.pose.view == "back":
         return

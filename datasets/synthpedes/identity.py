@@ -1,4 +1,4 @@
-"""Who walks through SynthPEDES: the attributes of a person, and the drawing of many distinct persons."""
+"""The persons of SynthPEDES: their attributes, and sampling many distinct ones."""
 
 from dataclasses import dataclass, replace
 
@@ -40,12 +40,12 @@ _SIBLING_TRAITS: tuple[tuple[str, ...], ...] = (
     ("hat", "hat_colour"),
     ("hair_colour",),
 )
-_MIN_CONTRAST = 105.0  # RGB distance below which two colours merge at 96x32 pixels
+_MIN_CONTRAST = 105.0  # RGB distance below which colours are indistinguishable at 96x32 pixels
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The attributes of one person; colours are names of `palette`, "" where there is nothing to colour."""
+    """The attributes of one person; colours are names from `palette`, "" for an absent item."""
 
     gender: str
     build: str
@@ -66,10 +66,10 @@ class Identity:
 
 
 def draw_identities(count: int, rng: np.random.Generator, taken: set[Identity] | None = None) -> list[Identity]:
-    """Draw `count` distinct persons, about two thirds of them in families.
+    """Draw `count` distinct persons, about two thirds of them in families of similar ones.
 
-    The members of a family stand next to each other and differ from its first member in one or two attributes.
-    Whoever is in `taken` is never drawn; those drawn are added to it.
+    A family's members are adjacent and differ from the first in one or two attributes.
+    Persons in `taken` are never drawn; those drawn are added to it.
     """
     taken = set() if taken is None else taken
     drawn: list[Identity] = []
@@ -83,7 +83,7 @@ def draw_identities(count: int, rng: np.random.Generator, taken: set[Identity] |
 
 
 def draw_splits(counts: dict[str, int], rng: np.random.Generator) -> dict[str, list[Identity]]:
-    """Draw the persons of every split: no attribute combination and no family is in two splits."""
+    """Draw the persons of every split; splits share no attribute combination and no family."""
     taken: set[Identity] = set()
     return {split: draw_identities(count, rng, taken) for split, count in counts.items()}
 
@@ -108,7 +108,7 @@ def _new_sibling(head: Identity, rng: np.random.Generator, taken: set[Identity])
 
 
 def _is_readable(person: Identity) -> bool:
-    """Whether the attributes go together and none of them hides in the colour of another."""
+    """Whether the attributes are compatible and their colours distinguishable."""
     checks = [
         person.pattern in _TOP_PATTERNS[person.top],
         person.lower_colour in _LOWER_COLOURS[person.lower],
@@ -127,7 +127,7 @@ def _is_readable(person: Identity) -> bool:
 
 
 def _random_person(rng: np.random.Generator) -> Identity:
-    """Any combination of values, readable or not."""
+    """A random combination of attributes, readable or not."""
 
     def pick(values: tuple[str, ...], odds: tuple[float, ...] | None = None) -> str:
         return values[int(rng.choice(len(values), p=odds))]

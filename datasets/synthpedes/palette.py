@@ -1,4 +1,4 @@
-"""The colours of SynthPEDES: few, and far enough apart to survive surveillance light."""
+"""The colours of SynthPEDES: few, and distinct enough to survive surveillance lighting."""
 
 RGB = tuple[int, int, int]
 

@@ -1,4 +1,4 @@
-"""One picture of one person: scene, figure, occluder, camera."""
+"""One image of one person: scene, figure, occluder, camera."""
 
 import numpy as np
 from PIL import Image
@@ -15,8 +15,8 @@ _SUPERSAMPLING = 2
 def render(identity: Identity, rng: np.random.Generator, difficulty: float) -> Image.Image:
     """Draw a person as a surveillance crop, an RGB image of 128x48 to 144x54 pixels (height x width).
 
-    `difficulty` in [0, 1] scales all that varies between the pictures of one person: pose, place in the frame,
-    background, occlusion, light, blur, noise and JPEG artefacts. Raises ValueError outside that range.
+    `difficulty` in [0, 1] scales all variation between images of one person: pose, position in the frame, background,
+    occlusion, light, blur, noise and JPEG artefacts. Raises ValueError outside that range.
     """
     if not 0 <= difficulty <= 1:
         raise ValueError(f"difficulty must be in [0, 1], got {difficulty}")

@@ -1,4 +1,4 @@
-"""Backgrounds with clutter, and the things that stand before a person."""
+"""Backgrounds with clutter, and occluders."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,7 +15,7 @@ _SCENES = ("street", "brick", "park", "hall")
 
 
 def draw_background(size: tuple[int, int], rng: np.random.Generator, difficulty: float) -> Image.Image:
-    """A place seen by a camera, as an RGB image of `size` pixels; a bare wall and floor at difficulty 0."""
+    """A background as an RGB image of `size` pixels; a bare wall and floor at difficulty 0."""
     height = size[1]
     image = Image.new("RGB", size, _some(_WALLS, rng))
     draw = ImageDraw.Draw(image)
@@ -28,7 +28,7 @@ def draw_background(size: tuple[int, int], rng: np.random.Generator, difficulty:
 
 
 def draw_shadow(image: Image.Image, feet: tuple[float, float], scale: float) -> None:
-    """Darken the ground under the feet of a person of `scale` pixels height."""
+    """Darken the ground under the feet of a person `scale` pixels tall."""
     x, y = feet
     box = (x - 0.17 * scale, y - 0.02 * scale, x + 0.17 * scale, y + 0.022 * scale)
     mask = Image.new("L", image.size, 0)
@@ -39,7 +39,7 @@ def draw_shadow(image: Image.Image, feet: tuple[float, float], scale: float) -> 
 def draw_occluder(
     image: Image.Image, crown: tuple[float, float], scale: float, rng: np.random.Generator, difficulty: float
 ) -> None:
-    """Put a car, a pole, a bush or a box before the person, with a chance and a size that grow with difficulty.
+    """Put a car, pole, bush or box in front of the person; its probability and size grow with difficulty.
 
     At difficulty 1 up to about a quarter of the figure is hidden.
     """
@@ -151,7 +151,7 @@ def _add_clutter(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int,
 
 
 def _draw_car(draw: ImageDraw.ImageDraw, roof: tuple[float, float], scale: float, colour: RGB) -> None:
-    """The bonnet and windscreen of a car whose body begins at `roof`, for persons of `scale` pixels."""
+    """Bonnet and windscreen of a car whose body starts at `roof`, next to persons `scale` pixels tall."""
     x, y = roof
     half, low = 0.33 * scale, y + 0.3 * scale
     draw.rounded_rectangle((x - half, y, x + half, low), 0.04 * scale, fill=colour, outline=shade(colour, 0.6), width=2)
@@ -173,7 +173,7 @@ def _draw_bush(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: f
 
 
 def _draw_passer(draw: ImageDraw.ImageDraw, feet: tuple[float, float], scale: float, rng: np.random.Generator) -> None:
-    """A distant person, in dull clothes so that the captions are never about them."""
+    """A distant passer-by in dull clothes, so that no caption could describe them."""
     x, y = feet
     top, lower = _some(_CLUTTER_CLOTHES, rng), _some(_CLUTTER_CLOTHES, rng)
     draw.rectangle((x - 0.07 * scale, y - 0.48 * scale, x + 0.07 * scale, y), fill=lower)

@@ -1,4 +1,4 @@
-"""A contact sheet for the README: persons in rows, their pictures and one of their captions."""
+"""A contact sheet for the README: one row per person, with their images and one of their captions."""
 
 import json
 import textwrap
@@ -14,11 +14,11 @@ _GAP = 8
 _TEXT_W = 330
 _FONT_SIZE = 17
 _CHARS_PER_LINE = 38
-_COLOURS_KEPT = 256  # a palette PNG is a third of the size of a full one
+_COLOURS_KEPT = 256  # a palette PNG has a third of the size
 
 
 def contact_sheet(folder: Path, out: Path, rows: int = 5, columns: int = 3, split: str = "train") -> None:
-    """Draw `rows` persons of a split as a PNG: up to `columns` pictures each, then the longest of their captions.
+    """Draw `rows` persons of a split as a PNG: up to `columns` images each, then their longest caption.
 
     Raises ValueError if the split has fewer than `rows` persons.
     """

@@ -1,4 +1,4 @@
-"""Writes SynthPEDES to disk, in the layout of CUHK-PEDES: imgs/ and reid_raw.json."""
+"""Writes SynthPEDES to disk in the layout of CUHK-PEDES: imgs/ and reid_raw.json."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ RECIPE_FILE = "recipe.json"  # the arguments a set was written with
 
 _SPLITS = ("train", "val", "test")  # in the order of the ids, as in CUHK-PEDES
 _MAX_WORKERS = 8
-_CHUNK = 10  # persons drawn per task: fine enough for a smooth bar
+_CHUNK = 10  # persons per task: few enough for a smooth progress bar
 _JPEG_QUALITY = 90
 _IDENTITY_STREAM, _IMAGE_STREAM, _CAPTION_STREAM = range(3)
 
@@ -35,13 +35,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a data set is made from; the same recipe gives the same bytes.
+    """Parameters of a data set; the same recipe gives the same bytes.
 
     Attributes:
-        identities, images_per_identity: a count for each of train, val and test, or for some of them.
-        difficulty: of the pictures, in [0, 1]; see `render`.
-        attributes_named: least and greatest number of attributes in a caption.
-        rich_colours: probability in [0, 1] that a caption gives a colour a rarer name; see `describe`.
+        identities, images_per_identity: counts for some or all of train, val and test.
+        difficulty: of the images, in [0, 1]; see `render`.
+        attributes_named: minimum and maximum number of attributes in a caption.
+        rich_colours: probability in [0, 1] that a caption uses a rarer name of a colour; see `describe`.
     """
 
     identities: dict[str, int]
@@ -53,7 +53,7 @@ class Recipe:
     rich_colours: float
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The recipe as plain JSON values."""
         return asdict(self) | {"attributes_named": list(self.attributes_named)}
 
 
@@ -69,11 +69,11 @@ class _Job:
 
 
 def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> None:
-    """Write a whole data set to `folder`, which must not exist; `progress` allows a bar, shown only on a terminal.
+    """Write a data set to `folder`, which must not exist; `progress` enables a progress bar on a terminal.
 
-    The files are made in a hidden folder next to `folder`, which is all that a kill leaves behind, and renamed when
-    complete. If `folder` has appeared meanwhile, from a second process, that one stays and ours is dropped.
-    Raises FileExistsError if `folder` exists at the start and ValueError for other splits.
+    Files are written to a hidden folder next to `folder`, all that a kill leaves behind, and renamed when complete. If
+    another process has created `folder` meanwhile, that one is kept and ours is dropped.
+    Raises FileExistsError if `folder` exists at the start and ValueError for unknown splits.
     """
     identities = recipe.identities
     splits = [split for split in _SPLITS if split in identities]
@@ -81,7 +81,7 @@ def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> 
         raise ValueError(f"identities and images_per_identity must name the same splits out of {', '.join(_SPLITS)}")
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
-    folder.parent.mkdir(exist_ok=True)  # no further up: a mistyped path is an error
+    folder.parent.mkdir(exist_ok=True)  # not its parents: a mistyped path is an error
     _remove_abandoned(folder)
     work = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
@@ -112,7 +112,7 @@ def _plan(recipe: Recipe, imgs: Path, people: dict[str, list[Identity]]) -> list
 
 
 def _run(jobs: list[_Job], progress: bool) -> list[Record]:
-    """Do all jobs, in processes where there is more than one core; the records come in the order of the jobs."""
+    """Run all jobs, in parallel if there is more than one core; returns the records in job order."""
     workers = min(os.cpu_count() or 1, _MAX_WORKERS, len(jobs))
     if workers <= 1:
         chunks = [_do(job) for job in _bar(jobs, len(jobs), progress)]
@@ -132,7 +132,7 @@ def _run(jobs: list[_Job], progress: bool) -> list[Record]:
 
 
 def _follow_parent() -> None:
-    """End this worker when its parent is killed: forked workers would wait for work for ever."""
+    """End this worker when its parent is killed: forked workers would wait forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -149,7 +149,7 @@ def _bar(items: Iterable, total: int, progress: bool) -> Iterable:
 
 
 def _do(job: _Job) -> list[Record]:
-    """Draw and describe one chunk of persons."""
+    """Render and describe one chunk of persons."""
     recipe, records = job.recipe, []
     for pid, who in enumerate(job.people, start=job.first_id):
         for number in range(recipe.images_per_identity[job.split]):
@@ -166,7 +166,7 @@ def _do(job: _Job) -> list[Record]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed processes left more than an hour ago."""
+    """Remove folders that killed processes left behind more than an hour ago."""
     for left in folder.parent.glob(f".{folder.name}-*"):
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
