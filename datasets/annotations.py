@@ -1,7 +1,7 @@
-"""The data sets' annotation files: one reader for all.
+"""Annotation files: one reader for all data sets.
 
-A split is images with identities, and captions that belong to images; every caption of the training split is one pair,
-in file order.
+A split has images with identities, and captions that belong to images. Each caption of the training split makes one
+pair, in file order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Split:
         image_pids: (I,) identities.
         captions: C texts, in file order.
         caption_images: (C,) the image each caption belongs to.
-        person_ids: (P,) the annotation file's own id of each identity.
+        person_ids: (P,) the annotation file's id of each identity.
     """
 
     images: list[Path]
@@ -40,7 +40,7 @@ class Split:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Images, captions, persons."""
+        """Numbers of images, captions and persons."""
         return len(self.images), len(self.captions), len(np.unique(self.image_pids))
 
     @property
@@ -62,12 +62,12 @@ def read_annotations(dataset_name: str, root_dir: Path, split_all: str = "") -> 
     """Read and check a data set's annotation file.
 
     Args:
-        dataset_name, root_dir, split_all: as for `locate`. With `split_all` the entries of the first persons stand in
-            for a missing test split, so that there is something to evaluate.
+        dataset_name, root_dir, split_all: as for `locate`. With `split_all` the entries of the first persons replace a
+            missing test split, so that there is something to evaluate.
 
     Raises:
         OptionError: an unknown data set.
-        DataError: a missing or malformed file; it names the file and the entry.
+        DataError: a missing or malformed file; names the file and the entry.
     """
     place = locate(dataset_name, root_dir, split_all)
     entries = place.dataset.entries(place.file)
@@ -91,11 +91,11 @@ def read_splits(
 def build_splits(
     place: Place, entries: Iterable[Entry], names: Iterable[str], *, incomplete: bool = False
 ) -> dict[str, Split]:
-    """Form and check splits of a data set; "val" is missing where the set has no validation split.
+    """Build and check splits of a data set; "val" is absent if the set has no validation split.
 
     Args:
-        names: of the splits.
-        incomplete: images of the training split may be missing.
+        names: names of the splits.
+        incomplete: allow missing images in the training split.
 
     Raises:
         DataError: an older release, a missing image, training ids with gaps, or an empty split.
@@ -123,7 +123,7 @@ def build_splits(
 
 
 _KINDS = {int: "whole number or a text", str: "text", list: "list"}
-# Our key, its type and the other names it has in annotations of other projects.
+# Our key, its type, and its aliases in other projects' annotations.
 _KEYS: dict[str, tuple[type, tuple[str, ...]]] = {
     "id": (int, ("image_id",)),
     "file_path": (str, ("img_path", "image", "image_path")),
@@ -134,7 +134,7 @@ _SPLITS = {"valid": "val", "validation": "val"}
 
 
 class Entry(NamedTuple):
-    """One image of an annotation file; `remarks` names what was not written in the usual form."""
+    """One image of an annotation file; `remarks` lists what wasn't in the usual form."""
 
     number: int
     path: Path
@@ -144,7 +144,7 @@ class Entry(NamedTuple):
 
 
 def check_entry(entry: object, place: Place, where: str) -> Entry:
-    """One entry in its parts; `where` is named in messages.
+    """Parse and check one entry; `where` locates it in messages.
 
     Raises:
         DataError: a key is missing or of the wrong type, or there is no caption.
@@ -170,12 +170,12 @@ def check_entry(entry: object, place: Place, where: str) -> Entry:
 
 
 def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], list[str]]:
-    """The values under our keys, unchecked (None where missing), and what had to be changed."""
+    """The values under our keys, unchecked (None if missing), and remarks on what was converted."""
     found, remarks = {}, []
     for key, (_, others) in _KEYS.items():
         name = next((name for name in (key, *others) if name in entry), key)
         found[key] = entry.get(name)
-        if name not in (key, "img_path"):  # RSTPReid's own
+        if name not in (key, "img_path"):  # RSTPReid's key
             remarks.append(f"'{name}' in place of '{key}'")
     found["id"], of_id = _as_number(found["id"])
     remarks += of_id
@@ -196,7 +196,7 @@ def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any],
 
 
 def _as_number(number: Any) -> tuple[Any, list[str]]:
-    """An id as a whole number where it is another kind of number or a text, and a remark then."""
+    """An id as an integer, with a remark if it was a float or a string."""
     if isinstance(number, float) and number.is_integer():
         return int(number), ["ids written with a decimal point"]
     if not isinstance(number, str) or not (text := number.strip()):
@@ -208,10 +208,10 @@ def _as_number(number: Any) -> tuple[Any, list[str]]:
 
 
 def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
-    """A data set must not be a release that was replaced: its splits are others than the published ones.
+    """Refuse a superseded release of a data set, whose splits differ from the published ones.
 
     Raises:
-        DataError: it is.
+        DataError: it is such a release.
     """
     for split, (captions, persons) in place.dataset.outdated.items():
         of_split = entries.get(split, [])
@@ -224,10 +224,10 @@ def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
 
 
 def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
-    """Training ids must run from `first_id` without gaps.
+    """Check that training ids run from `first_id` without gaps.
 
     Raises:
-        DataError: names the first id that is missing.
+        DataError: names the first missing id.
     """
     ids = {entry.number for entry in entries}
     expected = range(first_id, first_id + len(ids))
@@ -237,7 +237,7 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
 
 
 def build_split(entries: list[Entry]) -> Split:
-    """A split of its entries; pids count the persons of the split in the order of their ids."""
+    """Build a split from its entries; pids number its persons in the order of their ids."""
     ids, pids = np.unique([entry.number for entry in entries], return_inverse=True)
     return Split(
         images=[entry.path for entry in entries],

@@ -1,6 +1,6 @@
-"""Training augmentations (paper, 4.1): drawn pair by pair where data are loaded, applied to batches on the device.
+"""Training augmentations (paper, 4.1): drawn per pair in the data loader, applied to batches on the device.
 
-What is drawn depends only on the generator a pair is given, never on the batch or worker it lands in.
+The draws depend only on a pair's generator, never on its batch or worker.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _LOG_ASPECT = (math.log(0.3), math.log(3.3))
 
 
 def draw_image(rng: np.random.Generator, size: tuple[int, int], img_aug: bool) -> np.ndarray:
-    """What happens to one image of (height, width): (7,) int32.
+    """Draw the augmentation of one image of (height, width): (7,) int32.
 
-    flip; top and left of the crop out of the image zero-padded by 10; top, left, height and width of the erased
+    flip; top and left of the crop from the image zero-padded by 10; top, left, height and width of the erased
     rectangle (height 0 for none). The flip has p = 0.5; crop and erasing (p = 0.5) need `img_aug`.
     """
     height, width = size
@@ -37,7 +37,7 @@ def draw_image(rng: np.random.Generator, size: tuple[int, int], img_aug: bool) -
 
 
 def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Random erasing's rectangle: at most ten tries for one that fits, else none."""
+    """Rectangle for random erasing; none if ten attempts give none that fits."""
     for _ in range(10):
         area = rng.uniform(*_AREA) * height * width
         aspect = math.exp(rng.uniform(*_LOG_ASPECT))
@@ -49,12 +49,12 @@ def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(3, 1, 1), made once a device: making it again would wait for the device every time."""
+    """(3, 1, 1) tensor, cached per device: creating it again would wait for the device."""
     return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 → float32 with CLIP's mean and deviation."""
+    """(B, 3, H, W) uint8 → float32, normalised with CLIP's mean and standard deviation."""
     mean, std = (_per_channel(values, images.device) for values in (MEAN, STD))
     return images.float().div_(255).sub_(mean).div_(std)
 
@@ -79,14 +79,14 @@ def apply_image(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def augment_text(ids: np.ndarray, rng: np.random.Generator, mask: int = MASK, words: int = MASK) -> np.ndarray:
-    """Change each word with p = 0.2: 60% become the mask, 20% any random word, 20% are removed.
+    """Change each word token with p = 0.2: 60% become the mask, 20% a random word, 20% are removed.
 
     Args:
         ids: (L,) token ids, zero-padded.
-        mask, words: the mask's id, and the number above all words' ids, of the tokenizer.
+        mask, words: the tokenizer's mask id, and the exclusive upper bound of its word ids.
 
     Returns:
-        (L,) of the same type; what follows a removed word moves up and zeros fill the end.
+        (L,) of the same dtype; tokens after a removed one move up and zeros fill the end.
     """
     word = (ids > 0) & (ids < words)
     changed = word & (rng.random(len(ids)) < 0.2)

@@ -15,7 +15,7 @@ from utils.log import progress
 _CONTROL = regex.compile(r"\p{Cc}")
 _SURROGATE = regex.compile(r"\p{Cs}")
 _CJK = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\u3000-\u303f\uff00-\uffef]")
-# Braces and the like, tags, entities, addresses, operators, and calls such as print(x), but no plural(s).
+# Braces and the like, tags, entities, URLs, operators, and calls such as print(x), but not plural(s).
 _MARKUP = regex.compile(
     r"[{}\\`|]|</?[a-z!][^>]*>|&(?:[a-z]+|#[0-9]+);|https?://|www\.|[=!]=|&&"
     r"""|\b[a-z_]\w*\((?!e?s\))(?:["'][^()]*|[^()\s]*)\)""",
@@ -25,7 +25,7 @@ _TEXT_LENGTH = 77  # --text_length's default, CLIP's
 
 
 def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
-    """Captions that are empty, doubled, shared by persons, or hold what no description of a person does."""
+    """Captions that are empty, duplicated, shared by several persons, or not plausible as a description of a person."""
     every = [
         (str(split.images[image]), caption, (name, split.image_pids[image]))
         for name, split in splits.items()
@@ -67,7 +67,7 @@ def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
 
 
 def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
-    """Captions that CLIP's text tower does not read to their end."""
+    """Captions longer than CLIP's text tower reads."""
     tokenizer, cut = Tokenizer(), []
     for name, split in splits.items():
         captions = progress(split.captions, f"counting {name} tokens")

@@ -1,4 +1,4 @@
-"""What a data set is, and finding one on disk."""
+"""Descriptions of data sets, and finding one on disk."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class DataSet:
 
     Attributes:
         files: names of its annotation file; the first that exists is read.
-        first_id: the lowest training id, from which they run without gaps; None where any numbers will do.
-        reference: where the data come from.
+        first_id: the lowest training id, from which they run without gaps; None if any ids are allowed.
+        reference: the data's source.
         sizes: images, captions and persons of each split, as published.
-        outdated: captions and persons of each split in a release that was replaced.
+        outdated: captions and persons of each split in a superseded release.
     """
 
     files: ClassVar[tuple[str, ...]] = ()
@@ -34,13 +34,13 @@ class DataSet:
     outdated: ClassVar[dict[str, tuple[int, int]]] = {}
 
     def prepare(self, root_dir: Path) -> None:
-        """Make the data where they are made and not downloaded."""
+        """Generate the data, for a data set that is generated rather than downloaded."""
 
     def entries(self, file: Path) -> list[Any]:
         """The annotation file's entries, one for each image, unchecked.
 
-        Each is a mapping with "id" (a whole number or a text), "file_path" (as `Place.image` reads it), "captions"
-        (texts) and "split" (train, val or test).
+        Each is a mapping with "id" (integer or string), "file_path" (as for `Place.image`), "captions" (strings) and
+        "split" (train, val or test).
 
         Raises:
             DataError: the file can't be read.
@@ -63,11 +63,11 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """Of the annotations."""
+        """Folder of the annotation file."""
         return self.file if self.file.is_dir() else self.file.parent
 
     def image(self, path: str) -> Path:
-        """The image that the annotations call `path`: in `imgs`, else in their own folder."""
+        """The image that the annotations call `path`: in `imgs`, else in the annotation file's folder."""
         inside = self.imgs / path
         if os.path.isfile(inside) or not os.path.isfile(beside := self.folder / path):  # noqa: PTH113
             return inside
@@ -78,11 +78,11 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
     """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
 
     Args:
-        split_all: the split that entries without one belong to; "" refuses them.
+        split_all: the split of entries that name none; "" refuses such entries.
 
     Raises:
         OptionError: an unknown data set.
-        DataError: no annotation file where it should be.
+        DataError: its annotation file is missing.
     """
     if dataset_name in DATASETS:
         dataset = DATASETS[dataset_name]()
@@ -97,7 +97,7 @@ def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
 
 
 def sizes_of(dataset_name: str) -> dict[str, tuple[int, int, int]]:
-    """`DataSet.sizes`; none of an annotation file of anybody's own."""
+    """`DataSet.sizes`; empty for a user's own annotation file."""
     return DATASETS[dataset_name].sizes if dataset_name in DATASETS else {}
 
 
@@ -119,6 +119,6 @@ def _find_annotations(folder: Path, dataset: DataSet) -> Path:
 
 
 def short_name(dataset_name: str) -> str:
-    """A data set's name for folders: its own, or its annotation file's without the ending."""
+    """A data set's name for folders: its name, or the stem of its annotation file."""
     own = own_annotations(dataset_name)
     return own.absolute().stem if own else dataset_name

@@ -1,6 +1,6 @@
-"""Problems of a data set on disk: all are found and counted, none is an error.
+"""Problems of a data set on disk: all are found and counted, none raises.
 
-`read_splits` stops at the first mistake; this goes on to the last, and looks at what training would not notice.
+`read_splits` stops at the first mistake; this finds all, and also checks what training wouldn't notice.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def check_dataset(
     split_all: str = "",
     against: Sequence[str] = (),
 ) -> tuple[dict[str, Split], list[Finding]]:
-    """Look at a data set's annotations, images (each is decoded, with a progress bar) and noise indices.
+    """Check a data set's annotations, images (all are decoded, with a progress bar) and noise indices.
 
     Args:
         dataset_name, root_dir, split_all: as for `locate`.
-        noisy_rate, noisy_file: whose noise index to check, at rate 0 none; without both, all that `noiseindex/` has
-            for the data set.
-        against: names of other data sets, in which to look for the same images.
+        noisy_rate, noisy_file: the noise index to check, none at rate 0; without both, all in `noiseindex/` for the
+            data set.
+        against: names of other data sets to search for the same images.
 
     Returns:
-        The splits as far as they can be read, and what was found, grave things first.
+        The splits that can be read, and the findings, grave ones first.
 
     Raises:
-        DataError, OptionError: there is no annotation file, or it is no list of entries; a rate that is none.
+        DataError, OptionError: no annotation file, or it isn't a list of entries; an invalid rate.
     """
     if noisy_rate is not None and not 0 <= noisy_rate <= 1:
         raise OptionError(f"--noisy_rate {noisy_rate}: must be at least 0 and at most 1")
@@ -72,7 +72,7 @@ def check_dataset(
 
 
 def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
-    """What can be seen without opening an image: sizes other than the published ones, odd captions."""
+    """Checks that need no image: sizes other than the published ones, odd captions."""
     return [*_sizes(splits, sizes), *odd_captions(splits)]
 
 
@@ -126,7 +126,7 @@ def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding
 
 
 def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
-    """A person of the training split must not be searched for in the test split."""
+    """Persons of the training split that are also in the test split."""
     splits = defaultdict(set)
     for name, of_split in entries.items():
         for entry in of_split:
@@ -169,7 +169,7 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
 
 
 def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Digests) -> list[Finding]:
-    """Images that another data set has, too; what else may be wrong with that one is not looked for."""
+    """Images that are also in another data set, which isn't checked otherwise."""
     others = {of: build_split(of_split) for of, of_split in _read(place)[0].items() if of_split}
     paths = list(dict.fromkeys(path for split in others.values() for path in split.images))
     found, unreadable = pixel_digests(paths)
@@ -195,7 +195,7 @@ def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy
 
 def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, noisy_file: str) -> list[Finding]:
     name = short_name(dataset_name)
-    if noisy_rate == 0:  # train.py looks at no file either
+    if noisy_rate == 0:  # train.py reads no file either
         return []
     files = {NOISEINDEX / f"{name}_{rate:g}.npy": rate for rate in (_RATES if noisy_rate is None else (noisy_rate,))}
     files = {file: rate for file, rate in files.items() if file.is_file()}

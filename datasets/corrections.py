@@ -1,7 +1,7 @@
-"""Captions that a person, or a captioner, has written again, in a table such as `python -m tools.audit` writes.
+"""Captions corrected by hand or by a captioner, in a table such as `python -m tools.audit` writes.
 
-A row whose caption is no longer its pair's is a correction: the pair trains with the row's. Rows marked to be excluded
-are, as with `datasets.exclusion`. What the caption was is known by a digest in the column `original`.
+A row whose caption differs from its pair's is a correction: the pair is trained with the row's caption. Rows marked for
+exclusion are excluded, as in `datasets.exclusion`. The column `original` holds a digest of the caption before.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from utils.errors import DataError
 
 
 class Edits(NamedTuple):
-    """What a table changes: pairs that are excluded, and by pair the captions of others."""
+    """Changes in a table: excluded pairs, and new captions by pair."""
 
     excluded: set[int]
     captions: dict[int, str]
 
     @property
     def about(self) -> dict[str, int | str]:
-        """Of the captions, for a run's configuration."""
+        """Number and digest of the corrected captions, for a run's configuration."""
         lines = [f"{pair}\0{as_text(caption)}\n" for pair, caption in sorted(self.captions.items())]
         return {"captions": len(lines), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
 
@@ -35,7 +35,7 @@ NOTHING_EDITED = Edits(set(), {})
 
 
 def original_of(caption: str) -> str:
-    """By what a table knows a caption again; begins with a letter, so that no spreadsheet takes it for a number."""
+    """Digest that identifies a caption; begins with a letter, so that no spreadsheet takes it for a number."""
     return "c" + hashlib.sha256(" ".join(as_text(caption).split()).encode()).hexdigest()[:8]
 
 
@@ -43,12 +43,12 @@ def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits
     """Read and check a table for training.
 
     Args:
-        file: with a header; `pair` (position in the training split), `caption`, and `image` or `original` are needed,
-            `exclude` may mark pairs. Comma, semicolon or tab.
+        file: with a header; columns `pair` (position in the training split), `caption`, and `image` or `original` are
+            required, `exclude` is optional. Separated by comma, semicolon or tab.
         permutation: π of the run: pair i's caption is caption π(i).
 
     Raises:
-        DataError: as `read_edits`; nothing is changed, or nothing is left to train on.
+        DataError: as `read_edits`; the table changes nothing, or leaves no pair to train on.
     """
     edits = read_edits(file, split, permutation)
     if not edits.excluded and not edits.captions:
@@ -59,10 +59,10 @@ def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits
 
 
 def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
-    """What a table changes, which may be nothing; arguments as for `read_corrections`.
+    """Read the changes in a table, possibly none; arguments as for `read_corrections`.
 
     Raises:
-        DataError: names the file and line: no such table, a pair of other data or noise, or an empty caption.
+        DataError: names the file and line: an invalid table, a pair of other data or noise, or an empty caption.
     """
     columns, rows = read_rows(file)
     for names in (("pair",), ("caption",), ("image", "original")):
@@ -90,6 +90,6 @@ def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
 
 
 def _typed(cell: str) -> str:
-    """The text of a cell without the apostrophe that keeps it from being a formula."""
+    """A cell's text without the apostrophe that keeps spreadsheets from reading it as a formula."""
     text = cell.removeprefix("'")
     return text if as_cell(text) == cell else cell

@@ -1,4 +1,4 @@
-"""Images of the same pixels under different names, within a data set and across data sets cut from one source."""
+"""Images with the same pixels under different names, within a data set and across data sets from the same source."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Digests = dict[Path, bytes]
 
 
 def pixel_digest(path: Path) -> bytes:
-    """Of an image's size and RGB pixels, whatever its file format.
+    """Digest of an image's size and RGB pixels, whatever its file format.
 
     Raises:
         DataError: the file is missing, broken or truncated.
     """
     try:
         image = open_rgb(path, (8, 8))
-    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+    except Exception as error:  # Pillow's decoders raise many types
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
 
 
 def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
-    """The digests of all images that can be read, with a progress bar, and why the others can't."""
+    """Digests of all readable images, with a progress bar, and the errors of the others."""
     digests, complaints = {}, []
 
     def digest(path: Path) -> bytes | DataError:
@@ -48,7 +48,7 @@ def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
 
 
 def across_splits(splits: Mapping[str, Split], digests: Digests) -> Iterator[tuple[str, str, Path, Path]]:
-    """Images of two splits with the same pixels: both splits' names and both paths, the first of each split alone."""
+    """Images with the same pixels in two splits: both splits' names and, for each, the path of its first one."""
     places = _places(splits, digests)
     for of_pixels in places.values():
         names = list(of_pixels)
@@ -59,7 +59,7 @@ def across_splits(splits: Mapping[str, Split], digests: Digests) -> Iterator[tup
 def across_sets(
     splits: Mapping[str, Split], digests: Digests, others: Mapping[str, Split], other_digests: Digests
 ) -> Iterator[tuple[str, str, Path, Path]]:
-    """As `across_splits`, of a split here and one of another data set."""
+    """As `across_splits`, for a split here and one of another data set."""
     there = _places(others, other_digests)
     for pixels, of_pixels in _places(splits, digests).items():
         for name, path in of_pixels.items():
@@ -67,7 +67,7 @@ def across_sets(
 
 
 def _places(splits: Mapping[str, Split], digests: Digests) -> dict[bytes, dict[str, Path]]:
-    """By digest and split the first image with these pixels."""
+    """The first image with these pixels, by digest and split."""
     places: dict[bytes, dict[str, Path]] = defaultdict(dict)
     for name, split in splits.items():
         for path in split.images:

@@ -1,7 +1,7 @@
-"""Pairs that a person has marked to be excluded from training, in a CSV such as `python -m tools.audit` writes.
+"""Pairs marked by hand for exclusion from training, in a CSV such as `python -m tools.audit` writes.
 
-Marked is a row with x, yes, true or 1 in its column `exclude`; rows that are not marked, and other columns, are
-skipped. What a row says of its pair is compared with the data, so that no list meets another data set or other noise.
+A row is marked by x, yes, true or 1 in its column `exclude`; unmarked rows and other columns are ignored. Each marked
+row is compared with the data, so that a list can't be applied to another data set or other noise.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from utils.errors import DataError
 
 NOTHING_EXCLUDED = np.empty(0, np.int64)
 _MARKED, _NOT_MARKED = {"x", "yes", "true", "1"}, {"", "no", "false", "0"}
-_FORMULA = tuple("=+-@")  # what formulas begin with
+_FORMULA = tuple("=+-@")  # first characters of formulas
 
 
 def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarray:
     """Read and check the marks.
 
     Args:
-        file: with a header; `pair` (position in the training split) and `exclude` are needed, `image` and `caption` are
-            compared where they are there. Comma, semicolon or tab, as spreadsheets write them.
+        file: with a header; columns `pair` (position in the training split) and `exclude` are required, `image` and
+            `caption` are compared if present. Separated by comma, semicolon or tab, as spreadsheets write them.
         permutation: π of the run: pair i's caption is caption π(i).
 
     Returns:
         Positions of the marked pairs, ascending.
 
     Raises:
-        DataError: names the file and line: no such table, no mark, an unknown mark or pair, or a pair of other data.
+        DataError: names the file and line: an invalid table, no mark, an unknown mark or pair, or a pair of other data.
     """
     excluded = read_marks(file, split, permutation)
     if not excluded:
@@ -43,10 +43,10 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
 
 
 def read_marks(file: Path, split: Split, permutation: np.ndarray) -> set[int]:
-    """Positions of the marked pairs, which may be none; arguments as for `read_excluded`.
+    """Positions of the marked pairs, possibly none; arguments as for `read_excluded`.
 
     Raises:
-        DataError: no such table, an unknown mark or pair, or a pair of other data.
+        DataError: an invalid table, an unknown mark or pair, or a pair of other data.
     """
     rows = [(f"{file}, line {line}", row) for line, row in _read_rows(file)]
     return {_check_pair(row, split, permutation, where) for where, row in rows if is_marked(row, where)}
@@ -75,7 +75,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, if it is the one the row describes."""
+    """The row's pair, checked against the row's image and caption."""
     pair = pair_of(row, split, permutation, where)
     caption = split.captions[permutation[pair]]
     if (given := row.get("caption")) and not same_caption(given, caption):
@@ -87,12 +87,12 @@ def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, w
 
 
 def same_caption(given: str, caption: str) -> bool:
-    """Whether a cell holds a caption; some spreadsheets keep an apostrophe that marks text, some drop it."""
+    """Whether a cell holds a caption; spreadsheets may keep or drop the apostrophe that marks text."""
     return given.removeprefix("'").split() == as_text(caption).removeprefix("'").split()
 
 
 def pair_of(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, if it has the image that the row names.
+    """The row's pair, checked against the image that the row names.
 
     Raises:
         DataError: no such pair, or another image.
@@ -112,10 +112,10 @@ def _ends_with(path: str, end: str) -> bool:
 
 
 def as_text(text: str) -> str:
-    """The text as a file in UTF-8 can hold it: half a surrogate pair becomes a question mark."""
+    """The text as UTF-8 can encode it: a lone surrogate becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_cell(text: str) -> str:
-    """The text for a cell that a person opens in a spreadsheet: behind an apostrophe where it would be a formula."""
+    """The text for a spreadsheet cell, with an apostrophe in front if it would be read as a formula."""
     return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r", "\n")) else text

@@ -1,4 +1,4 @@
-"""Problems found in a data set: what, where, and the remedy."""
+"""Problems found in a data set: description, places, and remedy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Finding:
     """One kind of problem.
 
     Attributes:
-        what: in a few words.
-        where: every place it was found at, in printable characters.
+        what: a short description.
+        where: every place where it was found, in printable characters.
         remedy: what to do about it.
-        grave: training would stop at it; otherwise it is a remark.
+        grave: whether it would stop training; otherwise it is a remark.
     """
 
     what: str
@@ -26,12 +26,12 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """For a log."""
+        """The finding as one log line."""
         more = f" and {len(self.where) - 1:,} more" if len(self.where) > 1 else ""
         return f"{self.what}: {self.where[0]}{more}; {self.remedy}"
 
 
 def noted(what: str, where: Iterable[str], remedy: str, grave: bool = True) -> list[Finding]:
-    """One finding of places, whose characters become printable; none without a place."""
+    """One finding at the given places, made printable; none if there are no places."""
     where = [printable(place) for place in where]
     return [Finding(what, where, remedy, grave)] if where else []

@@ -1,4 +1,4 @@
-"""Files of annotations as lists of entries: JSON and JSON Lines; tables are another module's."""
+"""Annotation files as lists of entries: JSON and JSON Lines; `datasets.tables` reads tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_entries(file: Path) -> list:
     """The entries of a JSON list, of JSON Lines (`.jsonl`), or of a table or folder of tables, unchecked.
 
     Raises:
-        DataError: the file can't be read, or holds no list.
+        DataError: the file can't be read, or isn't a list.
     """
     if file.is_dir() or file.suffix in TABLES:
         return read_table(file)

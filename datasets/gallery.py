@@ -19,7 +19,7 @@ from utils.ranks import share
 
 
 class _Slices(Dataset[Any]):
-    """This process's share of the images in order, a batch at a time."""
+    """This process's share of the images, in order, as batches."""
 
     def __init__(self, rows: CachedImages, batch_size: int) -> None:
         self.rows, self.batches = rows, _batches_of_share(len(rows), batch_size)
@@ -40,11 +40,11 @@ class GalleryLoading(NamedTuple):
 
 
 class Gallery:
-    """An evaluation split: each image and each caption once, of several processes each its share.
+    """An evaluation split: each image and caption once, divided among the processes.
 
     Args:
-        name: of the split, for tables.
-        images: of the split.
+        name: the split's name, for tables.
+        images: the split's images.
         ids: (C, L) token ids.
     """
 
@@ -59,7 +59,7 @@ class Gallery:
             yield normalise(send(images, device))
 
     def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(B,) positions and (B, L) token ids, captions of like length together, so that L stays small."""
+        """(B,) positions and (B, L) token ids; captions are batched by length, so that L stays small."""
         order = np.argsort(self.ids.argmax(axis=1), kind="stable")
         for batch in _batches_of_share(len(order), self.loading.batch_size):
             rows = order[batch]
@@ -79,7 +79,7 @@ def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split
 
 
 def _batches_of_share(count: int, batch_size: int) -> list[slice]:
-    """This process's share of `count` rows in batches; at least one, which may be empty."""
+    """This process's share of `count` rows as batches; at least one, possibly empty."""
     rows = range(count)[share(count)]
     starts = range(rows.start, rows.stop, batch_size) or [rows.start]
     return [slice(start, min(start + batch_size, rows.stop)) for start in starts]

@@ -1,8 +1,8 @@
 """Images decoded and resized once, then read from one memory-mapped file.
 
-Resizing comes before every random augmentation and is deterministic, so the file holds exactly what decoding again
-would give. It is keyed by size and by every image's path, length and time stamp, and renamed into place when complete:
-a killed build leaves nothing that could be mistaken for it, of several processes one builds it and the others wait.
+Resizing is deterministic and precedes all random augmentations, so the file holds exactly what decoding again would
+give. It is keyed by size and by every image's path, length and time stamp, and renamed into place when complete: a
+killed build leaves nothing that looks complete. With several processes one builds it and the others wait.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AHEAD = 512  # images
 
 
 def image_cache_dir(settings: DataSettings) -> Path:
-    """Where decoded images are kept: in `image_cache`, else beside the data, else in the user's cache folder."""
+    """Folder of decoded images: `image_cache`, else beside the data, else the user's cache folder."""
     if settings.image_cache:
         return Path(settings.image_cache)
     dataset_dir = Path(settings.root_dir) / settings.dataset_name
@@ -40,7 +40,7 @@ def image_cache_dir(settings: DataSettings) -> Path:
 
 
 class BrokenImagesError(DataError):
-    """Images can't be read; `broken` says by their position why."""
+    """Images can't be read; `broken` maps their positions to the reasons."""
 
     def __init__(self, broken: Mapping[int, str], total: int) -> None:
         others = f" ({len(broken)} of {total:,} images can't be read)" if len(broken) > 1 else ""
@@ -49,10 +49,10 @@ class BrokenImagesError(DataError):
 
 
 class CachedImages:
-    """(I, 3, height, width) uint8, read from the file as they are asked for; another process opens the file itself.
+    """(I, 3, height, width) uint8, read from the file on demand; pickled by path, so each process opens it itself.
 
     Attributes:
-        broken: why, by position, images could not be read; they are black.
+        broken: by position, why an image could not be read; its pixels are black.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,11 +82,11 @@ def open_images(
     skip_broken: bool = False,
     retry_broken: bool = True,
 ) -> CachedImages:
-    """All images at one size; decoded, with a progress bar, where the cache does not hold them yet.
+    """All images at one size; those not cached yet are decoded, with a progress bar.
 
     Args:
-        skip_broken: images that can't be read are no error but listed in the result's `broken`.
-        retry_broken: try again to read what could not be read when the cache was built.
+        skip_broken: list unreadable images in the result's `broken` instead of raising.
+        retry_broken: retry images that could not be read when the cache was built.
 
     Raises:
         BrokenImagesError: an image can't be read.
@@ -107,7 +107,7 @@ def open_images(
 
 
 def _broken_file(file: Path) -> Path:
-    """Where it stands which images of a cache are broken; missing when none is."""
+    """File that lists a cache's broken images; absent if there are none."""
     return file.with_suffix(".broken.json")
 
 
@@ -143,7 +143,7 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.parent / ".lock"):
-            if file.is_file():  # another process was first
+            if file.is_file():  # built by another process meanwhile
                 return
             for abandoned in file.parent.glob("*.partial"):
                 abandoned.unlink()
@@ -156,9 +156,9 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
 
 
 def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
-    """Add images to the cache that could not be read when it was built, a network's disk being away, say.
+    """Add images to the cache that could not be read when it was built, e.g. because a network disk was offline.
 
-    A run that continues without them does not look at their place.
+    A resumed run that started without them doesn't read them.
     """
     if not (broken := _read_broken(file)):
         return
@@ -177,10 +177,10 @@ def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
 
 
 def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:
-    """An .npy file, image by image: unlike a new memory map, a file that is written says so when the disk is full.
+    """Write an .npy file image by image: unlike writing to a memory map, this reports a full disk.
 
     Returns:
-        By position, why images can't be read; they are written black.
+        By position, why an image can't be read; it is written black.
     """
     broken = {}
     with file.open("wb") as stream:
@@ -195,7 +195,7 @@ def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int
 
 
 def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray | DataError]:
-    """The images in order; in place of one that can't be read, the error."""
+    """Yield the images in order, or the error for one that can't be read."""
 
     def read(path: Path) -> np.ndarray | DataError:
         try:

@@ -1,4 +1,4 @@
-"""Decoding images, of data sets or a user's own, to RGB of one size, whatever their format."""
+"""Decoding images of any format, from data sets or the user's own, to RGB of one size."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from utils.errors import DataError, brief
 T = TypeVar("T")
 R = TypeVar("R")
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Formats that Pillow decodes by itself: for EPS, say, it would start another program on what the file says.
+# Formats that Pillow decodes itself: for EPS, for example, it would run an external program on the file.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-_MOST_PIXELS = 89_478_485  # beyond which Pillow warns
+_MOST_PIXELS = 89_478_485  # Pillow's warning threshold
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -28,13 +28,12 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
     """Decode an image as RGB.
 
     Args:
-        upright: for anybody's pictures: turned as the camera says (EXIF) and on white where they are transparent, as
-            viewers do, and a JPEG of many times the pixels that (height, width) needs decoded smaller. Data sets are
-            read as they are.
+        upright: for users' photos: rotate by EXIF orientation, put transparent pixels on white, as viewers do, and
+            decode a JPEG much larger than (height, width) at reduced size. Data sets are read as they are.
 
     Raises:
-        ValueError: its header claims more pixels than any picture of a person has; it is not decoded.
-        Exception: whatever Pillow raises over a broken file.
+        ValueError: its header claims implausibly many pixels; it isn't decoded.
+        Exception: whatever Pillow raises for a broken file.
     """
     with Image.open(path, formats=_FORMATS) as image:
         if upright:
@@ -46,14 +45,14 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
 
 def _as_shown(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data and not image.mode.startswith("I"):  # which no transparent mode could hold
+    if image.has_transparency_data and not image.mode.startswith("I"):  # no mode with alpha holds 16 bits
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey, all but the darkest of which Pillow would make white
+    if image.mode.startswith("I"):  # 16-bit grey, nearly all of which Pillow would clip to white
         image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
     return image.convert("RGB")
 
@@ -72,17 +71,17 @@ def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> n
     """
     try:
         resized = open_rgb(path, size, upright=upright).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    except Exception as error:  # Pillow's decoders raise whatever their format's parser does
+    except Exception as error:  # Pillow's decoders raise many types
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
     return np.asarray(resized).transpose(2, 0, 1)
 
 
 def in_threads(work: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int | None = None) -> Iterator[R]:
-    """`work` of each item, in order; Pillow decodes and resizes outside the interpreter's lock.
+    """Map `work` over the items in threads, in order; Pillow releases the GIL while it decodes and resizes.
 
     Args:
-        ahead: items that are begun before the first result is taken: bounds memory, and the wait at an interrupt.
-        threads: default: one a core.
+        ahead: items in flight; bounds memory, and the delay of an interrupt.
+        threads: default: one per core.
     """
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         waiting: deque[Future[R]] = deque()

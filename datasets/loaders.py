@@ -22,12 +22,12 @@ from datasets.tokenizer import MASK, CaptionTokenizer
 from utils.errors import DataError
 from utils.ranks import share
 
-# Purposes that draw from generators of their own in one epoch; 3 is CCD's (solver/correspondence/ccd.py).
+# Purposes with separate generators within an epoch; 3 is CCD's (solver/correspondence/ccd.py).
 SCORING, TRAINING, _ORDER = 0, 1, 2
 
 
 class Inputs(NamedTuple):
-    """What a model takes: images of (height, width), captions of a number of tokens, as its tokenizer gives them."""
+    """Input format of a model: image size (height, width), text length in tokens, and tokenizer."""
 
     size: tuple[int, int]
     text_length: int
@@ -36,15 +36,15 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """B training pairs, on the device; of a training batch each process holds the images and captions of its share.
+    """B training pairs on the device; in training each process holds only its share of the images and captions.
 
     Attributes:
         images: (B or a share of it, 3, H, W) augmented and normalised.
         ids: (likewise, L) token ids, L that of the longest caption here.
         pids: (B,) identities of the images.
         pairs: (B,) positions in the training split.
-        labels: (like ids) the ids of words that were masked, elsewhere 0; None where none are masked.
-        masked: (like ids) the ids with masks, where `ids` are without; else None.
+        labels: (like ids) the original ids of masked words, 0 elsewhere; None without masking.
+        masked: (like ids) the masked ids, if `ids` are unmasked; else None.
     """
 
     images: Tensor
@@ -56,9 +56,9 @@ class Batch:
 
 
 def trim(ids: np.ndarray, step: int = 1) -> np.ndarray:
-    """(B, L) ids without the columns behind the last EOS; id 0 pads, but it is also that of a "!" within a word.
+    """Cut the columns after the last EOS from (B, L) ids, where id 0 is padding but also a "!" within a word.
 
-    Of those columns as many stay as make their number a multiple of `step`, if there are so many.
+    The new length is rounded up to a multiple of `step`, up to L.
     """
     length = int(ids.argmax(axis=1).max(initial=0)) + 1
     return ids[:, : -(-length // step) * step]
@@ -69,12 +69,12 @@ class LoadingSettings:
     """How training pairs become batches.
 
     Attributes:
-        img_aug, txt_aug: crop and erase images; mask, replace and remove words. The flip is always drawn.
-        sampler: one of `settings.SAMPLERS`; num_instance belongs to "identity" and divides batch_size.
-        num_workers: processes that load; 0 loads in this one.
-        masking: of words in training batches, whose captions are not trimmed then.
+        img_aug, txt_aug: crop and erase images; mask, replace and remove words. Images are flipped in any case.
+        sampler: one of `settings.SAMPLERS`; num_instance is for "identity" and divides batch_size.
+        num_workers: worker processes; 0 loads in this one.
+        masking: masking of words in training batches, whose captions then aren't trimmed.
         mask, words: of the tokenizer, as for `augment_text`.
-        length_step: batches' captions are trimmed to a multiple of so many tokens.
+        length_step: captions are trimmed to a multiple of this many tokens.
     """
 
     batch_size: int
@@ -92,16 +92,16 @@ class LoadingSettings:
 
     @classmethod
     def of(cls, settings: DataSettings, device: torch.device, seed: int, masking: Masking | None) -> LoadingSettings:
-        """Those of a run's flags."""
+        """Build them from a run's flags."""
         shared = {own.name for own in fields(cls)} & {own.name for own in fields(settings)}
         own = {name: getattr(settings, name) for name in shared}
         return cls(**own, device=device, seed=seed, masking=masking)
 
 
 class _PairBatches(Dataset[Any]):
-    """Whole batches, so that one item is a few large arrays and not B small ones.
+    """Whole batches, so that one item is a few large arrays instead of B small ones.
 
-    Of several processes each gives its share of every training batch, and of scoring batches a share of whole ones.
+    With several processes, each gets its share of every training batch, but whole batches for scoring.
     """
 
     def __init__(self, data: TrainingPairs, order: np.ndarray, epoch: int, purpose: int) -> None:
@@ -137,7 +137,7 @@ class _PairBatches(Dataset[Any]):
 
 
 class TrainingPairs:
-    """The training split as pairs, with the noise in it.
+    """The pairs of the training split, with its noise.
 
     Args:
         split: the training split.
@@ -147,9 +147,9 @@ class TrainingPairs:
         excluded: positions of pairs to exclude.
 
     Attributes:
-        truly_clean: (C,) bool; a caption that moved to another image of its own person is right there, as is one that
-            was corrected.
-        usable: (C,) bool; pairs that are excluded or whose image can't be read are not, and are in no batch.
+        truly_clean: (C,) bool; True also for a caption moved to another image of the same person, and for a corrected
+            one.
+        usable: (C,) bool; False for excluded pairs and those with an unreadable image, which are in no batch.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class TrainingPairs:
         self.usable[excluded] = False
 
     def correct(self, ids: Mapping[int, np.ndarray]) -> None:
-        """Give pairs the captions with these (L,) token ids, which are right."""
+        """Replace the captions of some pairs by these (L,) token ids, and count the pairs as clean."""
         for pair, of_caption in ids.items():
             self.ids[pair] = of_caption
             self.truly_clean[pair] = True
@@ -180,13 +180,13 @@ class TrainingPairs:
         return len(self.ids)
 
     def scoring_batches(self, epoch: int) -> Batches:
-        """Every pair once in random order, augmented as in training: the CCD pass, whatever the sampler."""
+        """All pairs once in random order, augmented as in training, for the CCD pass; independent of the sampler."""
         usable = np.flatnonzero(self.usable)
         order = usable[random_order(len(usable), self._order_rng(epoch, SCORING))]
         return Batches(_PairBatches(self, order, epoch, SCORING))
 
     def training_batches(self, epoch: int) -> Batches:
-        """The batches of a training epoch, in the sampler's order."""
+        """Batches of a training epoch, in the sampler's order."""
         rng, settings, usable = self._order_rng(epoch, TRAINING), self.settings, np.flatnonzero(self.usable)
         if settings.sampler == "identity":
             order = identity_order(self.pids[usable], settings.batch_size, settings.num_instance, rng)
@@ -195,7 +195,7 @@ class TrainingPairs:
         return Batches(_PairBatches(self, usable[order], epoch, TRAINING))
 
     def skipped(self) -> dict[str, list[int]]:
-        """The pairs of every image that can't be read, by the reason."""
+        """Pairs whose image can't be read, by reason."""
         return {why: _pairs_of(self.split, number) for number, why in self.images.broken.items()}
 
     def _order_rng(self, epoch: int, purpose: int) -> np.random.Generator:
@@ -203,7 +203,7 @@ class TrainingPairs:
 
 
 class Batches:
-    """An iterable of `Batch`, with a length; augmentation happens on the device."""
+    """A sized iterable of `Batch`; augments on the device."""
 
     def __init__(self, dataset: _PairBatches) -> None:
         self.device = dataset.data.settings.device
@@ -223,11 +223,11 @@ def open_training_images(settings: DataSettings, size: tuple[int, int], split: S
     """The training split's images.
 
     Args:
-        resumed: the run began without the images that could not be read, and must continue without them.
+        resumed: the run started without the unreadable images, and must continue without them.
 
     Raises:
-        DataError: as `open_images`; a broken image is reported with its pairs unless `on_bad_image` is "skip", and
-            where none can be read.
+        DataError: as `open_images`; a broken image, named with its pairs, unless `on_bad_image` is "skip"; no readable
+            image at all.
     """
     skip = settings.on_bad_image == "skip"
     try:
@@ -241,17 +241,17 @@ def open_training_images(settings: DataSettings, size: tuple[int, int], split: S
 
 
 def _pairs_of(split: Split, image: int) -> list[int]:
-    """The positions of an image's pairs."""
+    """Positions of an image's pairs."""
     return np.flatnonzero(split.caption_images == image).tolist()
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting for it."""
+    """Copy to the device asynchronously."""
     return tensor.to(device, non_blocking=True)
 
 
 def loader(dataset: Dataset[Any], num_workers: int, device: torch.device) -> DataLoader:
-    """Whole batches, by at most `num_workers` processes."""
+    """A loader of whole batches with at most `num_workers` processes."""
     return DataLoader(
         dataset,
         batch_size=None,

@@ -1,4 +1,4 @@
-"""Masked words, for objectives that guess them (IRRA's masked language modelling)."""
+"""Masking words, for objectives that predict them (IRRA's masked language modelling)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from datasets.tokenizer import MASK
 
-_DRAWN = 0.15  # of the words
+_DRAWN = 0.15  # share of the words
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What becomes of the words that are drawn, and who sees it.
+    """How drawn words are masked, and which objectives see the result.
 
     Attributes:
-        mask_share, unchanged_share: of those words, in [0, 1]; the rest becomes any random word.
-        all_see: every objective sees the masked captions, not only those that guess the words.
+        mask_share, unchanged_share: shares of the drawn words, in [0, 1]; the rest becomes random words.
+        all_see: every objective sees the masked captions, not only those that predict the words.
     """
 
     mask_share: float
@@ -28,14 +28,14 @@ class Masking:
 def mask_words(
     ids: np.ndarray, rng: np.random.Generator, masking: Masking, mask: int = MASK, words: int = MASK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw each word with p = 0.15, the first token where none was drawn, and change those drawn.
+    """Draw each word with p = 0.15, or the first token if none was drawn, and mask those drawn.
 
     Args:
         ids: (L,) token ids, zero-padded.
         mask, words: as for `augment_text`.
 
     Returns:
-        (L,) ids with masks, and (L,) labels: the ids that were drawn, elsewhere 0.
+        (L,) masked ids, and (L,) labels: the original ids of drawn words, 0 elsewhere.
     """
     drawn = (ids > 0) & (ids < words) & (rng.random(len(ids)) < _DRAWN)
     kind, other = rng.random(len(ids)), rng.integers(1, words, len(ids))

@@ -24,7 +24,7 @@ class CUHKPEDES(DataSet):
 
 @DATASETS.register("ICFG-PEDES")
 class ICFGPEDES(DataSet):
-    """Ding et al., 2021; without a validation split."""
+    """Ding et al., 2021; no validation split."""
 
     files = ("ICFG-PEDES.json", "ICFG_PEDES.json")
     first_id = 0
@@ -45,7 +45,7 @@ class RSTPReid(DataSet):
 
 @DATASETS.register("SynthPEDES")
 class SynthPEDES(DataSet):
-    """The built-in one: rendered by `datasets.synthpedes` where it does not exist yet."""
+    """The built-in data set, rendered by `datasets.synthpedes` on first use."""
 
     files = ("reid_raw.json",)
     first_id = 1

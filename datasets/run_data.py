@@ -1,4 +1,4 @@
-"""All data of a run, checked before it starts, and the record of it in its configuration."""
+"""All data of a run, checked before it starts, and their record in its configuration."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from utils.run_folder import RunFolder
 
 
 class RunData(NamedTuple):
-    """Training pairs with their noise, the splits that choose and test, how many captions are cut, what is odd, and
-    what was corrected by hand.
+    """Training pairs with their noise, the splits for selection and test, the number of truncated captions, odd
+    findings, and corrections made by hand.
     """
 
     pairs: TrainingPairs
@@ -39,7 +39,7 @@ class RunData(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Of the noise, of the excluded pairs and of those without an image, for the run's configuration."""
+        """Records of noise, excluded pairs and pairs without an image, for the run's configuration."""
         skipped = self.pairs.skipped()
         return {
             "noise_index": self.noise.about,
@@ -53,7 +53,7 @@ class RunData(NamedTuple):
         """Check that a resumed run has the captions, pairs and images it started with.
 
         Raises:
-            OptionError: other ones than its configuration names.
+            OptionError: they differ from those in its configuration.
         """
         facts = {"excluded": _about(NOTHING_EXCLUDED), "corrections": NOTHING_EDITED.about, **run.facts()}
         kinds = {
@@ -70,7 +70,7 @@ class RunData(NamedTuple):
             raise OptionError(f"the unreadable images changed since the run started: then of pairs {was}, now of {now}")
 
     def keep_noise(self, run_dir: Path) -> None:
-        """Write noise that has no file of its own into the run's folder."""
+        """Save noise that was drawn, not read from a file, in the run's folder."""
         if self.noise.origin == DRAWN:
             with in_one_step(run_dir / "noise_index.npy") as partial, partial.open("wb") as stream:
                 np.save(stream, self.noise.permutation)
@@ -81,7 +81,7 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
 
 
 class ReadData(NamedTuple):
-    """The data before there is a model: nothing is decoded yet."""
+    """The data that can be read before the model is built; nothing is decoded yet."""
 
     settings: DataSettings
     splits: dict[str, Split]
@@ -92,10 +92,10 @@ class ReadData(NamedTuple):
 
 
 def read_data(settings: DataSettings) -> ReadData:
-    """Read and check annotations, noise and excluded pairs, and see that the images are there.
+    """Read and check annotations, noise and excluded pairs, and check that the images exist.
 
     Raises:
-        DataError, OptionError: what is missing, broken, or does not go together.
+        DataError, OptionError: something is missing, broken or inconsistent.
     """
     name = settings.dataset_name
     place, entries = read_annotations(name, Path(settings.root_dir), settings.split_all)
@@ -116,13 +116,13 @@ def read_data(settings: DataSettings) -> ReadData:
 
 
 def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
-    """Decode all images, so that nothing is found broken after hours, and tokenize all captions.
+    """Decode all images, so that a broken one is found before training, and tokenize all captions.
 
     Args:
         resumed: as for `open_training_images`.
 
     Raises:
-        DataError, OptionError: what is broken, or does not go together.
+        DataError, OptionError: something is broken or inconsistent.
     """
     settings, splits, tokenizer, device = read.settings, read.splits, inputs.tokenizer, loading.device
     split, noise, excluded, edits = splits["train"], read.noise, read.excluded, read.edits

@@ -1,4 +1,4 @@
-"""The order of the training pairs: a function of seed and epoch, so that any epoch can be repeated."""
+"""Order of the training pairs: a function of seed and epoch, so that any epoch can be repeated."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 
 
 def random_order(pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """(pairs,) every pair once."""
+    """(pairs,) all pairs once, in random order."""
     return rng.permutation(pairs)
 
 
 def identity_order(pids: np.ndarray, batch_size: int, num_instance: int, rng: np.random.Generator) -> np.ndarray:
     """Batches of batch_size/num_instance identities with num_instance pairs each.
 
-    An identity's pairs are cut into chunks of num_instance; one with fewer pairs repeats some, and a rest too short for
-    a chunk waits for another epoch. It ends when fewer identities are left than a batch needs.
+    An identity's pairs are cut into chunks of num_instance; one with fewer pairs repeats some, and an incomplete last
+    chunk is dropped for this epoch. Sampling ends when fewer identities are left than a batch needs.
 
     Args:
         pids: (N,) identity of every pair.
         batch_size: a multiple of num_instance.
 
     Returns:
-        Indices of pairs, a multiple of batch_size many.
+        Indices of pairs; their number is a multiple of batch_size.
     """
     chunks: dict[int, list[np.ndarray]] = {}
     by_identity = np.split(np.argsort(pids, kind="stable"), np.flatnonzero(np.diff(np.sort(pids))) + 1)

@@ -1,4 +1,4 @@
-"""Settings of data and loading. Imports nothing heavy, for a fast `--help`."""
+"""Settings of data and loading. No heavy imports, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SAMPLERS = ("random", "identity")
 
 
 def own_annotations(dataset_name: str) -> Path | None:
-    """The file or folder of anybody's own annotations that `--dataset_name` names; None where it names none.
+    """The user's own annotation file or folder that `--dataset_name` names; None for a data set's name.
 
-    A folder is named with a slash, as ./people: without one it would be taken for a data set's name.
+    A folder needs a slash, as in ./people: without one it would be taken for a data set's name.
     """
     return Path(dataset_name) if FLAGS["dataset_name"].names_path(dataset_name) else None
 
@@ -42,7 +42,7 @@ def unknown_data_set(dataset_name: str) -> OptionError:
 @settings("data")
 @dataclass(frozen=True)
 class DataSettings:
-    """Which data, how noisy, and how they are batched."""
+    """Data, noise and batching."""
 
     dataset_name: str = option(
         "CUHK-PEDES",

@@ -1,7 +1,7 @@
 """Annotations as tables: .csv, .tsv, .parquet, .arrow, and folders of Hugging Face's `datasets`.
 
-Columns are the keys of `datasets.annotations`; rows of one image are one entry with all of their captions. Images that
-are embedded are written out, once, under a name made of their content. Parquet and Arrow are read by pyarrow
+Columns are the keys of `datasets.annotations`; all rows of an image make one entry with their captions. Embedded images
+are written out once, under a name derived from their content. Parquet and Arrow are read by pyarrow
 (requirements-tables.txt).
 """
 
@@ -26,13 +26,13 @@ TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(?=$|[-._])")
 _PICTURES = ("file_path", "img_path", "image", "image_path")
-_ROWS = 64  # read at a time, whose images are in memory
+_ROWS = 64  # read at a time, with their images in memory
 
 Row = dict[str, Any]
 
 
 def read_table(path: Path) -> list[Row]:
-    """The entries of a table or a folder of tables, unchecked, in order of their first row.
+    """The entries of a table or folder of tables, unchecked, in order of their first row.
 
     Raises:
         DataError: it can't be read, pyarrow is missing, or embedded images can't be written.
@@ -53,7 +53,7 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns and numbered lines of a text table: tabs in a .tsv, else commas, semicolons or tabs.
 
     Raises:
-        DataError: it can't be read, or is no CSV file in UTF-8.
+        DataError: it can't be read, or isn't a CSV file in UTF-8.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -72,7 +72,7 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """All rows; those of a file that is named after a split belong to it, if they don't say otherwise."""
+    """All rows; the split defaults to the one that their file is named after."""
     if path.suffix not in _BINARY and path.is_file():
         yield from (dict(row) for _, row in read_rows(path)[1])
         return
@@ -82,7 +82,7 @@ def _rows(path: Path) -> Iterator[Row]:
         try:
             for batch in _batches(file):
                 yield from (of_file | row for row in batch.to_pylist())
-        except (OSError, ValueError, KeyError) as error:  # pyarrow's own errors are among these
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses of these
             raise DataError(f"{file} can't be read: {brief(error)}") from None
 
 
@@ -106,7 +106,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _batches(file: Path) -> Iterator[Any]:
-    """Record batches of a Parquet file, or of Arrow's file or stream format."""
+    """Record batches of a Parquet file, or of a file in Arrow's file or stream format."""
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError as error:
@@ -126,7 +126,7 @@ def _batches(file: Path) -> Iterator[Any]:
 
 
 def _entry(row: Row, images: Path) -> Row:
-    """A row as an entry of JSON would be: numbers are numbers, captions a list, the image is a path."""
+    """Convert a row to an entry as in JSON: ids are numbers, captions a list, the image a path."""
     entry = dict(row)
     for key in ("id", "image_id"):
         value: Any = entry.get(key)
@@ -149,7 +149,7 @@ def _entry(row: Row, images: Path) -> Row:
 
 
 def _captions(value: Any) -> Any:
-    """A list of captions, written as such, as a JSON list in a text, or as one text."""
+    """Captions as a list, from a list, a JSON list in a string, or a single string."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -159,7 +159,7 @@ def _captions(value: Any) -> Any:
 
 
 def _image_folder(path: Path) -> Path:
-    """Where embedded images are written: beside the table, else in the user's cache folder."""
+    """Folder for embedded images: beside the table, else in the user's cache folder."""
     parent = path if path.is_dir() else path.parent
     if os.access(parent, os.W_OK):
         return parent / f".{path.stem}_images"
@@ -167,7 +167,7 @@ def _image_folder(path: Path) -> Path:
 
 
 def _written(content: bytes, name: str, folder: Path) -> str:
-    """The absolute path of an image that is in a file of its own now; its `name` ends the file's."""
+    """Write an embedded image to a file whose name ends in `name`; returns its absolute path."""
     name = re.sub(r"[^\w.-]", "_", Path(name).name)[-60:] or "image"
     file = (folder / f"{hashlib.blake2b(content, digest_size=12).hexdigest()}_{name}").absolute()
     if not file.is_file():

@@ -1,6 +1,6 @@
 """CLIP's byte-pair encoding with RDE's mask token.
 
-The merges are read out of the open_clip package's folder; the package, which takes seconds to import, is not imported.
+The merges are read from the open_clip package's folder without importing the package, which would take seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import regex
 
 MASK, SOS, EOS = 49405, 49406, 49407
-_LONGEST = 1000  # characters of a word that are encoded: the time it takes grows with their square
+_LONGEST = 1000  # maximum characters of a word: encoding takes quadratic time
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """A printable character for every byte, as GPT-2's encoding has it."""
+    """A printable character for every byte, as in GPT-2's encoding."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
@@ -39,10 +39,10 @@ def _open_clip() -> Path:
 
 @cache
 def _tables() -> tuple[dict[int, str], dict[str, int], dict[tuple[str, str], int]]:
-    """A character for every byte, an id for every symbol, and a rank for every pair of symbols that is merged."""
+    """A character for every byte, an id for every symbol, and the rank of every merge."""
     with gzip.open(_open_clip() / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as stream:
         lines = stream.read().split("\n")
-    # 49152 − 256 − 2 merges belong to CLIP; RDE gives up the last one, whose id becomes the mask's.
+    # CLIP has 49152 − 256 − 2 merges; RDE drops the last, whose id becomes the mask's.
     merges = [(first, second) for first, second in map(str.split, lines[1 : 49152 - 256 - 2])]
     alphabet = _byte_alphabet()
     symbols = [*alphabet.values(), *(symbol + "</w>" for symbol in alphabet.values()), *map("".join, merges)]
@@ -51,30 +51,30 @@ def _tables() -> tuple[dict[int, str], dict[str, int], dict[tuple[str, str], int
 
 
 class CaptionTokenizer(Protocol):
-    """What training and evaluation need of a backbone's tokenizer.
+    """Interface of a backbone's tokenizer for training and evaluation.
 
-    With the attributes `mask` and `words`, as `datasets.augmentation.augment_text` takes them, it says how captions are
-    augmented; otherwise they are as CLIP's.
+    It may have attributes `mask` and `words`, the arguments of `datasets.augmentation.augment_text`; they default to
+    CLIP's.
     """
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of a caption's words, without those that begin and end it, uncut."""
+        """The ids of a caption's words, without start and end tokens, untruncated."""
         ...
 
     def __call__(self, captions: Iterable[str], text_length: int) -> np.ndarray:
-        """(N, text_length) int32, zeros at the end; the id that ends a caption is the highest of its row."""
+        """(N, text_length) int32, zero-padded; a caption's end token has the highest id of its row."""
         ...
 
 
 class Tokenizer:
-    """Captions to ids. Text that spells a special token, like "<|endoftext|>", is ordinary text."""
+    """Captions to ids. A special token spelt out in a caption, like "<|endoftext|>", is ordinary text."""
 
     def __init__(self) -> None:
         self._alphabet, self._ids, self._ranks = _tables()
         self._encode_word = lru_cache(maxsize=1 << 16)(self._merge)
 
     def _merge(self, word: str) -> tuple[int, ...]:
-        """Join the neighbours that come first in the table of merges, until none is left."""
+        """Apply the merges by rank until none applies."""
         symbols = [self._alphabet[byte] for byte in word.encode("utf-8")]
         symbols[-1] += "</w>"
         while len(symbols) > 1:
@@ -94,17 +94,17 @@ class Tokenizer:
         return tuple(self._ids[symbol] for symbol in symbols)
 
     def split(self, caption: str) -> list[tuple[str, tuple[int, ...]]]:
-        """A caption's words as they are read, cleaned and in lower case, each with its ids."""
+        """A caption's words after cleaning and lower-casing, each with its ids."""
         text = html.unescape(html.unescape(ftfy.fix_text(caption)))
         text = " ".join(text.split()).lower()
         return [(word, self._encode_word(word[:_LONGEST])) for word in _WORDS.findall(text)]
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of a caption's words, without SOS and EOS, uncut."""
+        """The ids of a caption's words, without SOS and EOS, untruncated."""
         return [number for _, ids in self.split(caption) for number in ids]
 
     def __call__(self, captions: Iterable[str], text_length: int = 77) -> np.ndarray:
-        """(N, text_length) int32: SOS, words, EOS, then zeros. A longer caption is cut with EOS last."""
+        """(N, text_length) int32: SOS, words, EOS, then zeros. A longer caption is truncated, with EOS last."""
         rows = [[SOS, *self.encode(caption)[: text_length - 2], EOS] for caption in captions]
         ids = np.zeros((len(rows), text_length), np.int32)
         for row, numbers in zip(ids, rows, strict=True):
@@ -113,7 +113,7 @@ class Tokenizer:
 
 
 def count_cut(tokenizer: CaptionTokenizer, captions: Sequence[str], ids: np.ndarray) -> int:
-    """How many captions were cut to fit their row of the (N, L) `ids`; only full rows can have been."""
+    """Number of captions truncated to fit their row of the (N, L) `ids`; only full rows can have been."""
     full = np.flatnonzero(ids[:, -1]).tolist()
-    around = np.count_nonzero(tokenizer([""], ids.shape[1]))  # tokens that are no words
+    around = np.count_nonzero(tokenizer([""], ids.shape[1]))  # tokens that aren't words
     return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - around for row in full)
