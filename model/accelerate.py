@@ -1,6 +1,6 @@
-"""Faster arithmetic for a finished model, applied from outside: the numbers stay the same within rounding.
+"""Faster arithmetic for a finished model, applied from outside: results are equal up to rounding.
 
-Modules keep their identity, names and weights: only their class changes, to one with another `forward`.
+Modules keep their identity, names and weights; only their class is replaced, by one with a different `forward`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from utils.layers import QuickGELU
 
 M = TypeVar("M", bound=nn.Module)
 
-# Whether float32 products on the CPU are left to oneDNN; without AVX-512 MKL is faster in training.
+# Whether oneDNN computes float32 products on the CPU; without AVX-512 MKL is faster in training.
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-_SMALL = 20480  # numbers, up to which PyTorch convolves without oneDNN, and slowly
+_SMALL = 20480  # elements up to which PyTorch convolves without oneDNN, and slowly
 
 
 def accelerate(model: M) -> M:
-    """Replace the layers of a model that have a faster form, in place; those of a subclass stay as they are."""
+    """Replace, in place, layers that have a faster form; instances of their subclasses stay unchanged."""
     for module in model.modules():
         if faster := _FASTER.get(type(module)):
             module.__class__ = faster
@@ -32,11 +32,11 @@ def accelerate(model: M) -> M:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(…, D) → (…, E) with (E, D) weights: `torch.nn.functional.linear` within rounding.
 
-    PyTorch multiplies float32 matrices with MKL, which leaves half of an AMD processor's AVX-512 units unused (not of
-    Intel's), but convolutions with oneDNN, which does not. A linear layer is a convolution by 1×1 over a picture of
-    one column; dilated, so that PyTorch takes oneDNN on a single thread too, and of a 1×1 kernel that changes nothing.
-    torch.compile is given the layer as it is: it fails where a convolution's rows vary from batch to batch. So is
-    autocast, whose convolutions in float16 are some hundred times slower than its linear layers.
+    PyTorch multiplies float32 matrices with MKL, which leaves half of the AVX-512 units unused on AMD (not on Intel),
+    but computes convolutions with oneDNN, which uses them all. A linear layer is a 1×1 convolution over an image with
+    one column; with dilation, which doesn't affect a 1×1 kernel, PyTorch uses oneDNN on a single thread too.
+    Under torch.compile the layer stays as it is: convolutions with a varying number of rows fail there. So it does
+    under autocast, whose float16 convolutions are some hundred times slower than its linear layers.
     """
     large = ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL
     if not large or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
@@ -47,14 +47,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class FastLinear(nn.Linear):
-    """`torch.nn.Linear` by `linear`."""
+    """`torch.nn.Linear` computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class _ScaledSiLU(torch.autograd.Function):
-    """SiLU (y·σ(y)) of y = 1.702x over 1.702, whose slope is SiLU's own at y: nothing else is kept or scaled."""
+    """SiLU(y)/1.702 of y = 1.702x: its derivative by x is SiLU's at y, so only y is kept and nothing is rescaled."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ class _ScaledSiLU(torch.autograd.Function):
 
 
 class FastQuickGELU(QuickGELU):
-    """QuickGELU in fewer passes over memory, with less of it kept for the gradient.
+    """QuickGELU in fewer passes over memory, keeping less for the backward pass.
 
-    torch.compile is given the layer as it is, and fuses it. Given this one, PyTorch 2.11 overwrites what the gradient
-    needs, and the gradients come out wrong.
+    torch.compile gets the plain layer, which it fuses. From this one, PyTorch 2.11 generates code that overwrites a
+    tensor the backward pass needs, and gradients are wrong.
     """
 
     def forward(self, x: Tensor) -> Tensor:

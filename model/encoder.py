@@ -16,8 +16,8 @@ from model.precision import autocast, half_parameters, halve_weights
 from utils.checkpoints import misfit
 from utils.errors import OptionError
 
-Read = dict[str, Tensor | None]  # by the heads' names: the positions that each reads
-Embeddings = dict[str, Tensor]  # by the heads' names: (B, width) float32, not normalised
+Read = dict[str, Tensor | None]  # by head name: the positions that it reads
+Embeddings = dict[str, Tensor]  # by head name: (B, width) float32, not normalised
 
 
 class DualEncoder(nn.Module):
@@ -25,7 +25,7 @@ class DualEncoder(nn.Module):
 
     Args:
         heads: by name, then by "image" and "text".
-        precision: of the arithmetic, one of `model.precision.PRECISIONS`; embeddings are float32 whatever it is.
+        precision: one of `model.precision.PRECISIONS`; embeddings are float32 in any case.
     """
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, Head]], precision: str = "fp32") -> None:
@@ -45,7 +45,7 @@ class DualEncoder(nn.Module):
                 raise OptionError(f"head {name}: images and captions must have one width, found {widths}")
 
     def head(self, name: str, modality: str) -> Head:
-        """A head of "image" or "text"."""
+        """The head of an embedding for "image" or "text"."""
         both: Any = self.heads[name]
         return both[modality]
 
@@ -62,7 +62,7 @@ class DualEncoder(nn.Module):
             return self.embed("image", self.backbone.encode_image(images, self.needed("image", read)), read)
 
     def encode_text(self, ids: Tensor) -> Embeddings:
-        """(B, L) token ids → embeddings. L is at most `--text_length`; cutting padding changes no result."""
+        """(B, L) token ids → embeddings. L is at most `--text_length`; trimming padding doesn't change the result."""
         with self.autocast(ids.device):
             read: Read = {}
             return self.embed("text", self.backbone.encode_text(self._padded(ids), self.needed("text", read)), read)
@@ -77,7 +77,7 @@ class DualEncoder(nn.Module):
         """As `forward`, and the (B, L, D) features of all tokens of the images and of the captions.
 
         Args:
-            masked: (B, L) ids of the captions whose features are wanted, where they are not `ids`.
+            masked: (B, L) masked ids to compute the captions' features from, instead of `ids`.
         """
         with self.autocast(images.device):
             image = self.backbone.encode_image(self.backbone.renormalised(images))
@@ -86,18 +86,18 @@ class DualEncoder(nn.Module):
             return self.embed("image", image), self.embed("text", text), (image.features, other.features)
 
     def _padded(self, ids: Tensor) -> Tensor:
-        """Captions with as many tokens as any head selects."""
+        """Pad captions to at least the number of tokens that any head selects."""
         return self.backbone.pad_text(ids, max(self.head(name, "text").selects for name in self.heads))
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context that its arithmetic wants."""
+        """The autocast context of its precision."""
         return autocast(device, self.precision)
 
     def embed(self, modality: str, tokens: Tokens, read: Read | None = None) -> Embeddings:
-        """The embeddings of the backbone's tokens, of "image" or "text".
+        """Compute the embeddings from the backbone's tokens, of "image" or "text".
 
         Args:
-            read: what `needed` has noted of these tokens.
+            read: the positions that `needed` recorded for these tokens.
         """
         embeddings = {}
         for name in self.heads:
@@ -113,7 +113,7 @@ class DualEncoder(nn.Module):
         return embeddings
 
     def needed(self, modality: str, read: Read) -> Needed:
-        """The positions that any head reads, of "image" or "text"; each one's are noted in `read`."""
+        """The positions that any head of "image" or "text" reads; those of each head are recorded in `read`."""
 
         def union_of_heads(tokens: Tokens) -> Tensor | None:
             read.update({name: self.head(name, modality).reads(tokens) for name in self.heads})
@@ -122,7 +122,7 @@ class DualEncoder(nn.Module):
         return union_of_heads
 
     def new_parameters(self) -> set[str]:
-        """Names of the parameters that no pretrained weights filled: heads, and layers added anywhere."""
+        """Names of the parameters without pretrained weights: heads, and layers added anywhere."""
         pretrained = {BACKBONE + name for name in self.backbone.pretrained}
         return {name for name, _ in self.named_parameters()} - pretrained
 
@@ -131,11 +131,11 @@ class DualEncoder(nn.Module):
         return set(half_parameters(self)) if self.precision == "fp16_adam" else set()
 
     def towers(self) -> dict[str, dict[str, Any]]:
-        """What of the backbone no tensor says, for checkpoints."""
+        """The backbone's properties that aren't determined by its tensors, for checkpoints."""
         return self.backbone.towers()
 
     def published_names(self) -> dict[str, str]:
-        """Our name of every weight → its name in checkpoints: the published one or, where there is none, its own."""
+        """Our name of every weight → its name in checkpoints: the published one if there is one, else the same."""
         return {
             name: PUBLISHED_BACKBONE + self.backbone.published_name(name.removeprefix(BACKBONE))
             if name.startswith(BACKBONE)
@@ -144,12 +144,12 @@ class DualEncoder(nn.Module):
         }
 
     def published_state(self) -> dict[str, Tensor]:
-        """The state dict as checkpoints hold it, which the published code can load."""
+        """The state dict as stored in checkpoints, which the published code can load."""
         names = self.published_names()
         return {names[name]: value for name, value in self.state_dict().items()}
 
     def load_heads(self, state: Mapping[str, Tensor], log: Callable[[str], None]) -> None:
-        """Load those heads whose weights are all in a run's checkpoint, under their published names, and fit."""
+        """Load each head whose weights are all in a run's checkpoint, under published names and with equal shapes."""
         names = self.published_names()
         found = without_wrapper(state, names.values())
         for head, module in self.heads.items():
@@ -164,7 +164,7 @@ class DualEncoder(nn.Module):
                 log(f"head {head} is loaded from the file")
 
     def load_published(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Load the weights of a checkpoint, ours or the authors'; `source` is named in messages.
+        """Load the weights of a checkpoint, ours or the authors'; messages name `source`.
 
         Raises:
             WeightsError: they don't fit.

@@ -1,4 +1,4 @@
-"""Weights under the names of Hugging Face's `CLIPModel`, turned into OpenAI's."""
+"""Converting weights from the names of Hugging Face's `CLIPModel` to OpenAI's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm": "visual.ln_pre",  # spelt so there
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # sic
     "vision_model.post_layernorm": "visual.ln_post",
     "vision_model.encoder.layers": "visual.transformer.resblocks",
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
@@ -29,15 +29,15 @@ _IN_BLOCK = {
     "mlp.fc2": "mlp.c_proj",
 }
 _TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
-ANCHOR = "vision_model.embeddings.class_embedding"  # by which these names are known
-PARTS = ("vision_model.", "text_model.", *_TRANSPOSED)  # what they begin with
+ANCHOR = "vision_model.embeddings.class_embedding"  # identifies this layout
+PARTS = ("vision_model.", "text_model.", *_TRANSPOSED)  # prefixes of the names
 
 
 def to_openai(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under OpenAI's names: q, k and v in one matrix, projections transposed.
 
     Raises:
-        WeightsError: a name that is none of a `CLIPModel`'s, or an attention without all of q, k and v.
+        WeightsError: a name that a `CLIPModel` doesn't have, or an attention without all of q, k and v.
     """
     renamed, parts = {}, {}
     for name, value in state.items():

@@ -1,6 +1,6 @@
-"""The names of weights in published files, and the copying of weights by name.
+"""Names of weights in published files, and copying weights by name.
 
-Published spellings live here and nowhere else; a weight that is in no table keeps its own name.
+All published spellings are defined here; a weight that is in no table keeps its name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from utils.checkpoints import misfit
 from utils.errors import WeightsError
 
-# The weights of OpenAI's vision transformers.
+# Weights of OpenAI's vision transformers.
 OPENAI = re.compile(
     r"(visual\.)?(positional_embedding|transformer\.resblocks\.\d+\."
     r"(attn\.in_proj_(weight|bias)|(attn\.out_proj|ln_1|ln_2|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)))"
@@ -21,7 +21,7 @@ OPENAI = re.compile(
     r"|text_projection|token_embedding\.weight|ln_final\.(weight|bias)"
 )
 BACKBONE, PUBLISHED_BACKBONE = "backbone.", "base_model."
-# Our prefix → the published one, of the heads.
+# Prefixes of the heads: ours → published.
 _HEADS = {
     "heads.TSE.image.fc.": "visul_emb_layer.fc.",
     "heads.TSE.image.mlp.0.": "visul_emb_layer.mlp.layers.0.",
@@ -32,7 +32,7 @@ _HEADS = {
     "heads.TSE.text.mlp.1.": "texual_emb_layer.mlp.bns.0.",
     "heads.TSE.text.mlp.3.": "texual_emb_layer.mlp.layers.1.",
 }
-# Parameters of published files that no forward pass ever used.
+# Parameters in published files that no forward pass uses.
 _UNUSED = (
     "base_model.logit_scale",
     "visul_emb_layer.linear.",
@@ -50,10 +50,10 @@ def published_head_name(name: str) -> str:
 
 
 def without_wrapper(state: Mapping[str, Tensor], own: Collection[str] = ()) -> dict[str, Tensor]:
-    """A published (or our own saved) state dict without DataParallel's prefix and without what nothing uses.
+    """A published state dict, or one of ours, without DataParallel's prefix and without unused parameters.
 
     Args:
-        own: names of the model's weights, which are used whatever they are called.
+        own: names of the model's weights, which are always kept.
     """
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -61,14 +61,14 @@ def without_wrapper(state: Mapping[str, Tensor], own: Collection[str] = ()) -> d
 
 
 def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], source: str) -> None:
-    """Copy weights only after the names and every shape agree.
+    """Copy weights after checking that all names and shapes agree.
 
     Args:
         names: the module's own name of each weight to be copied → its name in `state`.
         source: named in messages.
 
     Raises:
-        WeightsError: lists what is missing, unknown or of another shape, by its name in `state`.
+        WeightsError: lists weights that are missing, unknown or of another shape, by their names in `state`.
     """
     own = {names[name]: value for name, value in module.state_dict().items() if name in names}
     if complaint := misfit(own, state):

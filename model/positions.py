@@ -1,4 +1,4 @@
-"""Positional embeddings fitted to the image's grid and to the captions' length."""
+"""Fitting positional embeddings to the image grid and the text length."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.errors import WeightsError
 
 
 def grid_of(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
-    """How many patches (rows, columns) an image of (height, width) pixels gives."""
+    """Number of patches (rows, columns) in an image of (height, width) pixels."""
     return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
 
 
@@ -27,8 +27,8 @@ def fit_positions(embedding: Tensor, new: tuple[int, int], source: str, *, wrapp
     Args:
         embedding: (1 + patches, D).
         source: named in messages.
-        wrapped: the model was already fine-tuned on person images: if the number of positions fits, so do they, even
-            if it is also a square.
+        wrapped: the model was already fine-tuned on person images, so positions whose number fits are used unchanged,
+            even if that number is also square.
 
     Raises:
         WeightsError: they fit neither the grid nor a square one.
@@ -47,7 +47,7 @@ def fit_positions(embedding: Tensor, new: tuple[int, int], source: str, *, wrapp
 
 
 def resize_text_positions(embedding: Tensor, length: int) -> Tensor:
-    """(L, D) positions for another length: cut if it is shorter, interpolated linearly if it is longer."""
+    """(L, D) positions for another length: truncated if it is shorter, interpolated linearly if it is longer."""
     if length <= len(embedding):
         return embedding[:length]
     stretched = F.interpolate(embedding.double().T[None], size=length, mode="linear", align_corners=False)

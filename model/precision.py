@@ -1,11 +1,11 @@
-"""The arithmetic of a model: float32, autocast, or float16 where the published code has it (docs/arithmetic.md)."""
+"""A model's arithmetic: float32, autocast, or float16 where the published code uses it (docs/arithmetic.md)."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-# Each precision, and what it computes in.
+# Each precision with the arithmetic it stands for.
 ARITHMETIC = {
     "fp32": "float32",
     "bf16": "bfloat16 products (autocast), float32 weights and Adam",
@@ -30,14 +30,14 @@ def settle(precision: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context a forward pass runs in; it does something with "bf16" and "fp16" only."""
+    """The context of a forward pass; without effect except for "bf16" and "fp16"."""
     return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
 
 
 def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, the parameters that the published code trains in float16.
+    """The parameters that the published code trains in float16, by name.
 
-    They are those of linear and convolution layers, and by their names those of attention and of CLIP's projections.
+    They are those of linear and convolution layers and, identified by name, of attention and CLIP's projections.
     """
     return {
         f"{prefix}.{name}" if prefix else name: parameter
@@ -48,6 +48,6 @@ def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def halve_weights(model: nn.Module) -> None:
-    """Turn `half_parameters` into float16, in place."""
+    """Convert `half_parameters` to float16, in place."""
     for parameter in half_parameters(model).values():
         parameter.data = parameter.data.half()

@@ -1,4 +1,4 @@
-"""Pretrained CLIPs: built in, fetched by name, or read from a file in any of the formats they are published in."""
+"""Pretrained CLIPs: built in, downloaded by name, or read from a file in any of the published formats."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from utils.checkpoints import load_tensors, refuse_unfolding, safetensors_facts
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
-# In place of a whole token embedding: the rows of those ids that occur in the built-in data set.
+# Replaces the full token embedding: the rows of the ids that occur in the built-in data set.
 _ROWS, _ROW_IDS = "token_embedding.rows", "token_embedding.row_ids"
 
-# OpenAI's vision transformers by the SHA-256 that stands in their addresses.
+# OpenAI's vision transformers, with the SHA-256 from their URLs.
 OPENAI_URL = "https://openaipublic.azureedge.net/clip/models"
 OPENAI = {
     "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
     "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
 }
-CACHE = Path.home() / ".cache" / "clip"  # where OpenAI's own code keeps them
+CACHE = Path.home() / ".cache" / "clip"  # where OpenAI's code keeps them
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
 
 
@@ -39,8 +39,8 @@ class Pretrained(NamedTuple):
     Attributes:
         state: its weights under OpenAI's names, in float32.
         towers: from its configuration or recorded in the file; None if neither exists.
-        known: whether its towers are known without: it is one of OpenAI's own or of `tools.pretrain_tiny`.
-        wrapped: whether it was part of a person re-ID model, so its positions may fit images of any shape.
+        known: whether its towers are known without them, as of OpenAI's models and those of `tools.pretrain_tiny`.
+        wrapped: whether it was part of a person re-ID model, so its positions may be for images of any shape.
         remarks: lines for the log.
     """
 
@@ -52,21 +52,21 @@ class Pretrained(NamedTuple):
 
 
 def read_clip(pretrain_choice: str) -> Pretrained:
-    """Read a pretrained CLIP, wherever a file holds it.
+    """Read a pretrained CLIP, on its own or inside a larger model.
 
     Args:
-        pretrain_choice: "tiny", a name of `OPENAI` (fetched once), or a file: OpenAI's TorchScript archive, or tensors
-            (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`, also as part of another
-            model or of a training checkpoint.
+        pretrain_choice: "tiny", a name from `OPENAI` (downloaded once), or a file: OpenAI's TorchScript archive, or
+            tensors (torch or safetensors) with OpenAI's names or those of Hugging Face's `CLIPModel`, also as part of
+            another model or of a training checkpoint.
 
     Raises:
         WeightsError: no such file, no CLIP in it, or several.
-        DownloadError: a name that can't be fetched.
+        DownloadError: the download failed.
     """
     path = _find(pretrain_choice)
     content, archived = read_content(path)
     state, prefix = find_clip(content, path)
-    known = archived or prefix + _ROWS in state  # OpenAI's archives and what tools.pretrain_tiny writes
+    known = archived or prefix + _ROWS in state  # OpenAI's archives and the output of tools.pretrain_tiny
     towers, remarks = None, []
     if "towers" in content:
         towers = from_record(content["towers"], str(path))
@@ -90,23 +90,23 @@ def read_content(path: Path) -> tuple[dict[str, Any], bool]:
     """A file's content, whatever its format, and whether it is a TorchScript archive like OpenAI's.
 
     Raises:
-        WeightsError: it can't be read, or is no dict.
+        WeightsError: it can't be read, or isn't a dict.
     """
     try:
         refuse_unfolding(path)
         if path.suffix == ".safetensors":
             return {"model": load_file(path), **safetensors_facts(path)}, False
         code = _torchscript(path)
-        if any(b"__setstate__" in text for text in code):  # all that would run while it is loaded
+        if any(b"__setstate__" in text for text in code):  # the only code that would run on loading
             raise ValueError("the archive contains code that CLIP's archives do not have")
         if code:
-            with warnings.catch_warnings():  # OpenAI's files stay what they are, deprecated or not
+            with warnings.catch_warnings():  # deprecated, but OpenAI's files have this format
                 warnings.simplefilter("ignore")
                 return dict(torch.jit.load(path, map_location="cpu").state_dict()), True
         content = load_tensors(path)
     except WeightsError:
         raise
-    except Exception as error:  # safetensors, torch, zipfile and pickle each raise their own types
+    except Exception as error:  # safetensors, torch, zipfile and pickle raise many types
         raise WeightsError(f"{path} can't be read as weights: {brief(error)}") from None
     if not isinstance(content, dict):
         raise WeightsError(
@@ -136,7 +136,7 @@ def _find(pretrain_choice: str) -> Path:
 
 
 def _torchscript(path: Path) -> list[bytes]:
-    """The files of code in a TorchScript archive, as OpenAI's are; [] for another file."""
+    """The code files of a TorchScript archive, such as OpenAI's; [] for any other file."""
     if not zipfile.is_zipfile(path):
         return []
     with zipfile.ZipFile(path) as archive:
@@ -144,7 +144,7 @@ def _torchscript(path: Path) -> list[bytes]:
 
 
 def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
+    """Expand the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
     if _ROWS in state:
         rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS, None)
         if ids is None:
@@ -157,6 +157,6 @@ def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compact_rows(state: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """The compact form: of the token embedding only the rows `ids` (sorted; the last is the highest id there is)."""
+    """The compact form: only the rows `ids` of the token embedding (sorted; the last is the highest id)."""
     compact = {name: value for name, value in state.items() if name != "token_embedding.weight"}
     return compact | {_ROWS: state["token_embedding.weight"][ids].contiguous(), _ROW_IDS: ids}

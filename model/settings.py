@@ -1,4 +1,4 @@
-"""The model's flags. Imports no torch, so that `--help` need not wait for it."""
+"""The model's flags. Doesn't import torch, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class SettingsOf(Protocol):
-    """Gives each settings class its typed object: `utils.settings.Options.of`."""
+    """Returns the typed object of a settings class: `utils.settings.Options.of`."""
 
     def __call__(self, owner: type[T], /) -> T: ...
 
@@ -85,12 +85,12 @@ class ClipSettings:
 @settings("model")
 @dataclass(frozen=True)
 class TseSettings:
-    """Of the head "TSE" (paper, 3.1 and table 7).
+    """Settings of the head "TSE" (paper, 3.1 and table 7).
 
     Attributes:
-        tse_bn: "frozen": in training the BatchNorm is a learned affine map over its initial statistics, as in the runs
-            behind the paper's numbers; "batch": over the batch, as in the code's later revision (slightly better on
-            clean data, worse under noise, say its authors).
+        tse_bn: "frozen": in training the BatchNorm uses its initial statistics, i.e. it is a learned affine map, as in
+            the runs behind the paper's numbers; "batch": it uses batch statistics, as in the code's later revision
+            (slightly better on clean data, worse under noise, according to the authors).
     """
 
     select_ratio: float = option(0.3, "ratio R of tokens that TSE selects", above=0, below=1, tested=True)
@@ -109,7 +109,7 @@ def head_names(heads: str) -> list[str]:
     """The names in a value of `--heads`.
 
     Raises:
-        OptionError: one that is unknown, or twice.
+        OptionError: a name is unknown, or given twice.
     """
     names = heads.split("+")
     for name in names:

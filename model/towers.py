@@ -1,7 +1,7 @@
-"""Number of heads and activation of a CLIP's towers, which its tensors don't determine.
+"""Number of attention heads and activation of a CLIP's towers, which its tensors don't determine.
 
 They come from the configuration beside the weights, Hugging Face's `config.json` or open_clip's. OpenAI's models have
-heads of 64 channels and QuickGELU; most models trained by others have GELU.
+heads of 64 channels and QuickGELU; most other models have GELU.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from model.backbones.transformer import ACTIVATIONS, HEAD_WIDTH, Tower
 from utils.errors import WeightsError
 
-OPENAI_WIDTHS = (512, 768, 1024)  # of the towers of its vision transformers, whose heads are 64 wide
+OPENAI_WIDTHS = (512, 768, 1024)  # of its vision transformers' towers, with heads of 64 channels
 _NAMES = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
-# Options of an open_clip tower that change its computation but not its tensors, with the value that we support.
+# Options of an open_clip tower that change its computation but not its tensors, with the supported value.
 _OPEN_CLIP_FIXED = {"no_causal_mask": False, "act_kwargs": None, "norm_kwargs": None}
 
 
@@ -38,12 +38,12 @@ class Towers(NamedTuple):
 
 
 def assumed(width: int, layers: int) -> Tower:
-    """A tower with heads 64 wide and QuickGELU: OpenAI's, and what the published code builds whatever the width."""
+    """A tower with heads of 64 channels and QuickGELU, as OpenAI's; the published code always builds this."""
     return Tower(width, layers, max(1, width // HEAD_WIDTH), "quick_gelu")
 
 
 def from_record(record: object, source: str) -> Towers:
-    """Read back what `Towers.record` gave.
+    """Inverse of `Towers.record`.
 
     Raises:
         WeightsError: it is malformed.
@@ -58,13 +58,13 @@ def from_record(record: object, source: str) -> Towers:
 
 
 def find_beside(weights: Path, *, huggingface: bool) -> tuple[Towers, Path] | None:
-    """Both towers from the configuration beside a file of weights, and the file they are from.
+    """Both towers from the configuration beside a weights file, and the configuration's path.
 
-    `NAME.json` beside `NAME.pt` comes first, then the configuration that belongs to the weights' layout. Other JSON
-    files are skipped.
+    `NAME.json` beside `NAME.pt` takes precedence, then the configuration file of the weights' layout. Other JSON files
+    are ignored.
 
     Raises:
-        WeightsError: the configuration can't be read or has something that is not supported.
+        WeightsError: the configuration can't be read or isn't supported.
     """
     kinds = ("config.json", "open_clip_config.json") if huggingface else ("open_clip_config.json", "config.json")
     for file in (weights.with_suffix(".json"), *(weights.with_name(name) for name in kinds)):
@@ -89,10 +89,10 @@ def _read(file: Path) -> Towers | None:
 
 
 def _huggingface(content: Mapping[str, Any], file: Path) -> Towers:
-    """Towers of a `CLIPConfig`; what it leaves out is as in OpenAI's ViT-B."""
+    """Towers of a `CLIPConfig`; missing values default to OpenAI's ViT-B."""
     towers = []
     for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
-        older = content.get(f"{name}_config_dict")  # takes precedence, even if it is empty
+        older = content.get(f"{name}_config_dict")  # takes precedence, even if empty
         of_tower = _mapping(content.get(f"{name}_config") if older is None else older, file, f"{name}_config")
         if (eps := of_tower.get("layer_norm_eps", 1e-5)) != 1e-5:
             raise WeightsError(f"{file}: {name} layer_norm_eps {eps!r:.40} is not supported, only 1e-05")

@@ -14,11 +14,11 @@ from utils.checkpoints import is_plain
 from utils.errors import WeightsError, printable
 
 _ANCHORS = ("visual.conv1.weight", huggingface.ANCHOR)  # identify a CLIP among other tensors
-# Keys under which checkpoints keep their model, and prefixes that wrappers add to its names.
+# Keys under which checkpoints store their model, and prefixes added by wrappers.
 _USUAL_PLACES = ("", "model", "state_dict")
-FINE_TUNED = "base_model."  # the prefix in models of person re-ID, whose positions fit their images
+FINE_TUNED = "base_model."  # prefix in person re-ID models, whose positions fit their images
 _USUAL_PREFIXES = ("", "module.", FINE_TUNED, f"module.{FINE_TUNED}")
-# How names start in OpenAI's layout; some open_clip models have "text." before those of the text tower.
+# Prefixes in OpenAI's layout; some open_clip models put "text." before those of the text tower.
 _PARTS = (
     "visual.",
     "transformer.",
@@ -39,7 +39,7 @@ def find_clip(
 
     Args:
         path: named in messages.
-        anchors: names of tensors, one of which every such CLIP has.
+        anchors: names of tensors; every such CLIP has one of them.
 
     Raises:
         WeightsError: there is no CLIP, or more than one.

@@ -1,4 +1,4 @@
-"""Build models, to be trained from pretrained weights or as a checkpoint holds them."""
+"""Build models from pretrained weights, for training, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from utils.settings import own_settings
 
 
 def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
-    """A model with a pretrained backbone; heads are drawn from torch's global generator, or a run's, where its file is.
+    """A model with a pretrained backbone. Heads are initialised from torch's global generator, or loaded if the
+    weights are a run's checkpoint.
 
     Args:
-        of: gives each settings class its object, `Options.of`.
+        of: `Options.of`, which returns the object of a settings class.
         log: gets a line for everything that was read from a configuration, assumed, resized or skipped.
 
     Raises:
@@ -35,7 +36,7 @@ def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
 
 
 def _weights_of_run(file: Path) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint of train.py's or of the authors'; none in another file that holds a CLIP."""
+    """The model's weights in a checkpoint of train.py or of the authors; empty for any other file with a CLIP."""
     try:
         return without_objectives(load_checkpoint(file)["model"])
     except WeightsError:
@@ -43,15 +44,15 @@ def _weights_of_run(file: Path) -> dict[str, Tensor]:
 
 
 def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:
-    """The model a checkpoint holds, ours or the authors'.
+    """The model stored in a checkpoint, ours or the authors'.
 
     Args:
-        of: gives each settings class its object, of the run's options; those that older runs lack have their defaults.
+        of: `Options.of` of the run's options; those that older runs lack have their defaults.
 
     Raises:
         OptionError: an unknown backbone or head.
-        WeightsError: a file that can't be read, names or shapes that are not this model's, or another image size,
-            text length or vocabulary.
+        WeightsError: the file can't be read, names or shapes don't fit the model, or image size, text length or
+            vocabulary differ.
     """
     settings, content = of(ModelSettings), load_checkpoint(file)
     backbone = backbone_class(settings.backbone)
@@ -64,7 +65,7 @@ def backbone_class(name: str) -> type[Backbone]:
     """The class that `--backbone` names.
 
     Raises:
-        OptionError: it is unknown, or takes no variant, or one is missing.
+        OptionError: it is unknown, has a variant but takes none, or lacks one.
     """
     backbone: type[Backbone] = BACKBONES[name]
     if backbone.takes_variant != (":" in name):
@@ -74,7 +75,7 @@ def backbone_class(name: str) -> type[Backbone]:
 
 
 def with_heads(backbone: Backbone, of: SettingsOf) -> DualEncoder:
-    """A backbone and fresh heads.
+    """A backbone with newly initialised heads.
 
     Raises:
         OptionError: an unknown head.

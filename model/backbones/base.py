@@ -1,4 +1,4 @@
-"""What a backbone gives to the heads, and what it has to implement."""
+"""The interface of a backbone, and the tokens that it passes to the heads."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Tokens:
     """The tokens of B images or captions.
 
     Attributes:
-        summary: (B, 1) position of the token that stands for the whole row: [CLS], EOS.
+        summary: (B, 1) position of the summary token: [CLS] or EOS.
         hidden: (B, h) positions that are never selected: the summary, SOS.
-        selectable: (B,) how many tokens of a row may be selected: its patches, its words. May be 0.
+        selectable: (B,) number of selectable tokens in a row: its patches or words. May be 0.
         attention: (B, L) from the summary to every token, 0 to 1, without gradient.
-        features: (B, L, D) in the space that images and captions share. Empty while a head is asked what it reads.
-        read: what a head said it reads of these tokens, when it was asked before.
+        features: (B, L, D) in the joint space of images and captions. Empty in calls of `Head.reads`.
+        read: the positions returned by a head's `reads` for these tokens, if it was called.
     """
 
     summary: Tensor
@@ -40,28 +40,28 @@ class Tokens:
     read: Tensor | None = None
 
 
-# Tokens without features → (B, k) positions of those whose features will be read, none twice; None for all.
+# Tokens without features → (B, k) distinct positions of those whose features will be read; None for all.
 Needed = Callable[[Tokens], Tensor | None]
 
 
 class Backbone(nn.Module):
     """A pretrained dual tower: images or token ids to tokens.
 
-    Another one takes a class in a file of its own, decorated with `@BACKBONES.register("NAME")`, with `build`,
+    To add one: write a class in its own file, decorated with `@BACKBONES.register("NAME")`, with `build`,
     `encode_image`, `encode_text` and the attributes; everything else has a default.
 
     Attributes:
         Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
         width: D of the features.
         grid: patches (rows, columns) of an image.
-        image_tokens, text_tokens: how many tokens of an image and of a caption of full length may be selected.
-        pretrained: names of its parameters that pretrained weights filled; all others learn at the rate of new layers.
-        mean, std: of the channels, by which its images are normalised.
-        tokenizer: as `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
-        files: kept with a run: what a checkpoint can't hold.
+        image_tokens, text_tokens: number of selectable tokens of an image and of a caption of full length.
+        pretrained: names of its parameters with pretrained weights; all others learn at the rate of new layers.
+        mean, std: channel statistics for normalising its images.
+        tokenizer: a `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
+        files: files to keep with a run, for what a checkpoint can't hold.
         takes_variant: whether `--backbone NAME:VARIANT` is allowed.
-        half_weights: whether it computes in `--precision fp16_weights`, which turns `model.precision.half_parameters`
-            into float16; its features are float16 then.
+        half_weights: whether it supports `--precision fp16_weights`, which converts `model.precision.half_parameters`
+            to float16; its features are then float16.
     """
 
     Settings: ClassVar[type | None] = None
@@ -79,26 +79,26 @@ class Backbone(nn.Module):
 
     @classmethod
     def build(cls, settings: ModelSettings, own: Any, log: Log) -> Backbone:
-        """The backbone with its pretrained weights.
+        """Build the backbone with its pretrained weights.
 
         Args:
             own: its `Settings`, None if it has none.
-            log: gets a line for whatever was assumed, resized or skipped.
+            log: gets a line for everything that was assumed, resized or skipped.
         """
         raise NotImplementedError
 
     @classmethod
     def from_checkpoint(cls, settings: ModelSettings, own: Any, content: Mapping[str, Any], source: str) -> Backbone:
-        """A backbone that the weights of a checkpoint will fill; by default a newly built one.
+        """Build a backbone to load a checkpoint's weights into; by default as `build`.
 
         Args:
-            content: of the checkpoint `source`.
+            content: the content of the checkpoint `source`.
         """
         del content, source
         return cls.build(settings, own, lambda _: None)
 
     def renormalised(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images normalised for CLIP → for this backbone."""
+        """(B, 3, H, W) images normalised for CLIP → normalised for this backbone."""
         if (self.mean, self.std) == (CLIP_MEAN, CLIP_STD):
             return images
         mean, std, own_mean, own_std = (
@@ -109,20 +109,20 @@ class Backbone(nn.Module):
     def encode_image(self, images: Tensor, needed: Needed | None = None) -> Tokens:
         """(B, 3, H, W) normalised images → tokens.
 
-        With `needed` only the features of the positions it returns are read; a backbone may ignore it.
+        With `needed` only features at the positions it returns are read; a backbone may ignore it.
         """
         raise NotImplementedError
 
     def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
-        """(B, L) token ids → tokens. L is at most `--text_length`: batches are cut to their longest caption."""
+        """(B, L) token ids → tokens. L is at most `--text_length`: batches are trimmed to their longest caption."""
         raise NotImplementedError
 
     def pad_text(self, ids: Tensor, count: int) -> Tensor:
-        """(B, L) ids with padding until `count` tokens besides SOS and EOS fit in."""
+        """Pad (B, L) ids to at least `count` tokens besides SOS and EOS."""
         return F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
 
     def published_name(self, name: str) -> str:
-        """The name that one of its weights has in published files."""
+        """The name of one of its weights in published files."""
         return name
 
     def published_state(self) -> dict[str, Tensor]:
@@ -130,11 +130,11 @@ class Backbone(nn.Module):
         return {self.published_name(name): value for name, value in self.state_dict().items()}
 
     def towers(self) -> dict[str, dict[str, Any]]:
-        """Plain values for checkpoints: what `from_checkpoint` can't see in the tensors."""
+        """Plain values for checkpoints that `from_checkpoint` can't derive from the tensors."""
         return {}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Keep less for the backward pass and compute it again.
+        """Keep fewer activations for the backward pass and recompute the others.
 
         Raises:
             OptionError: not implemented.
@@ -153,9 +153,9 @@ class Backbone(nn.Module):
 
 
 def union(parts: Sequence[Tensor | None], length: int) -> Tensor | None:
-    """Several (B, k) positions of `length` tokens → all of them, each once, in order of first mention.
+    """Union of several (B, k) arrays of positions among `length` tokens, in order of first occurrence.
 
-    A row that mentions one twice gets the first token that it does not mention in its place. None means all tokens.
+    In each row, duplicates are replaced by the first tokens that don't occur in it. None means all tokens.
     """
     read = [part for part in parts if part is not None]
     if len(read) < len(parts):

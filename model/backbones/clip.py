@@ -1,4 +1,4 @@
-"""CLIP: both towers of OpenAI's vision transformers, under the names of their state dicts."""
+"""CLIP: both towers of OpenAI's vision transformers, with the names of their state dicts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, select: Select | None = None) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised images → (B, 1 + patches, D) features, (B, 1 + patches) attention from [CLS].
 
-        With `select` the features of all other tokens are meaningless.
+        With `select`, the features of all other tokens are meaningless.
         """
         B = images.shape[0]
         patches = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, patches, width)
@@ -49,7 +49,7 @@ class VisionTransformer(nn.Module):
         return self.project(self.ln_post(x)), attention
 
     def project(self, x: Tensor) -> Tensor:
-        """(…, width) → (…, D), into the shared space."""
+        """(…, width) → (…, D), into the joint space."""
         return x @ self.proj.to(x.dtype)
 
 
@@ -76,11 +76,11 @@ class Clip(Backbone):
 
     @classmethod
     def build(cls, settings: ModelSettings, own: ClipSettings, log: Log) -> Clip:
-        """A CLIP with pretrained weights; its positions are resized to the images and captions.
+        """A CLIP with pretrained weights; its positions are resized for image size and text length.
 
         Raises:
             WeightsError: the weights can't be read, have another vocabulary or patch size, or an unknown number of
-                heads.
+                attention heads.
         """
         source, size = settings.pretrain_choice, settings.img_size
         pretrained = read_clip(source)
@@ -106,7 +106,7 @@ class Clip(Backbone):
         return model
 
     def load_openai(self, state: Mapping[str, Tensor], source: str, log: Log = lambda _: None) -> None:
-        """Load pretrained weights under OpenAI's names. Layers that no CLIP has stay as they were drawn.
+        """Load pretrained weights under OpenAI's names. Layers that CLIP lacks keep their initialisation.
 
         Raises:
             WeightsError: a weight that every CLIP has is missing, one is unknown, or a shape differs.
@@ -123,10 +123,10 @@ class Clip(Backbone):
     def from_checkpoint(
         cls, settings: ModelSettings, own: ClipSettings, content: Mapping[str, Any], source: str
     ) -> Clip:
-        """A CLIP of the sizes in a checkpoint, ours or the authors', which its weights will fill.
+        """A CLIP to load a checkpoint's weights into, ours or the authors', with sizes from its tensors.
 
-        Heads and activations are those recorded in the checkpoint. Without a record (the authors' files and our older
-        ones) they are what the code computed that wrote it: heads 64 wide and QuickGELU, unless `activation` differs.
+        Attention heads and activations are those recorded in the checkpoint. Without a record (the authors' files and
+        our older ones) they are those of the code that wrote it: 64 channels per head and QuickGELU, or `activation`.
 
         Raises:
             WeightsError: no CLIP in it, or one for another image size, text length or vocabulary.
@@ -161,8 +161,8 @@ class Clip(Backbone):
     def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
         """(B, L) ids, L ≤ text_length → their tokens.
 
-        Cutting columns that hold only padding changes nothing: no token sees a later one, and padding is selected,
-        earliest first, only where a caption has too few words.
+        Trimming columns of padding doesn't change the result: no token attends to a later one, and padding is
+        selected, earliest first, only if a caption has too few words.
         """
         L = ids.shape[1]
         eos = ids.argmax(dim=1, keepdim=True)  # (B, 1)
@@ -174,11 +174,11 @@ class Clip(Backbone):
         return replace(tokens, attention=attention, features=self.project(self.ln_final(x)))
 
     def project(self, x: Tensor) -> Tensor:
-        """(…, width) of the text tower → (…, D), into the shared space."""
+        """(…, width) of the text tower → (…, D), into the joint space."""
         return x @ self.text_projection.to(x.dtype)
 
     def published_name(self, name: str) -> str:
-        """OpenAI's name: the in-projection's weight and bias are attention's own tensors there."""
+        """OpenAI's name, where the in-projection's weight and bias are tensors of the attention module itself."""
         return name.replace(".attn.in_proj.", ".attn.in_proj_")
 
     def towers(self) -> dict[str, dict[str, Any]]:
@@ -186,14 +186,14 @@ class Clip(Backbone):
         return Towers(self.config.image, self.config.text).record()
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Trade time for memory in both towers: the same numbers, a third more arithmetic."""
+        """Trade time for memory in both towers: same results, a third more arithmetic."""
         self.visual.transformer.grad_checkpointing = self.transformer.grad_checkpointing = enable
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Fuse what each block does between its matrix products; it happens at the first batch, and takes a minute.
+        """Compile the blocks, fusing the operations between matrix products; this takes a minute at the first batch.
 
-        The blocks of a tower share their code, so that one is compiled for all; the last one, which is asked for
-        attention, stays as it is. Names of weights stay as they are.
+        The blocks of a tower share compiled code; the last one, which returns attention, isn't compiled. Names of
+        weights don't change.
         """
         for tower in (self.visual.transformer, self.transformer):
             for block in tower.resblocks[:-1]:
@@ -201,5 +201,5 @@ class Clip(Backbone):
 
 
 def _select(tokens: Tokens, needed: Needed | None) -> Select | None:
-    """`needed` as a function of the last block's attention."""
+    """Turn `needed` into a function of the last block's attention."""
     return needed and (lambda attention: needed(replace(tokens, attention=attention)))

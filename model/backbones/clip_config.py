@@ -1,4 +1,4 @@
-"""A CLIP's configuration: shapes come from the tensors, heads and activations from configurations."""
+"""A CLIP's configuration: shapes come from tensors, attention heads and activations from configuration files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import WeightsError
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Everything that a CLIP is built from; `grid` counts the patches (rows, columns)."""
+    """Everything needed to build a CLIP; `grid` is the number of patches (rows, columns)."""
 
     image: Tower
     text: Tower
@@ -31,18 +31,18 @@ class ClipConfig:
 def read_config(
     state: Mapping[str, Tensor], source: str, *, towers: Towers | None = None, stride: int | None = None
 ) -> ClipConfig:
-    """The configuration of the CLIP that a state dict (OpenAI's names) holds.
+    """The configuration of the CLIP in a state dict (OpenAI's names).
 
     Args:
         source: named in messages.
-        towers: heads and activations; default: as OpenAI's.
+        towers: attention heads and activations; default: OpenAI's.
         stride: defaults to the patch size.
 
-    The grid is taken to be square, as in every pretrained CLIP.
+    The grid is assumed to be square, as in every pretrained CLIP.
 
     Raises:
-        WeightsError: a tensor that fixes a size is missing or has the wrong number of dimensions; or `towers` describes
-            another model.
+        WeightsError: a tensor that determines a size is missing or has the wrong number of dimensions; or `towers`
+            describes another model.
     """
     try:
         image_width, _, patch, _ = state["visual.conv1.weight"].shape
@@ -84,15 +84,15 @@ def _count_layers(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def with_activation(towers: Towers, activation: str) -> Towers:
-    """Both towers with another activation; as they are with "auto"."""
+    """Both towers with another activation; unchanged for "auto"."""
     return towers if activation == "auto" else Towers(*(replace(tower, activation=activation) for tower in towers))
 
 
 def decide_towers(pretrained: Pretrained, towers: Towers, activation: str, source: str, log: Log) -> Towers:
-    """The towers to build, given those that are known or, failing that, assumed.
+    """The towers to build: as given or, failing that, assumed.
 
     Raises:
-        WeightsError: the number of heads is unknown and the widths are not those of OpenAI's models.
+        WeightsError: the number of attention heads is unknown and the widths are not those of OpenAI's models.
     """
     unknown = pretrained.towers is None and not pretrained.known
     if unknown and (odd := [name for name, tower in towers._asdict().items() if tower.width not in OPENAI_WIDTHS]):
@@ -111,10 +111,10 @@ def decide_towers(pretrained: Pretrained, towers: Towers, activation: str, sourc
 
 
 def check_vocabulary(config: ClipConfig, wanted: int, source: str) -> None:
-    """Refuse another vocabulary than the weights were made for.
+    """Check that the vocabulary is the one the weights were trained with.
 
     Raises:
-        WeightsError: it is another.
+        WeightsError: its size differs.
     """
     if wanted != config.vocab_size:
         raise WeightsError(f"--vocab_size {wanted}: {source} was made for {config.vocab_size}")

@@ -1,7 +1,7 @@
-"""Models of open_clip: its own vision transformers, EVA02 and SigLIP, each with the text tower it was trained with.
+"""open_clip models: its own vision transformers, EVA02 and SigLIP, each with its original text tower.
 
-A row of the last block's attention is what token selection reads. SigLIP has no summary token: a pooled vector, which a
-latent query attends from, stands before the patches, and its attention is taken.
+Token selection reads one row of the last block's attention. SigLIP has no summary token: instead, the vector pooled by
+a latent query is put before the patches, with the attention of that query.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CLIP_VOCABULARY = 49408
 
 @BACKBONES.register("open_clip")
 class OpenClip(Backbone):
-    """The model that `--backbone open_clip:NAME` names among open_clip's configurations.
+    """The open_clip model that `--backbone open_clip:NAME` names.
 
     Args:
-        name: of the configuration.
-        tokenizer: of text towers without CLIP's vocabulary.
+        name: name of open_clip's configuration.
+        tokenizer: for text towers without CLIP's vocabulary.
     """
 
     takes_variant = True
@@ -65,25 +65,25 @@ class OpenClip(Backbone):
 
     @property
     def text(self) -> Any:
-        """The text tower; older models have its parts among their own."""
+        """The text tower; in older models its parts are attributes of the model itself."""
         return getattr(self.model, "text", self.model)
 
     @property
     def trunk(self) -> Any:
-        """timm's transformer in the image tower, None for open_clip's own."""
+        """The image tower's timm transformer; None for open_clip's own."""
         return getattr(self.visual, "trunk", None)
 
     @property
     def pool(self) -> Any:
-        """SigLIP's attention pooling, None for others."""
+        """SigLIP's attention pooling; None for other models."""
         return getattr(self.trunk, "attn_pool", None)
 
     @classmethod
     def build(cls, settings: ModelSettings, own: Any, log: Log) -> OpenClip:
-        """A model with pretrained weights; its positions are resized to the images and captions.
+        """A model with pretrained weights; its positions are resized for image size and text length.
 
         Raises:
-            OptionError: no such configuration, or one of another kind.
+            OptionError: no such configuration, or an unsupported one.
             WeightsError: the weights can't be read or are of another model; a tokenizer is missing.
         """
         del own
@@ -102,7 +102,7 @@ class OpenClip(Backbone):
 
     @classmethod
     def from_checkpoint(cls, settings: ModelSettings, own: Any, content: Mapping[str, Any], source: str) -> OpenClip:
-        """The model of a run; its weights will fill it."""
+        """The model of a run, to load its weights into."""
         del own
         name = _variant(settings)
         model = cls(name, settings, native_size(name, settings))
@@ -129,7 +129,7 @@ class OpenClip(Backbone):
         self.pretrained = frozenset(self.state_dict())
 
     def _resize(self, size: tuple[int, int]) -> None:
-        """Have the image tower take images of (height, width); timm's resizes its positions itself."""
+        """Resize the image tower to images of (height, width); timm's resize their positions themselves."""
         if self.trunk is not None:
             self.trunk.set_input_size(img_size=size)
             self.grid = tuple(self.trunk.patch_embed.grid_size)
@@ -138,7 +138,7 @@ class OpenClip(Backbone):
         self.image_tokens = self.grid[0] * self.grid[1]
 
     def _find_tokenizer(self, name: str, beside: list[Path]) -> None:
-        """CLIP's vocabulary has CLIP's tokenizer; any other takes the tokenizer's file, which runs keep."""
+        """Use CLIP's tokenizer for CLIP's vocabulary, otherwise the tokenizer file, which runs keep."""
         if self.text.vocab_size == CLIP_VOCABULARY:
             return
         found = next((path for file in beside if (path := file.with_name(FILE)).is_file()), None)
@@ -158,7 +158,7 @@ class OpenClip(Backbone):
         return Tokens(cls, cls, torch.full_like(cls[:, 0], self.image_tokens), attention, features)
 
     def _image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Of open_clip's own transformer: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
+        """For open_clip's own transformer: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
         block = self.visual.transformer.resblocks[-1]
         with _seen(block.ln_1) as seen:
             pooled, patches = self.visual(images)
@@ -167,7 +167,7 @@ class OpenClip(Backbone):
         return features, _attention_from(torch.zeros_like(x[:, 0, 0], dtype=torch.long), x, block.attn)
 
     def _trunk_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Of timm's transformers: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
+        """For timm's transformers: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
         trunk = self.trunk
         if self.pool is None:
             with _seen(trunk.blocks[-1].attn.attn_drop) as seen:
@@ -180,7 +180,7 @@ class OpenClip(Backbone):
         return self.visual.head(torch.cat([pooled[:, None], alone], dim=1)), attention
 
     def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
-        """See `Backbone.encode_text`; a tower that pools the last position is given rows of full length."""
+        """See `Backbone.encode_text`; a tower that pools the last position gets rows padded to full length."""
         del needed
         text = self.text
         eos, words = ids.argmax(dim=1, keepdim=True), (ids != 0).sum(dim=1)
@@ -198,7 +198,7 @@ class OpenClip(Backbone):
             x = text.transformer(text.token_embedding(ids) + text.positional_embedding[:L], attn_mask=mask)
         features = self._project(text.ln_final(x))  # (B, L, D)
         attention = _attention_from(summary[:, 0], _batch_first(seen[0], text.transformer), block.attn, mask)
-        beyond = torch.arange(L, device=ids.device) > eos  # padding, which a tower without a mask attends to
+        beyond = torch.arange(L, device=ids.device) > eos  # padding, which a tower without a causal mask attends to
         return Tokens(summary, hidden, words.clamp_min(0), attention.masked_fill(beyond, 0.0), features)
 
     def _project(self, x: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class OpenClip(Backbone):
         return ids if self.pooled_last else super().pad_text(ids, count)
 
     def published_name(self, name: str) -> str:
-        """open_clip's."""
+        """open_clip's name."""
         return name.removeprefix("model.")
 
     def towers(self) -> dict[str, dict[str, Any]]:
@@ -230,10 +230,10 @@ def _variant(settings: ModelSettings) -> str:
 
 
 def _check(name: str, model: OpenClip) -> None:
-    """See that attention can be read from both towers, and that pooling is understood.
+    """Check that attention can be read from both towers, and that the pooling is supported.
 
     Raises:
-        OptionError: the model is of another kind.
+        OptionError: the model isn't supported.
     """
     visual, trunk, text = model.visual, model.trunk, model.text
     what = ""
@@ -243,7 +243,7 @@ def _check(name: str, model: OpenClip) -> None:
         if not isinstance(blocks[-1], ResidualAttentionBlock) or not plain or getattr(visual, "final_ln_after_pool", 0):
             what = "image"
     elif hasattr(trunk, "blocks") and hasattr(getattr(trunk.blocks[-1], "attn", None), "attn_drop"):
-        trunk.blocks[-1].attn.fused_attn = False  # its probabilities pass through a dropout module then
+        trunk.blocks[-1].attn.fused_attn = False  # so that the attention passes through a dropout module
         pooled = model.pool is not None and getattr(trunk, "num_prefix_tokens", 1) == 0
         if not pooled and (model.pool is not None or trunk.num_prefix_tokens != 1 or trunk.global_pool != "token"):
             what = "image"
@@ -263,7 +263,7 @@ def _check(name: str, model: OpenClip) -> None:
 
 @contextmanager
 def _seen(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of a module while the context is open."""
+    """Record a module's outputs within the context."""
     calls: list[Tensor] = []
     handle = module.register_forward_hook(lambda *call: calls.append(call[-1]))
     try:
@@ -278,7 +278,7 @@ def _batch_first(x: Tensor, transformer: Any) -> Tensor:
 
 @torch.no_grad()
 def _attention_from(query: Tensor, x: Tensor, attn: Any, mask: Tensor | None = None) -> Tensor:
-    """(B,) positions and (B, L, width) inputs of `nn.MultiheadAttention` → (B, L) probabilities, mean over heads."""
+    """(B,) positions and (B, L, width) inputs of `nn.MultiheadAttention` → (B, L) attention, mean over heads."""
     B, L, width = x.shape
     weight, bias = attn.in_proj_weight.to(x.dtype), attn.in_proj_bias.to(x.dtype)
     of_query = x.gather(1, query.view(B, 1, 1).expand(B, 1, width))  # (B, 1, width)
@@ -292,7 +292,7 @@ def _attention_from(query: Tensor, x: Tensor, attn: Any, mask: Tensor | None = N
 
 @torch.no_grad()
 def _latent_attention(x: Tensor, pool: Any) -> Tensor:
-    """(B, N, width) patches → (B, N) probabilities from the pooled vector's latent query, mean over heads."""
+    """(B, N, width) patches → (B, N) attention of the pooling's latent query, mean over heads."""
     B, N, _ = x.shape
     q = pool.q_norm(pool.q(pool.latent).view(1, pool.latent_len, pool.num_heads, -1).transpose(1, 2))
     k = pool.k_norm(pool.kv(x).view(B, N, 2, pool.num_heads, -1).permute(2, 0, 3, 1, 4)[0])  # (B, H, N, d)
@@ -301,7 +301,7 @@ def _latent_attention(x: Tensor, pool: Any) -> Tensor:
 
 
 def _pooled_alone(x: Tensor, pool: Any) -> Tensor:
-    """(B, N, width) patches → (B, N, width) what pooling would give if it attended to one of them alone."""
+    """(B, N, width) patches → (B, N, width) results of pooling each of them alone."""
     value = pool.proj(pool.kv(x)[..., x.shape[-1] :])
     project: Callable[[Tensor], Tensor] = pool.mlp
     return value + project(pool.norm(value))

@@ -1,4 +1,4 @@
-"""Configurations and files of open_clip's models: creating one, and reading what is published with its weights."""
+"""open_clip's configurations and weights files: creating a model, and reading its weights and published metadata."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from utils.errors import OptionError, WeightsError
 
 _BESIDE = "open_clip_config.json"
 _UNUSED = ("logit_scale", "logit_bias")  # of the contrastive loss
-_ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # open_clip's own image towers, and timm's
-# What changes a model's computation but not its tensors, beside the activation.
+_ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # of open_clip's image towers, and of timm's
+# Options, besides the activation, that change a model's computation but not its tensors.
 _FIXED = {
     "vision_cfg": (CLIPVisionCfg(), ("head_width", "pool_type", "act_kwargs", "norm_kwargs")),
     "text_cfg": (CLIPTextCfg(), ("heads", "no_causal_mask", "pool_type", "act_kwargs", "norm_kwargs")),
 }
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of the three channels
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of the three channels
 
 
 class Weights(NamedTuple):
-    """What a file of an open_clip model's weights holds.
+    """Content of an open_clip model's weights file.
 
     Attributes:
         state: under open_clip's names, in float32.
-        wrapped: whether it was part of a person re-ID model, so its positions fit the images of that.
-        normalisation: of a run's model; None of another.
+        wrapped: whether it was part of a person re-ID model, so its positions may be for images of any shape.
+        normalisation: that of a run's model; None for others.
         remarks: lines for the log.
     """
 
@@ -48,10 +48,10 @@ class Weights(NamedTuple):
 
 
 def configuration(name: str) -> dict[str, Any]:
-    """A configuration of open_clip's, a copy.
+    """A copy of one of open_clip's configurations.
 
     Raises:
-        OptionError: there is none of this name.
+        OptionError: the name is unknown.
     """
     config = open_clip.get_model_config(name)
     if config is None:
@@ -62,7 +62,7 @@ def configuration(name: str) -> dict[str, Any]:
 
 
 def native_size(name: str, settings: ModelSettings) -> tuple[int, int]:
-    """The image size to create a model with: timm's towers are resized when their weights are in place."""
+    """The image size to create a model with: timm's towers are resized after their weights are loaded."""
     config = configuration(name)["vision_cfg"]
     if "timm_model_name" not in config:
         return settings.img_size
@@ -71,7 +71,7 @@ def native_size(name: str, settings: ModelSettings) -> tuple[int, int]:
 
 
 def create(name: str, settings: ModelSettings, size: tuple[int, int]) -> nn.Module:
-    """A model with random weights, without what only the contrastive loss needs."""
+    """A model with random weights, without the parameters of the contrastive loss."""
     config = configuration(name)
     if "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"]:
         raise OptionError(f"--backbone open_clip:{name}: a captioner or another library's text tower is not supported")
@@ -88,10 +88,10 @@ def create(name: str, settings: ModelSettings, size: tuple[int, int]) -> nn.Modu
 
 
 def read_weights(name: str, file: Path) -> Weights:
-    """The weights of the model `name` in a file of open_clip's, or as part of another model or of a run of train.py.
+    """The weights of the model `name` from a file of open_clip, of a larger model or of a run of train.py.
 
     Raises:
-        WeightsError: the file can't be read, or holds no such model, several, or a run's with another backbone.
+        WeightsError: the file can't be read, or contains no such model, several, or a run's with another backbone.
     """
     content, _ = read_content(file)
     options = content.get("options")
@@ -106,13 +106,13 @@ def read_weights(name: str, file: Path) -> Weights:
 
 
 def recorded_normalisation(content: Mapping[str, Any], file: Path) -> Normalisation | None:
-    """Mean and deviation that a checkpoint of a run says its model has; None where it doesn't."""
+    """Mean and standard deviation recorded in a run's checkpoint; None if there are none."""
     towers = content.get("towers")
     return _normalisation(towers.get("preprocessing") if isinstance(towers, dict) else None, file)
 
 
 def _normalisation(found: object, file: Path) -> Normalisation | None:
-    """What stands in a file under "mean" and "std"; None where they don't.
+    """Values of "mean" and "std" in a file; None if missing.
 
     Raises:
         WeightsError: they are not three numbers each.
@@ -128,7 +128,7 @@ def _normalisation(found: object, file: Path) -> Normalisation | None:
 
 
 def _beside(file: Path) -> dict[str, Any]:
-    """The configuration that open_clip publishes with its weights; empty if there is none."""
+    """The configuration published beside the weights; empty if there is none."""
     config = file.with_name(_BESIDE)
     try:
         content = json.loads(config.read_text(encoding="utf-8-sig")) if config.is_file() else {}
@@ -138,10 +138,10 @@ def _beside(file: Path) -> dict[str, Any]:
 
 
 def check_beside(name: str, file: Path) -> None:
-    """See that what the weights' own configuration says beyond their tensors is what the name says.
+    """Check that the configuration beside the weights agrees with that of `name` in what tensors don't determine.
 
     Raises:
-        WeightsError: it is not.
+        WeightsError: they differ.
     """
     config, of_name = _beside(file).get("model_cfg"), configuration(name)
     if not isinstance(config, dict):
@@ -161,7 +161,7 @@ def check_beside(name: str, file: Path) -> None:
 
 
 def published_normalisation(name: str, file: Path, log: Log) -> Normalisation:
-    """Mean and deviation of the channels: of the file's own configuration, else those that all its releases share."""
+    """Mean and standard deviation, from the file's own configuration, else those that all releases of `name` share."""
     if found := _normalisation(_beside(file).get("preprocess_cfg"), file.with_name(_BESIDE)):
         return found
     releases = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]

@@ -1,4 +1,4 @@
-"""The tokenizer of open_clip's models that don't have CLIP's: Hugging Face's `tokenizer.json`, beside the weights."""
+"""Tokenizer of open_clip models without CLIP's: Hugging Face's `tokenizer.json` beside the weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MASKS = ("<mask>", "[MASK]", "<unk>", "[UNK]")
 
 
 class FileTokenizer:
-    """Captions to ids, as `datasets.tokenizer.CaptionTokenizer`.
+    """Captions to ids, a `datasets.tokenizer.CaptionTokenizer`.
 
     Attributes:
-        eos: the id that ends a caption for the model. In rows it is `words`, as the end must have the highest id.
-        mask: in place of a masked word: the tokenizer's own mask, else its unknown token.
-        words: the vocabulary's size; words have ids below it.
+        eos: the model's end token. In rows it is replaced by `words`, because the end must have the highest id.
+        mask: id of the tokenizer's mask token, else of its unknown token.
+        words: the vocabulary size; words have ids below it.
     """
 
     def __init__(self, file: Path, words: int, clean: Callable[[str], str]) -> None:
@@ -46,11 +46,11 @@ class FileTokenizer:
         self.mask = mask
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of a caption's words, uncut."""
+        """The ids of a caption's words, untruncated."""
         return self._tokenizer.encode(self._clean(caption)).ids[:-1]
 
     def __call__(self, captions: Iterable[str], text_length: int) -> np.ndarray:
-        """(N, text_length) int32: words, then the end, then zeros. A longer caption is cut with the end last."""
+        """(N, text_length) int32: words, end, zeros. A longer caption is truncated, with the end last."""
         rows = [[*self.encode(caption)[: text_length - 1], self.words] for caption in captions]
         ids = np.zeros((len(rows), text_length), np.int32)
         for row, numbers in zip(ids, rows, strict=True):

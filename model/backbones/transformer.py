@@ -1,6 +1,6 @@
-"""CLIP's transformer, which gives every token's feature and, in its last block, one row of attention (paper, 3.1).
+"""CLIP's transformer, which returns all tokens' features and one row of the last block's attention (paper, 3.1).
 
-Module names follow OpenAI's state dicts; only attention's in-projection is a layer here and two bare tensors there.
+Module names follow OpenAI's state dicts, except that attention's in-projection is a layer here, not two bare tensors.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 from utils.layers import LayerNorm, QuickGELU
 
-# (B, L) attention of the last block → (B, k) positions of the tokens whose features will be read, none twice.
+# (B, L) attention of the last block → (B, k) distinct positions of the tokens whose features will be read.
 Select = Callable[[Tensor], Tensor | None]
 
-HEAD_WIDTH = 64  # channels of a head in every CLIP that OpenAI published
+HEAD_WIDTH = 64  # channels per attention head in all of OpenAI's CLIPs
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A transformer's shape, and what its tensors do not say: the number of heads and one of `ACTIVATIONS`."""
+    """A transformer's shape, and what its tensors don't determine: the number of heads and one of `ACTIVATIONS`."""
 
     width: int
     layers: int
@@ -35,13 +35,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.G
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused kernels; probabilities are formed for one query only, on request."""
+    """Multi-head self-attention with fused kernels; attention weights are formed for one query only, on request."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
-        # Drawn below, once: a layer's own draw would change those of all layers after it.
+        # Initialised once, below: the default initialisation would advance the generator for all later layers.
         self.in_proj = nn.Linear(width, 3 * width, device="meta").to_empty(device=torch.get_default_device())
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj.weight, std=width**-0.5)
@@ -55,14 +55,14 @@ class Attention(nn.Module):
             query: (B,) positions whose attention is wanted, or None.
 
         Returns:
-            (B, L, D) mixed tokens, and (B, L) probabilities from `query` to every token averaged over the heads
+            (B, L, D) mixed tokens, and (B, L) attention from `query` to every token averaged over the heads
             (no gradient; 0 where the causal mask hides a token), or None.
         """
         B, L, D = x.shape
         qkv = self.in_proj(x)  # (B, L, 3D)
         parts = qkv.view(B, L, 3, self.heads, D // self.heads).unbind(2)  # its gradient needs no copy
         q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, H, L, D/H)
-        # The fused kernels of GPUs refuse the empty batch of a process without a share.
+        # Fused GPU kernels reject the empty batch of a process without a share.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal) if B else v
         mixed = mixed.transpose(1, 2).reshape(B, L, D)
         return self.out_proj(mixed), None if query is None else self._attention_from(query, q, k)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: attention, then a two-layer perceptron four times as wide, each after a LayerNorm."""
+    """A residual block: attention, then an MLP with a hidden layer four times as wide, each after a LayerNorm."""
 
     def __init__(self, tower: Tower, *, causal: bool) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`.
 
-        With `select` only those tokens go through the perceptron, two thirds of the block's work.
+        With `select` only those tokens go through the MLP, two thirds of the block's computation.
         """
         mixed, attention = self.attn(self.ln_1(x), query)
         x = x + mixed
@@ -110,10 +110,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks; only the last one is asked for attention.
+    """A stack of blocks; only the last one returns attention.
 
     Attributes:
-        grad_checkpointing: keep only the blocks' inputs for the backward pass and compute the rest again.
+        grad_checkpointing: keep only the blocks' inputs for the backward pass and recompute the rest.
     """
 
     def __init__(self, tower: Tower, *, causal: bool) -> None:
@@ -124,7 +124,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, query: Tensor, select: Select | None) -> tuple[Tensor, Tensor]:
         """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block.
 
-        With `select` only those tokens are finished by the last block.
+        With `select` the last block finishes only those tokens.
         """
         for block in self.resblocks[:-1]:
             x, _ = self._run(block, x)

@@ -1,4 +1,4 @@
-"""What a head implements."""
+"""The interface of a head."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from model.backbones.base import Tokens
 
 
 class Head(nn.Module):
-    """Tokens to one embedding. Each modality has one, with parameters of its own.
+    """Turns tokens into one embedding. Each modality has its own instance, with its own parameters.
 
-    Another one takes a class in a file of its own, decorated with `@HEADS.register("NAME")`, with `forward`; then
+    To add one: write a class in its own file, decorated with `@HEADS.register("NAME")`, with `forward`; then
     `--heads BGE+TSE+NAME` trains it and ranks by it.
 
     Args:
         width: D of the features.
-        tokens: how many tokens may be selected in an image, or in a caption of full length.
+        tokens: number of selectable tokens in an image, or in a caption of full length.
         settings: its `Settings`, None if it has none.
 
     Attributes:
         Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
-        width: of the embedding; D, unless a subclass sets another.
-        half_weights: whether it computes in the type of the features, with float16 linear layers in `--precision
-            fp16_weights`; else its weights and what it gets are float32.
-        selects: so many tokens `forward` reads besides the summary; shorter captions are padded until they have them.
+        width: the embedding's width; D, unless a subclass sets another.
+        half_weights: whether it computes in the dtype of the features, with float16 linear layers in `--precision
+            fp16_weights`; else its weights and inputs are float32.
+        selects: number of tokens that `forward` reads besides the summary; shorter captions are padded to it.
     """
 
     Settings: ClassVar[type | None] = None
@@ -39,7 +39,7 @@ class Head(nn.Module):
     def reads(self, tokens: Tokens) -> Tensor | None:  # noqa: ARG002
         """Tokens without features → (B, k) positions of those that `forward` reads; None for all.
 
-        The last block's perceptron is computed for the tokens that some head reads.
+        The last block's MLP is computed only for tokens that some head reads.
         """
         return None
 

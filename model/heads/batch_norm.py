@@ -1,4 +1,4 @@
-"""Batch normalisation over the batch of all processes."""
+"""Batch normalisation over the global batch of all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utils.distributed import summed
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation of (rows, C) by the statistics of all processes' rows; of torch's names and values."""
+    """`nn.BatchNorm1d` of (rows, C) with statistics over all processes' rows; same state dict and results."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, C) → (rows, C)."""

@@ -16,7 +16,7 @@ class GlobalEmbedding(Head):
     half_weights = True
 
     def reads(self, tokens: Tokens) -> Tensor:
-        """The summary, (B, 1)."""
+        """Position of the summary token, (B, 1)."""
         return tokens.summary
 
     def forward(self, tokens: Tokens) -> Tensor:

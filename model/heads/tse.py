@@ -1,6 +1,6 @@
-"""Token selection embedding (TSE): the most attended tokens, lifted by FC + MLP, pooled by max (paper, 3.1).
+"""Token selection embedding (TSE): the most attended tokens, projected by FC + MLP, max-pooled (paper, 3.1).
 
-Table 7 tries it without FC + MLP (TSE′), and other poolings.
+Table 7 ablates FC + MLP (TSE′) and the pooling.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def select_tokens(scores: Tensor, count: int) -> Tensor:
 
 @HEADS.register("TSE")
 class TokenSelectionEmbedding(Head):
-    """`select_ratio` of the tokens that a full row has are selected, of shorter rows as many: all of them enter the
-    BatchNorm's statistics, but no more are pooled than the row has.
+    """Selects `select_ratio` of a full row's tokens, and as many in a shorter row: all of them enter the BatchNorm's
+    statistics, but only as many are pooled as the row has.
     """
 
     Settings = TseSettings
@@ -48,27 +48,27 @@ class TokenSelectionEmbedding(Head):
             )
 
     def train(self, mode: bool = True) -> TokenSelectionEmbedding:
-        """Switch to training or evaluation; a frozen BatchNorm stays in evaluation."""
+        """Set training or evaluation mode; a frozen BatchNorm stays in evaluation mode."""
         super().train(mode)
         if self.settings.tse_bn == "frozen" and self.mlp is not None:
             self.mlp[1].eval()
         return self
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """(B, L) by which tokens are selected: attention, −1 for those that never are.
+        """(B, L) selection scores: attention, −1 for tokens that are never selected.
 
-        A row without selectable tokens selects its summary first: that is all there is.
+        In a row without selectable tokens the summary is selected first.
         """
         scores = tokens.attention.scatter(1, tokens.hidden, -1.0)
         of_summary = scores.gather(1, tokens.summary).masked_fill(tokens.selectable[:, None] <= 0, 1.0)
         return scores.scatter(1, tokens.summary, of_summary)
 
     def reads(self, tokens: Tokens) -> Tensor:
-        """The selected tokens, (B, k) positions, best first."""
+        """(B, k) positions of the selected tokens, best first."""
         return select_tokens(self.scores(tokens), self.selects)
 
     def pooled(self, tokens: Tokens) -> Tensor:
-        """(B,) how many of the selected tokens are pooled."""
+        """(B,) number of selected tokens that are pooled."""
         return tokens.selectable.clamp(1, self.selects)
 
     def forward(self, tokens: Tokens) -> Tensor:
