@@ -1,4 +1,4 @@
-"""Steps recorded as CUDA graphs: a fast GPU need not wait for Python to launch one kernel after the other."""
+"""Training steps captured as CUDA graphs, so that a fast GPU needn't wait for Python to launch each kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Outputs = dict[str, Tensor]
-LENGTH_STEP = 16  # captions are padded to a multiple of it: every length is recorded by itself
+LENGTH_STEP = 16  # captions are padded to a multiple of it, because each length is captured separately
 
 
 class _Graph(NamedTuple):
@@ -20,14 +20,14 @@ class _Graph(NamedTuple):
 
 
 class Recorded:
-    """A function of tensors, recorded at the first call with tensors of a shape and replayed at the others.
+    """A function of tensors, captured at its first call with each input shape and replayed afterwards.
 
-    It must read, besides its arguments, only tensors that stay in their place, as weights do, and never wait for the
-    GPU. The recording launches the same kernels, so what it returns and adds to gradients is the same as without.
+    Besides its arguments it may only read tensors with fixed addresses, such as weights, and it must never wait for the
+    GPU. The graph launches the same kernels, so outputs and gradients are the same as without.
 
     Args:
-        parameters: whose gradients it computes; those of an earlier call are overwritten.
-        buffers: that it changes, as a BatchNorm's.
+        parameters: parameters whose gradients it computes; those of an earlier call are overwritten.
+        buffers: buffers that it changes, such as a BatchNorm's.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Recorded:
     ) -> None:
         self._function, self._parameters, self._buffers = function, parameters, buffers
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
-        self._gradients: list[tuple[Parameter, Tensor]] | None = None  # one place for the gradients of all graphs
+        self._gradients: list[tuple[Parameter, Tensor]] | None = None  # gradients share memory across graphs
 
     def __call__(self, *inputs: Tensor) -> Outputs:
-        """What the function returns for tensors on the GPU."""
+        """Run the function on tensors on the GPU."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._graphs:
-            with torch.cuda.device(inputs[0].device):  # whose streams are meant, with --device cuda:1 not the default
+            with torch.cuda.device(inputs[0].device):  # its streams are used; with --device cuda:1 it isn't the default
                 self._graphs[shapes] = self._record([tensor.clone() for tensor in inputs])
         graph, places, outputs = self._graphs[shapes]
         for place, tensor in zip(places, inputs, strict=True):
@@ -54,7 +54,7 @@ class Recorded:
         self._warm_up(inputs)
         self._place_gradients()
         graph, pool = torch.cuda.CUDAGraph(), next((graph.graph.pool() for graph in self._graphs.values()), None)
-        # Only this thread is held to what a recording allows: another one pins the memory of the next batches.
+        # Only this thread's calls are restricted during capture: another thread pins the memory of the next batches.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             for _, gradient in self._gradients or ():
                 gradient.zero_()
@@ -62,7 +62,7 @@ class Recorded:
         return _Graph(graph, inputs, outputs)
 
     def _warm_up(self, inputs: list[Tensor]) -> None:
-        """One call that does not count: libraries choose their kernels, and it shows which parameters are trained."""
+        """One discarded call, in which libraries choose their kernels; it also shows which parameters get gradients."""
         before = [buffer.clone() for buffer in self._buffers]
         current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(current)

@@ -1,4 +1,4 @@
-"""One training epoch over the pairs that the correspondence weighted."""
+"""One training epoch over the pairs as weighted by the correspondence."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from utils.log import logger, progress
 
 @dataclass(frozen=True)
 class EpochResult:
-    """How an epoch went.
+    """Results of an epoch.
 
     Attributes:
-        loss: the mean over steps of the batch losses that are trained.
-        losses: its parts: by embedding, and by name those of objectives of other kinds.
-        skipped_steps: those that the loss scaler skipped because gradients overflowed.
-        data_wait_share: the share of the seconds in which the loop waited for the next batch. A GPU may have been busy
-            meanwhile, so it is the most that a faster loader could save.
+        loss: the total loss, averaged over steps.
+        losses: its parts: by embedding for pairwise objectives, by name for the others.
+        skipped_steps: steps that the loss scaler skipped because gradients overflowed.
+        data_wait_share: share of the time in which the loop waited for the next batch. The GPU may have been busy
+            meanwhile, so it is an upper bound on what a faster loader could save.
         peak_memory_gb: as `utils.devices.peak_memory_gb`.
     """
 
@@ -46,14 +46,14 @@ class EpochResult:
     peak_memory_gb: float
 
     def record(self) -> dict[str, float]:
-        """For metrics.jsonl, a part of the loss as "bge_loss"."""
+        """The record for metrics.jsonl, with parts of the loss as "bge_loss"."""
         values = asdict(self)
         parts = {f"{name.lower()}_loss": value for name, value in values.pop("losses").items()}
         return {"loss": values.pop("loss"), **parts, **values}
 
 
 class _Timed:
-    """Batches, and the seconds that were spent on waiting for them."""
+    """Batches, with the seconds spent waiting for them."""
 
     def __init__(self, batches: PairBatches) -> None:
         self.batches, self.waited = batches, 0.0
@@ -73,10 +73,10 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     """Train on every batch once.
 
     Args:
-        weight: (N,) how much each pair counts.
+        weight: (N,) weight of each pair.
 
     Raises:
-        NotFiniteError: a loss, or without a loss scaler a gradient, is NaN or infinite; seen when the next line is
+        NotFiniteError: a loss, or without a loss scaler a gradient, is NaN or infinite; detected when the next line is
             logged.
     """
     state.model.train()
@@ -86,7 +86,7 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
     mean: dict[str, float] = {}
     timed = _Timed(batches)
     differentiate = _recorded(state) if settings.cuda_graphs else partial(_eager, state, settings.grad_accum)
-    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # since the last line: pairs, loss, gradients' size
+    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # pairs, loss and gradients' size of each step since logging
     for step, batch in enumerate(progress(timed, "training"), start=1):
         of_pair = of_pair.to(batch.pids.device)  # in the first step
         of_batch = of_pair[batch.pairs.to(of_pair.device, non_blocking=True)]
@@ -120,7 +120,7 @@ def _eager(state: TrainState, grad_accum: int, batch: PairBatch, weight: Tensor)
 
 
 def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tensor]]:
-    """`backward` of whole batches as CUDA graphs, one for each shape of a batch."""
+    """`backward` of whole batches as CUDA graphs, one per batch shape."""
     recorded = Recorded(
         lambda images, ids, pids, weight: backward(state, Pairs(images, ids, pids), weight, 1),
         [*state.model.parameters(), *state.loss.parameters()],
@@ -130,7 +130,7 @@ def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tens
 
 
 def _update(state: TrainState) -> Tensor:
-    """The optimizer's step; returns the gradients' `magnitude`."""
+    """Take an optimizer step; returns the gradients' `magnitude`."""
     sum_gradients([*state.model.parameters(), *state.loss.shared_parameters()])
     parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -141,15 +141,15 @@ def _update(state: TrainState) -> Tensor:
 
 
 def magnitude(tensors: list[Tensor]) -> Tensor:
-    """The sum of absolute values in float32: not finite if a value is not.
+    """The sum of absolute values in float32: not finite if any value isn't.
 
-    The largest value is slow to find on a CPU, and a sum of squares overflows sooner.
+    The maximum is slow to compute on a CPU, and a sum of squares overflows sooner.
     """
     return torch.stack(torch._foreach_norm(tensors, 1, dtype=torch.float32)).sum()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
-    """How many of the steps up to `step` overflowed and were skipped by the scaler.
+    """Number of the steps up to `step` that overflowed and were skipped by the scaler.
 
     Raises:
         NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is NaN or infinite.

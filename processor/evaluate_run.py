@@ -1,4 +1,4 @@
-"""The test: every checkpoint of a run on the test split, one table each."""
+"""The test: evaluates a run's checkpoints on the test split, one table each."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from utils.log import logger
 from utils.ranks import is_main
 from utils.run_folder import RunFolder
 
-_DRAWN = 8  # captions whose best images are drawn, spread evenly over the split
+_DRAWN = 8  # captions drawn with their best images, spread evenly over the split
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a test is called and where it is written.
+    """Title, kind and output files of a test.
 
     Attributes:
-        title: of the data, for tables.
-        suffix: of the files: other data or arithmetic than the run's must not overwrite the run's own results.
-        image_to_text: rank captions for every image in place of images for every caption.
-        saving: files to write of the first checkpoint.
-        rerank: rank by the re-ranked fused similarity, too.
+        title: name of the data, for tables.
+        suffix: file suffix, so that tests with other data or arithmetic don't overwrite the run's own results.
+        image_to_text: rank captions for every image instead of images for every caption.
+        saving: files to write for the first checkpoint.
+        rerank: also rank by the re-ranked fused similarity.
     """
 
     title: str
@@ -49,11 +49,11 @@ def evaluate_run(
 ) -> None:
     """Evaluate checkpoints, log a table each, write `test_metrics<suffix>.json`.
 
-    Text to image, the best matches of the first checkpoint are drawn into `figures/retrieval<suffix>.png`. What an
-    older file says of other checkpoints is kept.
+    For text-to-image ranking, the first checkpoint's best matches are drawn into `figures/retrieval<suffix>.png`.
+    Entries of an older file for other checkpoints are kept.
 
     Args:
-        build: gives a checkpoint's model, on its device.
+        build: returns a checkpoint's model, on its device.
     """
     results: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files):
@@ -68,13 +68,13 @@ def evaluate_run(
         if number == 0 and not report.image_to_text and is_main():
             sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
             draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {title}", sheet)
-    if is_main():  # last: with it a run is finished
+    if is_main():  # last: it marks the run as finished
         found = run.tested(report.suffix) | results
         write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
 
 
 def wrong_captions(encoded: Encoded, data: EvaluationData) -> np.ndarray:
-    """Positions of the captions whose first image is of another person, by the fused similarity."""
+    """Positions of captions whose top-ranked image by the fused similarity shows another person."""
     first, chunk = [], queries_at_a_time(len(data.image_pids))
     for start in range(0, len(data.caption_pids), chunk):
         first.append(encoded.similarity(slice(start, start + chunk))[encoded.fused].argmax(dim=1).cpu().numpy())
@@ -82,14 +82,14 @@ def wrong_captions(encoded: Encoded, data: EvaluationData) -> np.ndarray:
 
 
 def spread(positions: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of some positions, evenly."""
+    """Up to `count` of the positions, evenly spaced."""
     return positions[np.unique(np.linspace(0, len(positions) - 1, min(count, len(positions))).astype(int))]
 
 
 def draw_retrieval(
     encoded: Encoded, data: EvaluationData, title: str, file: Path, drawn: np.ndarray | None = None
 ) -> None:
-    """Draw the best images of some captions of a split, without `drawn` of a few; `title` names checkpoint and data."""
+    """Draw the best images for `drawn` captions of a split, by default a few; `title` names checkpoint and data."""
     if drawn is None:
         drawn = spread(np.arange(len(data.caption_pids)), _DRAWN)
     similarity = encoded.similarity(drawn.tolist())[encoded.fused].cpu().numpy()

@@ -25,7 +25,7 @@ Metrics = dict[str, dict[str, float]]
 
 
 def similarity_names(names: Iterable[str]) -> list[str]:
-    """The similarities of some embeddings: each one's own, and if there are several the fused one: "BGE+TSE"."""
+    """Names of the similarities of some embeddings: each one's and, if there are several, the fused one, "BGE+TSE"."""
     names = list(names)
     return [*names, "+".join(names)] if len(names) > 1 else names
 
@@ -38,16 +38,16 @@ class Encoded(NamedTuple):
 
     @property
     def fused(self) -> str:
-        """The name of the similarity of all embeddings together."""
+        """Name of the fused similarity."""
         return similarity_names(self.image)[-1]
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the embeddings."""
         return next(iter(self.text.values())).device
 
     def similarity(self, captions: slice | Sequence[int]) -> dict[str, Tensor]:
-        """By name the cosines of some captions with all images, (c, images)."""
+        """(c, images) cosines of some captions with all images, by name."""
         return _similarities({name: part[captions] for name, part in self.text.items()}, self.image)
 
 
@@ -60,7 +60,7 @@ def _similarities(query: Embeddings, gallery: Embeddings) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode(model: Encoder, data: EvaluationData) -> Encoded:
-    """Encode every image and caption once; of several processes each encodes a share and gets all.
+    """Encode every image and caption once; each of several processes encodes a share and receives all.
 
     Raises:
         NotFiniteError: an embedding is NaN or infinite.
@@ -82,7 +82,7 @@ def encode(model: Encoder, data: EvaluationData) -> Encoded:
 
 
 def _all_rows(batches: Sequence[Tensor], count: int) -> Tensor:
-    """This process's batches → the `count` rows of all processes, normalised."""
+    """Gather this process's batches into the `count` normalised rows of all processes."""
     return F.normalize(gather(torch.cat(list(batches)), count), dim=1)
 
 
@@ -91,11 +91,11 @@ def evaluate(
 ) -> tuple[Metrics, Encoded]:
     """Retrieval metrics in percent for each of `similarity_names`, and the embeddings they come from.
 
-    Similarities are formed for some queries at a time: the memory does not grow with queries times gallery.
+    Similarities are computed for a chunk of queries at a time, so memory doesn't grow with queries times gallery.
 
     Args:
-        image_to_text: rank captions for every image in place of images for every caption.
-        rerank: evaluate the fused similarity re-ranked, too.
+        image_to_text: rank captions for every image instead of images for every caption.
+        rerank: also evaluate the re-ranked fused similarity.
     """
     encoded = encode(model, data)
     ranking = Ranking(encoded, image_to_text=image_to_text, rerank=rerank)
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def rank(ranking: Ranking, caption_pids: np.ndarray, image_pids: np.ndarray) -> Metrics:
-    """`evaluate`'s metrics of a ranking, (captions,) and (images,) pids."""
+    """The metrics of `evaluate` for a ranking, given (captions,) and (images,) pids."""
     pids = (image_pids, caption_pids) if ranking.image_to_text else (caption_pids, image_pids)
     query_pids, gallery_pids = (torch.from_numpy(part).to(ranking.encoded.device) for part in pids)
     metrics = {name: RetrievalMetrics(gallery_pids) for name in ranking.names}
@@ -115,11 +115,11 @@ def rank(ranking: Ranking, caption_pids: np.ndarray, image_pids: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Which embeddings are ranked, and how.
+    """Embeddings to rank, and how.
 
     Attributes:
-        image_to_text: rank captions for every image in place of images for every caption.
-        rerank: rank by the fused similarity re-ranked, too.
+        image_to_text: rank captions for every image instead of images for every caption.
+        rerank: also rank by the re-ranked fused similarity.
     """
 
     encoded: Encoded
@@ -128,12 +128,12 @@ class Ranking:
 
     @property
     def names(self) -> list[str]:
-        """Of its similarities."""
+        """Names of its similarities."""
         reranked = [] if self.rerank is None else [f"{self.encoded.fused} re-ranked"]
         return similarity_names(self.encoded.image) + reranked
 
     def similarities(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Some queries at a time, which they are and by name their (q, gallery) similarities."""
+        """Yield chunks of queries: their slice, and their (q, gallery) similarities by name."""
         encoded = self.encoded
         query, gallery = (encoded.image, encoded.text) if self.image_to_text else (encoded.text, encoded.image)
         reranked = None if self.rerank is None else KReciprocal(joined(gallery), self.rerank)
@@ -148,7 +148,7 @@ class Ranking:
 
 
 def joined(embeddings: Embeddings) -> Tensor:
-    """E unit embeddings as one: (B, sum of widths) unit vectors whose inner products are the mean of the E cosines."""
+    """Concatenate E unit embeddings into (B, sum of widths) unit vectors; inner products are the mean of E cosines."""
     return torch.cat([*embeddings.values()], dim=1) / len(embeddings) ** 0.5
 
 

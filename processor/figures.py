@@ -1,4 +1,4 @@
-"""A run's pictures."""
+"""A run's figures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from solver.correspondence.base import Vote
 from utils.figures import BLACK, CLEAN, NOISY, Cell, legend_below, over_epochs, picture_rows, save
 
 _STYLES = {"BGE": ("#56B4E9", "--"), "TSE": ("#E69F00", ":"), "BGE+TSE": (BLACK, "-")}
-_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#999999")  # of other similarities
+_COLOURS = ("#009E73", "#CC79A7", "#F0E442", "#999999")  # for other similarities
 
-_TOP = 5  # images for a caption
+_TOP = 5  # images per caption
 _FRAMES = "✓ blue: correct identity; ✗ orange: wrong identity; with similarities"
 
 
 def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a line for each similarity."""
+    """Colour and line style of each similarity."""
     others = [name for name in names if name not in _STYLES]
     drawn = {name: (_COLOURS[n % len(_COLOURS)], "-.") for n, name in enumerate(others)}
     return {name: (_STYLES | drawn)[name] for name in names}
 
 
 def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, file: Path) -> None:
-    """R1 on the validation split over the epochs (paper, figure 5); the best one is marked, but for 0."""
+    """Draw R1 on the validation split over the epochs (paper, figure 5), with the best one marked unless it is 0."""
     records = [record for record in records if "val" in record]
     if not records:
         return
@@ -45,13 +45,13 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, file: Pa
 
 
 def mark_epoch(axes: Axes, best_epoch: int) -> None:
-    """Draw a line at the best epoch, named in the legend; none for 0."""
+    """Draw a line at the best epoch, with a legend entry; none for 0."""
     if best_epoch:
         axes.axvline(best_epoch, color="#777777", linestyle=":", linewidth=1, label=f"best: epoch {best_epoch}")
 
 
 def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: int, file: Path) -> None:
-    """Per-pair losses by the truth, with the two components that were fitted to them."""
+    """Draw histograms of per-pair losses by ground truth, with the two fitted components."""
     figure, rows = plt.subplots(1, len(votes), figsize=(4.5 * len(votes), 3.2), layout="constrained", squeeze=False)
     for axes, (name, vote) in zip(rows[0], votes.items(), strict=True):
         draw_losses(axes, vote.loss, vote.components, truly_clean)
@@ -61,9 +61,9 @@ def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: in
 
 
 def draw_losses(axes: Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
-    """The density of (N,) scaled losses by the truth (N,), stacked, and both components (2, 3) over it.
+    """Draw the stacked density of (N,) scaled losses by ground truth (N,), and both components (2, 3) over it.
 
-    Where no pair is known to be noisy nothing is claimed of them.
+    If no pair is known to be noisy, the truth counts as unknown.
     """
     bins = np.linspace(0, 1, 61).tolist()
     parts, colours, labels = (
@@ -94,7 +94,7 @@ class Ranked:
 
 
 def retrieval_sheet(captions: Sequence[Ranked], paths: Sequence[Path], title: str, file: Path) -> None:
-    """The best images for a few captions, framed by right and wrong; `title` says by what."""
+    """Draw the best images for a few captions, framed by whether they are correct; `title` names the ranking."""
     rows = []
     for ranked in captions:
         cells = []

@@ -1,7 +1,7 @@
-"""A run's record of every epoch: the votes on every pair, and similarity histograms of matching and other pairs.
+"""A run's record of every epoch: votes on all pairs, and similarity histograms of positive and negative pairs.
 
-One small compressed file an epoch, `RUN_DIR/epochs/0001.npz` …, a function of the run and of how many processes shared
-it: a run that was stopped and continued leaves the same bytes.
+One small compressed file per epoch, `RUN_DIR/epochs/0001.npz` …, which depends only on the run and its number of
+processes: a run that was stopped and resumed writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.errors import DataError
 from utils.files import in_one_step
 
 FOLDER = "epochs"
-_BOTH = np.array(["BGE", "TSE"])  # whose votes files without names hold
+_BOTH = np.array(["BGE", "TSE"])  # in files without names
 BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
 
 
@@ -29,15 +29,15 @@ class PairHistory:
     """The votes of V embeddings on the N pairs of the training split in one epoch.
 
     Attributes:
-        names: of the embeddings.
-        loss: (V, N) per-pair losses as they came; NaN for excluded pairs, as in `clean_probability`.
+        names: names of the embeddings.
+        loss: (V, N) raw per-pair losses; NaN for excluded pairs, as in `clean_probability`.
         clean_probability: (V, N) P(clean).
         clean: (V, N) bool, the votes; False for excluded pairs.
         components: (V, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
-            one first; NaN where none were fitted.
-        excluded: positions of the pairs that were excluded from division and training.
-        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True where the run put
-            no captions out of place, which says nothing of those that came wrong.
+            one first; NaN if none were fitted.
+        excluded: positions of the pairs excluded from division and training.
+        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True without injected
+            noise, which says nothing about noise in the data themselves.
     """
 
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class PairHistory:
 
     @property
     def scaled_loss(self) -> np.ndarray:
-        """(V, N) losses scaled to [0, 1] as the mixtures saw them; NaN where they are all the same."""
+        """(V, N) losses scaled to [0, 1], the mixtures' input; NaN if they are all equal."""
         low, high = np.nanmin(self.loss, axis=1, keepdims=True), np.nanmax(self.loss, axis=1, keepdims=True)
         return (self.loss - low) / np.where(high > low, high - low, np.nan)
 
@@ -60,9 +60,9 @@ class EpochHistory:
     """One epoch, counted from 1.
 
     Attributes:
-        pairs: None where there were no votes (`--division all` or `oracle`).
-        similarity: (2, 200) how many validation similarities, fused, of a caption to images of its person (row 0) and
-            of others (row 1) fell between `BIN_EDGES`; None in an epoch without validation.
+        pairs: None without votes (`--division all` or `oracle`).
+        similarity: (2, 200) histograms over `BIN_EDGES` of the fused validation similarities between captions and
+            images of the same person (row 0) and of others (row 1); None in an epoch without validation.
     """
 
     epoch: int
@@ -71,7 +71,7 @@ class EpochHistory:
 
 
 def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray) -> np.ndarray:
-    """`EpochHistory.similarity` of a split's embeddings and identities, some captions at a time."""
+    """`EpochHistory.similarity` of a split's embeddings and identities, computed in chunks of captions."""
     bins, device = len(BIN_EDGES) - 1, encoded.device
     of_captions, of_images = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
     counts, chunk = torch.zeros(2 * bins, dtype=torch.long, device=device), queries_at_a_time(len(image_pids))
@@ -87,7 +87,7 @@ def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids
 def vote_arrays(
     votes: Mapping[str, Vote], losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The compact form of one epoch's votes: float16 numbers, votes as bits; excluded pairs are omitted."""
+    """One epoch's votes in compact form: numbers in float16, votes as bits, excluded pairs omitted."""
     none = np.full((2, 3), np.nan)
     return {
         "names": np.array([*votes]),
@@ -101,11 +101,11 @@ def vote_arrays(
 
 
 def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> None:
-    """Write an epoch's file in one step.
+    """Write an epoch's file atomically.
 
     Args:
         epoch: counted from 1.
-        arrays: of `vote_arrays`, if any, and "similarity", if any.
+        arrays: those of `vote_arrays`, if any, and "similarity", if any.
     """
     file = run_dir / FOLDER / f"{epoch:04d}.npz"
     file.parent.mkdir(exist_ok=True)
@@ -114,10 +114,10 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
 
 
 def read_history(run_dir: Path) -> list[EpochHistory]:
-    """Every epoch that the run has kept, in order; none for runs of other code.
+    """All epochs recorded by a run, in order; none for runs of other code.
 
     Raises:
-        DataError: a file is damaged, or may not be read.
+        DataError: a file is damaged or unreadable.
     """
     epochs = [_read(file) for file in sorted((run_dir / FOLDER).glob("*.npz"))]
     if len({epoch.pairs.loss.shape for epoch in epochs if epoch.pairs}) > 1:
@@ -136,7 +136,7 @@ def _read(file: Path) -> EpochHistory:
         return EpochHistory(int(file.stem), pairs, similarity)
     except PermissionError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
-    except Exception:  # numpy, zipfile and zlib each raise their own types, with advice that is not ours
+    except Exception:  # NumPy, zipfile and zlib raise many types, with unhelpful advice
         raise DataError(f"{file} is damaged: delete it to skip its epoch") from None
 
 

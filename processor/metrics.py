@@ -9,27 +9,26 @@ import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
-_CHUNK = 1 << 24  # similarities ranked at a time, which bounds the memory
+_CHUNK = 1 << 24  # similarities ranked at a time, to bound memory
 
 
 def queries_at_a_time(gallery: int) -> int:
-    """How many queries to rank at a time in a gallery of this size."""
+    """Number of queries to rank at a time in a gallery of this size."""
     return max(1, _CHUNK // max(1, gallery))
 
 
 class RetrievalMetrics:
-    """Metrics of any number of queries, given some at a time.
+    """Metrics of any number of queries, added in chunks.
 
-    Only the relevant images' ranks matter, so similarities are sorted without their positions, and the few relevant
-    ones are looked up in the sorted rows. Equal similarities keep the gallery's order, so that a collapsed model gains
-    nothing from ties.
+    Only the ranks of relevant images matter, so similarities are sorted without indices, and the few relevant ones are
+    looked up in the sorted rows. Ties are broken by gallery order, so that a collapsed model gains nothing from them.
 
     Args:
         gallery_pids: (G,), on the device of the similarities.
     """
 
     def __init__(self, gallery_pids: Tensor) -> None:
-        self._by_pid = gallery_pids.argsort(stable=True)  # a person's images stand together, in the gallery's order
+        self._by_pid = gallery_pids.argsort(stable=True)  # grouped by person, in gallery order
         self._sorted_pids = gallery_pids[self._by_pid]
         self._parts: list[Tensor] = []
 
@@ -37,22 +36,22 @@ class RetrievalMetrics:
         """Rank the gallery for some queries.
 
         Args:
-            similarity: (q, G), higher is nearer, no NaN.
-            query_pids: (q,). A query without its pid in the gallery counts as never found.
+            similarity: (q, G), higher is more similar, no NaN.
+            query_pids: (q,). A query whose pid isn't in the gallery counts as not found.
         """
         if not len(query_pids):
             return
-        ranks = self._ranks(similarity, query_pids).cpu().double()  # (q, r), 0 where there is no further image
+        ranks = self._ranks(similarity, query_pids).cpu().double()  # (q, r), padded with 0
         found = ranks > 0
         total = found.sum(dim=1)
         last = ranks.amax(dim=1).clamp_min(1)
         ranks = ranks.masked_fill(~found, float("inf")).sort(dim=1).values
-        precision = torch.arange(1, ranks.shape[1] + 1) / ranks  # at every relevant image
+        precision = torch.arange(1, ranks.shape[1] + 1) / ranks  # at each relevant image
         self._parts.append(torch.stack([ranks[:, 0], precision.sum(dim=1) / total.clamp_min(1), total / last]))
 
     def result(self) -> dict[str, float]:
-        """R1, R5, R10 (share of queries with a relevant image among the first k), mAP, mINP (relevant images over the
-        rank of the last one), each averaged over queries, in percent; rSum = R1 + R5 + R10."""
+        """R1, R5, R10 (share of queries with a relevant image in the top k), mAP, mINP (number of relevant images over
+        the rank of the last one), averaged over queries, in percent; rSum = R1 + R5 + R10."""
         first, average_precision, inverse_penalty = torch.cat(self._parts, dim=1)
         metrics = {f"R{k}": 100 * (first <= k).double().mean().item() for k in RANKS}
         metrics |= {"mAP": 100 * average_precision.mean().item(), "mINP": 100 * inverse_penalty.mean().item()}
@@ -60,7 +59,7 @@ class RetrievalMetrics:
         return metrics
 
     def _ranks(self, similarity: Tensor, query_pids: Tensor) -> Tensor:
-        """(q, r) ranks from 1 of every query's relevant images, in the gallery's order; 0 fills the rows."""
+        """(q, r) ranks (from 1) of every query's relevant images, in gallery order, padded with 0."""
         start = torch.searchsorted(self._sorted_pids, query_pids)
         count = torch.searchsorted(self._sorted_pids, query_pids, right=True) - start  # (q,)
         number = torch.arange(max(1, int(count.max())), device=count.device)
@@ -68,7 +67,7 @@ class RetrievalMetrics:
         relevant = self._by_pid[(start[:, None] + number).clamp_max(len(self._by_pid) - 1)]  # (q, r)
         own = similarity.gather(1, relevant)
         ascending = _sort_rows(similarity)
-        lower = torch.searchsorted(ascending, own)  # so many are lower
+        lower = torch.searchsorted(ascending, own)  # number of lower ones
         gallery = similarity.shape[1]
         next_higher = ascending.gather(1, (lower + 1).clamp_max(gallery - 1))
         tied = held & (lower + 1 < gallery) & (next_higher == own)
@@ -77,7 +76,7 @@ class RetrievalMetrics:
 
     @staticmethod
     def _equals_behind(similarity: Tensor, own: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
-        """(q, r) how many images behind each relevant one in the gallery are as similar; looked for where `tied`."""
+        """(q, r) number of images after each relevant one in the gallery that are as similar; computed where `tied`."""
         count = torch.zeros_like(relevant)
         position = torch.arange(similarity.shape[1], device=similarity.device)
         for pairs in tied.nonzero().split(queries_at_a_time(similarity.shape[1])):
@@ -97,10 +96,10 @@ def retrieval_metrics(similarity: Tensor, query_pids: Tensor, gallery_pids: Tens
 
 
 def _sort_rows(rows: Tensor) -> Tensor:
-    """Every row in ascending order; on a CPU by NumPy, whose sort is vectorised (twenty times as fast as torch's)."""
+    """Sort every row, ascending; on a CPU with NumPy's vectorised sort (twenty times as fast as torch's)."""
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
     ascending, threads = rows.contiguous().numpy().copy(), torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:  # NumPy sorts outside the interpreter's lock
+    with ThreadPoolExecutor(threads) as pool:  # NumPy releases the GIL while sorting
         list(pool.map(lambda part: part.sort(axis=1), np.array_split(ascending, threads)))
     return torch.from_numpy(ascending)

@@ -1,4 +1,4 @@
-"""Reading the records of metrics.jsonl: the best epoch, by which similarity, and the time taken."""
+"""Reading the records of metrics.jsonl: best epoch, the similarity that selects it, and training time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def chosen_by(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
-    """The similarity that selects the best epoch: that of the trained embeddings if it is evaluated, else the fused."""
+    """The similarity that selects the best epoch: that of the trained embeddings if evaluated, else the fused one."""
     name = "+".join(trained)
     return name if name in metrics else list(metrics)[-1]
 
 
 def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str = "val") -> Mapping[str, Any] | None:
-    """The record of the first epoch with the highest R1 on a split; None where none was evaluated.
+    """The record of the first epoch with the highest R1 on a split; None if none was evaluated.
 
     Args:
         records: of metrics.jsonl.
@@ -25,5 +25,5 @@ def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str =
 
 
 def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
-    """The seconds that training and division took; records of other code may say neither."""
+    """Seconds spent on training and division; records of other code may lack them."""
     return sum(record.get("seconds", 0) + (record.get("ccd") or {}).get("seconds", 0) for record in records)

@@ -1,10 +1,9 @@
-"""Re-ranking by k-reciprocal neighbours among the gallery (Zhong et al., CVPR 2017, whose equations are cited).
+"""Re-ranking by k-reciprocal neighbours in the gallery (Zhong et al., CVPR 2017, whose equations are cited).
 
-The paper's queries are images; here a query is of another modality than the gallery, whose items are never among its
-neighbours, so a query's k nearest are taken as they are, and reciprocity is asked among the gallery alone.
+In the paper queries are images. Here a query has another modality than the gallery and is never a neighbour of its
+items, so a query's k nearest neighbours are used unfiltered, and reciprocity is required within the gallery only.
 
-Encodings are kept as the few numbers of a row that are not 0, and rows of similarities are formed some at a time:
-memory grows with the gallery, not with its square.
+Encodings are sparse, and similarities are computed in chunks of rows: memory grows with the gallery, not its square.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from processor.settings import RerankSettings
 
-_CHUNK = 1 << 24  # numbers of a temporary array
+_CHUNK = 1 << 24  # elements of a temporary array
 
 
 class Rows(NamedTuple):
-    """A sparse matrix: row r's columns and values are those from `starts[r]` to `starts[r + 1]`."""
+    """A sparse matrix (CSR): row r has the columns and values from `starts[r]` to `starts[r + 1]`."""
 
     starts: Tensor
     columns: Tensor
@@ -29,7 +28,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, parts: Iterable[Tensor]) -> Rows:
-        """Dense rows, some at a time, to sparse ones."""
+        """Convert chunks of dense rows."""
         counts, columns, values = [], [], []
         for dense in parts:
             row, column = dense.nonzero(as_tuple=True)
@@ -40,14 +39,14 @@ class Rows(NamedTuple):
         return cls(torch.cat([count.new_zeros(1), count.cumsum(0)]), torch.cat(columns), torch.cat(values))
 
     def transposed(self, count: int) -> Rows:
-        """With the `count` columns as rows."""
+        """The transpose; `count` is the number of columns."""
         row = torch.repeat_interleave(self.starts.diff())
         order = self.columns.argsort(stable=True)
         starts = torch.bincount(self.columns, minlength=count).cumsum(0)
         return Rows(torch.cat([starts.new_zeros(1), starts]), row[order], self.values[order])
 
     def expanded(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The entries of (n,) rows, a bounded number at a time: position in `rows`, column and value of each."""
+        """Yield the entries of (n,) rows in chunks of bounded size: position in `rows`, column and value of each."""
         ends = self.starts.diff()[rows].cumsum(0)
         first = 0
         while first < len(rows):
@@ -63,7 +62,7 @@ class Rows(NamedTuple):
 
 
 class KReciprocal:
-    """A gallery that re-ranks itself for queries.
+    """A gallery to re-rank for queries.
 
     Args:
         gallery: (G, D) unit vectors.
@@ -84,10 +83,10 @@ class KReciprocal:
         self._columns = Rows.of(self._averaged()).transposed(G)  # of the averaged encodings
 
     def similarity(self, similarity: Tensor) -> Tensor:
-        """(q, G) similarities of queries, cosines, to re-ranked ones, 0 to 1.
+        """(q, G) cosines of queries → re-ranked similarities, 0 to 1.
 
         One minus eq. 12: (1 − λ) times the overlap of both encodings (1 − Jaccard distance, eq. 10) + λ times the
-        original similarity, as far as it is above the lowest of its row.
+        original similarity, rescaled to 0 at the minimum of its row.
         """
         parts = [self._reranked(part) for part in similarity.split(self._rows_at_a_time)]
         return torch.cat(parts) if parts else similarity
@@ -96,7 +95,7 @@ class KReciprocal:
         yield from torch.arange(self.size, device=self._neighbours.device).split(self._rows_at_a_time)
 
     def _nearest(self, gallery: Tensor) -> tuple[Tensor, Tensor]:
-        """(G, k1 + 1) neighbours, itself first, and (G,) the distance of the farthest of all."""
+        """(G, k1 + 1) nearest neighbours, including itself first, and (G,) the distance of the farthest item."""
         neighbours, farthest = [], []
         for rows in torch.arange(self.size, device=gallery.device).split(self._rows_at_a_time):
             cosine = gallery[rows] @ gallery.T
@@ -106,14 +105,14 @@ class KReciprocal:
         return torch.cat(neighbours), torch.cat(farthest)
 
     def _reciprocity(self, neighbours: Tensor) -> Tensor:
-        """(G, k) whether a row is among its neighbour's neighbours, too (eq. 3)."""
+        """(G, k) whether a row is also among its neighbour's neighbours (eq. 3)."""
         parts = torch.arange(self.size, device=neighbours.device).split(self._rows_at_a_time)
         return torch.cat([(neighbours[neighbours[rows]] == rows[:, None, None]).any(dim=2) for rows in parts])
 
     def _weights(self, members: Tensor, held: Tensor, distance: Tensor) -> Tensor:
-        """(r, G) encodings of rows by their members (r, k), those that are `held`, and by their distances (eq. 5 to 7).
+        """(r, G) encodings of rows from those of their members (r, k) that are `held`, by distance (eq. 5 to 7).
 
-        A member's own reciprocal neighbours at half of k join where more than two thirds of them are members already.
+        A member's reciprocal neighbours at k/2 are added if more than two thirds of them are members already.
         """
         near = self._neighbours[members][:, :, : self.half + 1]  # (r, k, h + 1)
         near_held = self._half_reciprocal[members] & held[:, :, None]
@@ -121,7 +120,7 @@ class KReciprocal:
         joins = (known & near_held).sum(dim=2) > 2 / 3 * near_held.sum(dim=2)  # (r, k)
         near_held &= joins[:, :, None]
         kept = torch.zeros(len(members), self.size + 1, device=distance.device, dtype=torch.bool)
-        kept.scatter_(1, members.where(held, self.size), True)  # one column more, for those that are not held
+        kept.scatter_(1, members.where(held, self.size), True)  # an extra column for those not held
         kept.scatter_(1, near.where(near_held, self.size).flatten(1), True)
         weights = torch.exp(-distance) * kept[:, :-1]
         return weights / weights.sum(dim=1, keepdim=True)
@@ -132,12 +131,12 @@ class KReciprocal:
             yield self._weights(self._neighbours[rows], self._reciprocal[rows], distance)
 
     def _averaged(self) -> Iterator[Tensor]:
-        """Each encoding averaged over its k2 nearest, itself among them (eq. 11)."""
+        """Each encoding averaged over its k2 nearest neighbours, including itself (eq. 11)."""
         for rows in self._chunks():
             yield self._summed(self._neighbours[rows, : self.k2]) / self.k2
 
     def _summed(self, rows: Tensor) -> Tensor:
-        """(r, n) rows to (r, G) the sum of each one's n encodings."""
+        """(r, n) rows → (r, G) sums of their n encodings each."""
         total = torch.zeros(len(rows), self.size, device=rows.device)
         for position, column, value in self._own.expanded(rows.flatten()):
             total.view(-1).index_add_(0, position // max(1, rows.shape[1]) * self.size + column, value)
@@ -146,7 +145,7 @@ class KReciprocal:
     def _reranked(self, similarity: Tensor) -> Tensor:
         distance = 1 - similarity.float()
         distance = distance / distance.amax(dim=1, keepdim=True).clamp_min(1e-12)
-        members = similarity.topk(self.k1 + 1, dim=1).indices[:, : max(1, self.k1)]  # without itself, one fewer
+        members = similarity.topk(self.k1 + 1, dim=1).indices[:, : max(1, self.k1)]  # the query itself isn't among them
         encoding = self._weights(members, torch.ones_like(members, dtype=torch.bool), distance)
         encoding = (encoding + self._summed(members[:, : self.k2 - 1])) / (1 + min(self.k2 - 1, members.shape[1]))
         query, column = encoding.nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The run: for every epoch decide which pairs count, train, validate, and keep the best checkpoint."""
+"""The run: in every epoch decide how much pairs count, train, validate, and keep the best checkpoint."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from utils.recorder import Recorder
 from utils.threads import core_time
 
 Arrays = dict[str, np.ndarray]
-_PURPOSE = 4  # keys these draws among those of an epoch; the others' keys are in datasets/loaders.py
+_PURPOSE = 4  # keys these draws within an epoch; other keys are in datasets/loaders.py
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the order of events depends on.
+    """Settings of a run's training loop.
 
     Attributes:
-        options: written into every checkpoint, from which its model can be built again.
+        options: saved in every checkpoint, to rebuild its model.
     """
 
     loop: LoopSettings
@@ -53,7 +53,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunSplits:
-    """The splits of a run. With `test` that split is evaluated beside the validation split, for the record only."""
+    """The splits of a run. With `test`, that split is also evaluated in each epoch, for the record only."""
 
     training: TrainingData
     validation: EvaluationData
@@ -67,7 +67,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
     `epochs/` and `figures/` into `run_dir`.
 
     Raises:
-        NotFiniteError: a loss, a gradient, a weight or an embedding is NaN or infinite; no such weights are saved.
+        NotFiniteError: a loss, gradient, weight or embedding is NaN or infinite; such weights are never saved.
     """
     recorder = Recorder(run_dir, state.epoch) if is_main() else None
     epochs = settings.schedule.num_epoch
@@ -76,7 +76,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         evaluate_start(state.model, evaluated, run_dir)
     began, first = time.perf_counter(), state.epoch
     while state.epoch < epochs:
-        epoch = state.epoch  # counted from 0 within, from 1 in everything written
+        epoch = state.epoch  # counted from 0 here, from 1 in all output
         cores = core_time()
         start, length = state.correspondence.round(epoch, epochs)
         if epoch == start > 0:
@@ -85,10 +85,10 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         set_learning_rates(state.optimizer, epoch - start, replace(settings.schedule, num_epoch=length))
         lr = state.optimizer.param_groups[0]["lr"]
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
-        with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights that failed
+        with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights with which it failed
             weight, report, history = _decide(state, splits.training, settings.loop, run_dir)
         with _naming(epoch, run_dir / "last.pth"):
-            torch.manual_seed(_seed(settings.loop.seed, epoch))  # for whatever a plugin draws in training
+            torch.manual_seed(_seed(settings.loop.seed, epoch))  # for plugins that draw in training
             result = _train(state, splits.training, weight, settings.loop)
             record = {"epoch": epoch + 1, "lr": lr, **result.record(), "ccd": report}
             state.epoch += 1
@@ -110,13 +110,13 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
 
 
 def _seed(seed: int, epoch: int) -> int:
-    """Of what this process draws from torch's global generator in an epoch: the same after a resume."""
+    """Seed of torch's global generator in this process and epoch, the same after a resume."""
     return int(np.random.default_rng((seed, epoch, _PURPOSE, rank())).integers(2**63))
 
 
 @contextmanager
 def _naming(epoch: int, good: Path) -> Iterator[None]:
-    """Add to a NotFiniteError the epoch (from 0) and the checkpoint to go back to, if it exists."""
+    """Add the epoch (from 0) to a NotFiniteError, and the checkpoint to go back to, if it exists."""
     try:
         yield
     except NotFiniteError as error:
@@ -125,10 +125,10 @@ def _naming(epoch: int, good: Path) -> Iterator[None]:
 
 
 def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settings: LoopSettings) -> EpochResult:
-    """Train an epoch and log how it went."""
+    """Train an epoch and log its results."""
     result = train_epoch(state, training.training_batches(state.epoch), weight, settings)
     weights = [value for value in state.weights().values() if value.is_floating_point()]
-    if not math.isfinite(magnitude(weights)):  # finite gradients don't keep a step from ruining them
+    if not math.isfinite(magnitude(weights)):  # a step can ruin them even with finite gradients
         raise NotFiniteError("after the last step: a weight is NaN or infinite")
     logger.info(
         "  trained in %.1f s (%.0f%% of it waiting for data), peak memory %.1f GB",
@@ -142,7 +142,7 @@ def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settin
 def _decide(
     state: TrainState, training: TrainingData, settings: LoopSettings, run_dir: Path
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
-    """How much each pair counts; the report on the votes (None without), and what the run's history keeps of them."""
+    """Decide the weight of each pair; also returns the report on the votes (None without) and their record."""
     start, losses = time.perf_counter(), {}
     if state.correspondence.scores_in(state.epoch):
         batches = training.scoring_batches(state.epoch)
@@ -154,7 +154,7 @@ def _decide(
 def _decide_in_main(
     state: TrainState, training: TrainingData, losses: Mapping[str, np.ndarray], run_dir: Path, start: float
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
-    """As `_decide`, given the scoring pass's losses, logged and drawn; `start` is when that pass began."""
+    """As `_decide`, given the scoring pass's losses, which started at `start`; also logs and draws."""
     usable, truly_clean = training.usable, training.truly_clean[training.usable]
     _check_losses(losses, usable, state.epoch)
     of_usable = {name: loss[usable] for name, loss in losses.items()}
@@ -164,7 +164,7 @@ def _decide_in_main(
     weight[usable] = verdict.weight
     if not verdict.votes:
         return weight, None, {}
-    known = None if truly_clean.all() else truly_clean  # captions that came wrong are not known
+    known = None if truly_clean.all() else truly_clean  # without injected noise the truth is unknown
     report = verdict.report(known) | {"seconds": time.perf_counter() - start}
     logger.info(
         "  %s: %d clean, %d noisy, %d uncertain; %s%.1f s",
@@ -178,7 +178,7 @@ def _decide_in_main(
 
 
 def _check_verdict(verdict: Any, pairs: int, name: str) -> None:
-    """Check that a correspondence, perhaps a plugin's, has given every pair a weight."""
+    """Check that a correspondence, possibly a plugin's, has given every pair a weight."""
     weight = verdict.weight if isinstance(verdict, Verdict) else verdict
     right = isinstance(weight, np.ndarray) and weight.shape == (pairs,)
     if not right or not (np.isfinite(weight) & (weight >= 0)).all():
@@ -200,7 +200,7 @@ def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: i
 
 
 def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.ndarray]:
-    """Metrics of "val" (and "test") and histograms of similarity; the highest R1 so far makes the epoch the best."""
+    """Metrics of "val" (and "test") and similarity histograms; updates the best epoch by R1."""
     validation, test = splits.validation, splits.test
     metrics, encoded = evaluate(state.model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {state.epoch}"))

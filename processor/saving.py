@@ -1,7 +1,7 @@
-"""A test's similarities, ranking and embeddings as files, for whoever computes with them elsewhere.
+"""A test's similarities, ranking and embeddings as files, for use elsewhere.
 
-The file's name says what it holds; a JSON file of the same name beside it lists the split's images and captions in the
-order of rows and columns, each with the identity that the annotation file gives it.
+The file name selects the content; a JSON file of the same name beside it lists the split's images and captions in the
+order of rows and columns, each with its identity in the annotation file.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from processor.types import Captioned, EvaluationData
 from utils.files import in_one_step, write_text
 from utils.log import logger
 
-LISTED = 100  # of the gallery, for each query and similarity of ranking.csv
+LISTED = 100  # items of the gallery for each query and similarity in ranking.csv
 
 
 @dataclass(frozen=True)
 class Saving:
-    """The files to write, each of a name in `processor.settings.SAVED`, and the folder that image names start from."""
+    """The files to write, with names from `processor.settings.SAVED`, and the folder image names are relative to."""
 
     files: Sequence[Path]
     imgs: Path
 
 
 def save_results(saving: Saving, ranking: Ranking, data: EvaluationData) -> None:
-    """Write each file and its names; of similarities some rows are held at a time.
+    """Write each file and its names; similarities are computed and written in chunks of rows.
 
-    - similarity.safetensors: by similarity (queries, gallery) float32, and the `query_pids` and `gallery_pids`.
-    - ranking.csv: the best of the gallery for each query and similarity.
-    - embeddings.safetensors: unit vectors by modality and name, as `image.BGE`; of several the fused ones, too, whose
-      inner products are the fused similarity; and `image.pids`, `text.pids`.
+    - similarity.safetensors: (queries, gallery) float32 for each similarity, `query_pids` and `gallery_pids`.
+    - ranking.csv: the top of the gallery for each query and similarity.
+    - embeddings.safetensors: unit vectors by modality and name, as `image.BGE`; with several embeddings also the fused
+      ones, whose inner products are the fused similarity; and `image.pids`, `text.pids`.
     """
     encoded, image_to_text, split = ranking.encoded, ranking.image_to_text, data.split
     pids = {"image": split.person_ids[data.image_pids], "text": split.person_ids[data.caption_pids]}
@@ -92,7 +92,7 @@ def _embeddings(encoded: Encoded, pids: Mapping[str, np.ndarray]) -> dict[str, T
 
 @contextmanager
 def _matrix(file: Path, names: Sequence[str], query_pids: np.ndarray, gallery_pids: np.ndarray) -> Iterator:
-    """Takes the first row's number and (q, G) rows of every similarity, in any order."""
+    """Receives the index of the first row and (q, G) rows of every similarity, in any order."""
     shape = (len(query_pids), len(gallery_pids))
     arrays = {"query_pids": query_pids, "gallery_pids": gallery_pids}
     with in_one_step(file) as partial, partial.open("wb") as stream:
@@ -111,7 +111,7 @@ def _matrix(file: Path, names: Sequence[str], query_pids: np.ndarray, gallery_pi
 
 
 def _write_header(stream: BinaryIO, tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, int]:
-    """A safetensors file's header for tensors of (type, shape, bytes an item) → where each begins in the file."""
+    """Write a safetensors header for tensors of (dtype, shape, bytes per element); returns their file offsets."""
     header, end = {}, 0
     for name, (kind, shape, size) in tensors.items():
         begin, end = end, end + size * int(np.prod(shape))

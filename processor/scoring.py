@@ -24,15 +24,15 @@ from utils.ranks import world_size
 def score_pairs(
     model: Encoder, loss: TrainingLoss, batches: PairBatches, pairs: int, settings: LoopSettings | None = None
 ) -> dict[str, np.ndarray]:
-    """What a correspondence judges pairs by, in evaluation mode.
+    """Compute the scores by which a correspondence judges pairs, in evaluation mode.
 
     Args:
-        batches: all pairs once, in random order: a pair's loss depends on the others of its batch. Of several
+        batches: all pairs once, in random order: a pair's loss depends on the others in its batch. With several
             processes each has some of the batches.
         pairs: N.
 
     Returns:
-        By the names of `loss.scores` (N,) float32, as the trained embeddings' losses; NaN for a pair that was in no
+        (N,) float32 by the names of `loss.scores`, e.g. the trained embeddings' losses; NaN for a pair that was in no
         batch.
     """
     model.eval()
@@ -43,9 +43,9 @@ def score_pairs(
         scores = score(batch)
         scored.append((batch.pairs, torch.stack([scores[name] for name in loss.scores])))
     result = torch.full((len(loss.scores), pairs), float("nan"))
-    if scored:  # a process may have no share
+    if scored:  # a process may have no batch
         positions, losses = zip(*scored)
-        result[:, torch.cat(positions)] = torch.cat(losses, dim=1).float().cpu()  # one wait for the device
+        result[:, torch.cat(positions)] = torch.cat(losses, dim=1).float().cpu()  # the only wait for the device
     for part in gather(result[None], world_size()):  # (processes, scores, N)
         result = torch.where(result.isnan(), part, result)
     return dict(zip(loss.scores, result.numpy(), strict=True))

@@ -1,4 +1,4 @@
-"""Settings of the run itself. Imports nothing heavy, for a fast `--help`."""
+"""Settings of the run itself. No heavy imports, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SAVED = ("similarity.safetensors", "ranking.csv", "embeddings.safetensors")  # w
 
 @dataclass(frozen=True)
 class RerankSettings:
-    """Of k-reciprocal re-ranking (Zhong et al., CVPR 2017).
+    """Settings of k-reciprocal re-ranking (Zhong et al., CVPR 2017).
 
-    k1 and k2 are the paper's. The share λ of the original distance is 0.3 there, for images as queries; for captions
-    more was better on SynthPEDES's validation split.
+    k1 and k2 are the paper's. The weight λ of the original distance is 0.3 there, for image queries; for captions a
+    larger one was better on SynthPEDES's validation split.
 
     Attributes:
-        k1: neighbours that may be reciprocal, at least 1.
-        k2: neighbours over which encodings are averaged, itself among them, at least 1.
+        k1: number of nearest neighbours checked for reciprocity, at least 1.
+        k2: number of neighbours, including itself, over which encodings are averaged, at least 1.
         share: λ, 0 to 1.
     """
 
@@ -31,7 +31,7 @@ class RerankSettings:
 @settings(_RUN)
 @dataclass(frozen=True)
 class FolderSettings:
-    """Name and place of the run folder."""
+    """Name and location of the run folder."""
 
     name: str = option("baseline", "name of the run, used in its folder's name")
     output_dir: str = option("logs", "folder for run folders", path=True, resumable=True)

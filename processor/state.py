@@ -1,4 +1,4 @@
-"""The training state, which saves and restores itself: last.pth, and best.pth, which is last.pth of the best epoch."""
+"""The training state, which saves and restores itself: last.pth, and best.pth with the weights of the best epoch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils.options import changed_for_good
 from utils.ranks import is_main
 
 CHECKPOINT_FORMAT = 2
-_TRAINING = ("optimizer", "scaler", "correspondence")  # of last.pth alone
+_TRAINING = ("optimizer", "scaler", "correspondence")  # in last.pth only
 
 
 @dataclass
@@ -32,8 +32,8 @@ class TrainState:
     """Everything that training changes.
 
     Attributes:
-        epoch: epochs done.
-        best: the best R1 (percent) on the validation split so far, after epoch `best_epoch` (0: none).
+        epoch: number of completed epochs.
+        best: the best R1 (percent) on the validation split so far, reached in epoch `best_epoch` (0: none).
     """
 
     model: Encoder
@@ -56,7 +56,7 @@ class TrainState:
         self.optimizer.state.clear()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's and the objectives' parameters and buffers, as checkpoints hold them."""
+        """The model's and the objectives' parameters and buffers, as stored in checkpoints."""
         return {**self.model.published_state(), **self._of_objectives()}
 
     def _of_objectives(self) -> dict[str, Tensor]:
@@ -66,10 +66,10 @@ class TrainState:
     def save(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         """Write last.pth, then, after the best epoch so far, best.pth.
 
-        In this order: after a kill between the two, last.pth holds what best.pth lacks, and `restore` makes up for it.
+        In this order, so that after a kill between the two, `restore` can write best.pth from last.pth.
 
         Args:
-            options: the run's, from which the model can be built again.
+            options: the run's options, to rebuild the model.
         """
         content = {
             "format": CHECKPOINT_FORMAT,
@@ -91,7 +91,7 @@ class TrainState:
         """Restore the state in a `last.pth`, and repair the best.pth beside it.
 
         Args:
-            options: of the run; the checkpoint must have the same, but for those a run may be resumed with.
+            options: the run's options; the checkpoint's must be equal, except for resumable ones.
 
         Raises:
             WeightsError: the checkpoint can't be resumed from.
@@ -108,7 +108,7 @@ class TrainState:
             self.correspondence.load_state_dict(content.get("correspondence", {}))
         except WeightsError:
             raise
-        except Exception as error:  # whatever torch and Python raise over states that are not their own
+        except Exception as error:  # torch and Python raise many types for foreign states
             raise WeightsError(f"{file} can't be resumed from: {brief(error)}") from None
         self._restore_best(content, file)
 
@@ -133,7 +133,7 @@ class TrainState:
 
     def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
         best = file.parent / "best.pth"
-        if self.best_epoch == self.epoch > 0:  # then best.pth is the same, or a kill came before it was written
+        if self.best_epoch == self.epoch > 0:  # best.pth has the same weights, or a kill prevented writing it
             if is_main():
                 save_checkpoint({name: content[name] for name in content if name not in _TRAINING}, best)
         elif self.best_epoch and not best.is_file():
@@ -152,7 +152,7 @@ def _check_readable(state: dict[str, Any], name: str) -> None:
     stream.seek(0)
     try:
         torch.load(stream, weights_only=True)
-    except Exception as error:  # torch's own types
+    except Exception as error:  # torch raises many types
         allowed = "its state_dict may hold only tensors and plain values (for an array, use torch.from_numpy)"
         raise WeightsError(f"--division {name}: {allowed}: {brief(error)}") from None
 
@@ -160,7 +160,7 @@ def _check_readable(state: dict[str, Any], name: str) -> None:
 def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Restore a saved optimizer's moments, but not its hyperparameters, which are the run's.
 
-    Each gets memory of its own, laid out like its parameter's: fused steps rely on that and do not check it.
+    Each gets its own memory with its parameter's layout, which fused steps assume without checking.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:

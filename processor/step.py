@@ -1,4 +1,4 @@
-"""The gradients of one global batch, however it is divided among processes and parts."""
+"""Gradients of one global batch, however it is divided among processes and parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.distributed import gather
 
 @dataclass(frozen=True)
 class Pairs:
-    """A `PairBatch` of tensors alone, without positions in the training split."""
+    """A `PairBatch` of tensors only, without positions in the training split."""
 
     images: Tensor
     ids: Tensor
@@ -28,24 +28,24 @@ class Pairs:
 
     @property
     def pairs(self) -> Tensor:
-        """As many as there are pids."""
+        """Placeholder with as many entries as pids."""
         return torch.arange(len(self.pids))
 
 
 class Encoded(NamedTuple):
-    """This process's share of a batch, or a part of it: embeddings, and by objective of tokens its rows."""
+    """This process's share of a batch, or a part of it: embeddings, and the rows of each token objective."""
 
     image: Embeddings
     text: Embeddings
     rows: dict[str, Tensor]
 
     def tensors(self) -> list[Tensor]:
-        """All of them, always in one order."""
+        """All tensors, in a fixed order."""
         return [*self.image.values(), *self.text.values(), *self.rows.values()]
 
 
 class _Part(NamedTuple):
-    """Some pairs of a batch, as `PairBatch`."""
+    """Some pairs of a batch; fields as in `PairBatch`."""
 
     images: Tensor
     ids: Tensor
@@ -54,7 +54,7 @@ class _Part(NamedTuple):
 
 
 def encode_in_parts(model: Encoder, batch: PairBatch, parts: int) -> tuple[Embeddings, Embeddings]:
-    """Image and text embeddings of this process's share of a batch, without gradient, a part at a time."""
+    """Image and text embeddings of this process's share of a batch, without gradient, part by part."""
     encoded = _encode_in_parts(model, {}, batch, parts)
     return encoded.image, encoded.text
 
@@ -79,16 +79,16 @@ def _joined(encoded: Sequence[Encoded]) -> Encoded:
 
 
 def backward(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: int) -> dict[str, Tensor]:
-    """Add to the parameters' gradients those of this process's share of the batch.
+    """Accumulate the gradients of this process's share of the batch.
 
-    In more than one part the gradients are cached (Gao et al., RepL4NLP 2021): all parts are encoded, the loss of the
-    whole batch is differentiated down to the embeddings, then each part is encoded again to carry that on.
+    With several parts gradients are cached (Gao et al., RepL4NLP 2021): all parts are encoded, the loss of the whole
+    batch is differentiated with respect to the embeddings, then each part is encoded again and backpropagated.
 
     Args:
-        weight: (B,) how much each of the batch's pairs counts, unless the correspondence decides in each step.
+        weight: (B,) weights of the batch's pairs, unless the correspondence decides them in each step.
 
     Returns:
-        The losses of the whole batch, whose sum is trained.
+        The losses of the whole batch, whose sum is minimised.
     """
     objectives = state.loss.of_tokens
     if grad_accum == 1:
@@ -111,7 +111,7 @@ def backward(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: in
 
 
 def _parts(batch: PairBatch, count: int) -> list[_Part]:
-    """At most `count` parts of a batch."""
+    """Split a batch into at most `count` parts."""
     images, ids = batch.images.chunk(count), batch.ids.chunk(count)
     labels, masked = (
         [None] * len(images) if column is None else column.chunk(count) for column in (batch.labels, batch.masked)
@@ -120,7 +120,7 @@ def _parts(batch: PairBatch, count: int) -> list[_Part]:
 
 
 def _losses(state: TrainState, own: Encoded, batch: PairBatch, weight: Tensor) -> dict[str, Tensor]:
-    """What this process has encoded → the losses of the whole batch."""
+    """The losses of the whole batch, given this process's encoded share."""
     image, text, rows = ({name: gather(of, len(batch.pairs)) for name, of in part.items()} for part in own)
     encoded = EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight, rows)
     if state.correspondence.refines:

@@ -1,4 +1,4 @@
-"""What the processor needs of model and data, whoever provides them."""
+"""Protocols for the model and data that the processor works with."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Embeddings = dict[str, Tensor]  # by name, (B, D), not normalised
 class PairBatch(Protocol):
     """B pairs on the device: (B, 3, H, W) images, (B, L) ids, (B,) pids, (B,) positions in the training split (CPU).
 
-    If words are masked, also (B, L) labels, the ids of those words and elsewhere 0; and masked, the ids with the masks,
-    unless `ids` are those. Of a training batch, several processes hold the images and ids of a share each.
+    With masking also (B, L) labels, the original ids of masked words and 0 elsewhere; and masked, the masked ids,
+    unless `ids` are masked. In training each process holds only its share of images and ids.
     """
 
     @property
@@ -42,7 +42,7 @@ class PairBatches(Protocol):
 
 
 class TrainingData(Protocol):
-    """The training split: N pairs, which of them are truly clean, and which are usable; the others are in no batch."""
+    """The training split: N pairs, which of them are truly clean and which usable; unusable ones are in no batch."""
 
     truly_clean: np.ndarray
     usable: np.ndarray
@@ -53,7 +53,7 @@ class TrainingData(Protocol):
 
 
 class Captioned(Protocol):
-    """Captions, image paths and identities of an evaluation split, for pictures and files."""
+    """Captions, image paths and identities of an evaluation split, for figures and files."""
 
     @property
     def captions(self) -> list[str]: ...
@@ -81,7 +81,7 @@ class EvaluationData(Protocol):
 
 
 class Encoder(Protocol):
-    """A torch module that gives each modality its named embeddings, and its weights under published names."""
+    """A torch module that returns named embeddings of both modalities, and its weights under published names."""
 
     @property
     def widths(self) -> Mapping[str, int]: ...

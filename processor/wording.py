@@ -1,4 +1,4 @@
-"""The log lines of an epoch, one of them for `grep epoch= train_log.txt`."""
+"""Log lines of an epoch, one of them for `grep epoch= train_log.txt`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from processor.records import chosen_by
 
-_BUSY = 0.3  # share of their time for which threads wait for a core, beyond which a run is clearly slower than need be
+_BUSY = 0.3  # share of time waiting for a core above which a run is clearly slowed down
 
 
 def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float) -> str:
     """An epoch's results and the run's ETA in one line.
 
     Args:
-        record: as metrics.jsonl keeps it; "val" is missing in an epoch without validation.
-        epochs: of the run.
-        trained: embeddings, whose similarity chooses the best epoch.
+        record: as in metrics.jsonl; "val" is missing in an epoch without validation.
+        epochs: number of epochs of the run.
+        trained: embeddings whose similarity selects the best epoch.
     """
     words = [f"epoch={record['epoch']}/{epochs}"]
     if metrics := record.get("val"):
@@ -28,7 +28,7 @@ def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...],
 
 
 def busy_host(waited: float) -> str:
-    """A warning where threads waited for a core for a large share, in [0, 1], of the time that they could have run."""
+    """A warning if threads waited for a core for a large share, in [0, 1], of the time they could have run."""
     if waited < _BUSY:
         return ""
     why = "other programs or more threads than cores slow this run down"
