@@ -1,1 +1,1 @@
-"""What is optimised and how: objectives, correspondence, optimizer and schedule."""
+"""The learning rule: objectives, correspondence, optimizer and schedule."""

@@ -1,4 +1,4 @@
-"""The published code's Adam without float16's dangers: it rounds as theirs does, and no step of it is lost."""
+"""The published code's Adam without the hazards of float16: rounds like theirs, but never loses a step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 class Float16Adam(torch.optim.Adam):
-    """Adam, for some parameters with gradient, moments and denominator rounded to float16 after every operation.
+    """Adam that, for some parameters, rounds gradient, moments and denominator to float16 after every operation.
 
-    That is how it steps on float16 weights unless it is fused. Here the weights are float32 and are not rounded, so a
-    step below half a unit in their last place is not lost; and what exceeds float16 is its largest number, not
-    infinite, so nothing becomes NaN, and no second moment stays infinite for ever. The other parameters are stepped in
-    their own type.
+    That is what unfused Adam does with float16 weights. Here weights are float32 and aren't rounded, so steps below
+    half a unit in a float16 weight's last place aren't lost; and overflow saturates at float16's maximum instead of
+    infinity, so nothing becomes NaN and no second moment stays infinite. Other parameters are stepped in their own
+    dtype.
 
     Args:
-        groups: of parameters, as for every optimizer.
-        rounded: the parameters to round for. Their moments are kept in float32, which holds all of float16.
+        groups: parameter groups, as for any optimizer.
+        rounded: the parameters to round for. Their moments are stored in float32, a superset of float16.
         settings: `torch.optim.Adam`'s lr, betas and eps.
     """
 
@@ -31,7 +31,7 @@ class Float16Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002
-        """One step with the gradients that are there."""
+        """Take a step for all parameters with gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

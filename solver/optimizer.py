@@ -1,4 +1,4 @@
-"""Optimizer and its parameter groups (paper, 4.1): new heads learn fastest, biases twice as fast and undecayed."""
+"""Optimizer and parameter groups (paper, 4.1): new heads learn fastest; biases twice as fast, without weight decay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parameter_groups(
 
     Args:
         parameters: by name; names that contain "bias" are biases.
-        new: by name, the learning rate of the parameters that are trained from scratch, biases too.
+        new: learning rates of parameters trained from scratch (biases included), by name.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -41,16 +41,16 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer over `parameter_groups`; Adam's eps is 1e-3, which damps it where gradients are small.
 
-    It is fused where all weights are float32. On float16 ones a fused step forms v and the step in float32 and rounds
-    at the end, which the published code's does not: it vanishes in other places and moves the weights by another
-    amount. Then PyTorch's own choice is taken, as there: all tensors together on a GPU, one by one on a CPU.
+    It is fused if all weights are float32. On float16 weights a fused step computes v and the update in float32 and
+    rounds at the end, unlike the published code's: updates vanish in different cases and differ in size. There,
+    PyTorch's default is used, as in the published code: foreach on a GPU, a loop over tensors on a CPU.
 
     Args:
-        rounded: names of the parameters for which `Float16Adam` takes Adam's place and rounds.
+        rounded: names of the parameters to round for with `Float16Adam` instead of Adam.
     """
     groups = parameter_groups(parameters, new, settings)
     fused = all(parameter.dtype != torch.float16 for parameter in parameters.values()) or None
-    if settings.optimizer == "SGD":  # fused, it would keep what is in new memory as momentum of a skipped step
+    if settings.optimizer == "SGD":  # fused, a skipped step would leave momentum uninitialised
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     betas = (settings.alpha, settings.beta)
     if settings.optimizer == "AdamW":

@@ -11,7 +11,7 @@ from solver.settings import ScheduleSettings
 
 
 def learning_rate(base_lr: float, epoch: int, settings: ScheduleSettings) -> float:
-    """The rate during `epoch` (0 … num_epoch − 1) of a group whose base rate is `base_lr`."""
+    """The learning rate in `epoch` (0 … num_epoch − 1) of a group with base rate `base_lr`."""
     if epoch < settings.warmup_epochs:
         if settings.warmup_method == "constant":
             return base_lr * settings.warmup_factor
@@ -30,7 +30,7 @@ def learning_rate(base_lr: float, epoch: int, settings: ScheduleSettings) -> flo
 
 
 def set_learning_rates(optimizer: Optimizer, epoch: int, settings: ScheduleSettings) -> None:
-    """Give every group of the optimizer its rate for `epoch`; the base rate is the one it was built with."""
+    """Set the learning rate of every group for `epoch`; base rates are those the optimizer was built with."""
     for group in optimizer.param_groups:
         base_lr = group.setdefault("initial_lr", group["lr"])
         group["lr"] = learning_rate(base_lr, epoch, settings)

@@ -1,4 +1,4 @@
-"""Settings of objectives, correspondence and optimizer. Imports nothing heavy, for a fast `--help`."""
+"""Settings of objectives, correspondence and optimizer. No heavy imports, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBJECTIVES = Registry(
         "CRCL": "solver.objectives.crcl",
     },
 )
-IRRA = frozenset({"sdm", "itc", "cmpm", "id", "mlm"})  # its names for its objectives
+IRRA = frozenset({"sdm", "itc", "cmpm", "id", "mlm"})  # its objectives, under its names
 CORRESPONDENCES = Registry(
     "division",
     {
@@ -95,7 +95,7 @@ class IrraSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class DeclSettings:
-    """DECL's warm-up, in which every pair counts as clean. No value is published for person search."""
+    """DECL's warm-up, in which every pair counts as clean. No value is published for text-to-image person re-ID."""
 
     decl_warmup: int = option(2, "epochs in which division decl treats all pairs as clean", low=0, only=("decl",))
 
@@ -103,7 +103,7 @@ class DeclSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class CrclSettings:
-    """CRCL's rounds, each from fresh weights. Each is preceded by `crcl_warmup` epochs that keep the labels."""
+    """CRCL's rounds, each from the initial weights and with a warm-up of `crcl_warmup` epochs that keep the labels."""
 
     crcl_rounds: tuple[int, ...] = option(
         (0,),
@@ -131,7 +131,7 @@ class CorrespondenceSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How CCD fits its mixtures."""
+    """How CCD fits its Gaussian mixtures."""
 
     mixture: str = option(
         "published",
@@ -159,8 +159,8 @@ class OptimizerSettings:
 @settings(_OPTIMIZER)
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Epochs are counted from 0. `milestones` and `gamma` belong to step, `power` to exp and poly, `target_lr` (the
-    rate at the end) to cosine and poly."""
+    """Epochs are counted from 0. `milestones` and `gamma` are for step, `power` for exp and poly, `target_lr` (the
+    final rate) for cosine and poly."""
 
     num_epoch: int = option(60, "epochs", low=1)
     lrscheduler: str = option("cosine", "learning-rate decay", choices=SCHEDULES)
@@ -174,10 +174,10 @@ class ScheduleSettings:
 
 
 def check_optimizer(optimizer: str, precision: str) -> None:
-    """Check that the optimizer supports the arithmetic, one of `model.precision.PRECISIONS` or "published".
+    """Check that the optimizer supports the precision, one of `model.precision.PRECISIONS` or "published".
 
     Raises:
-        OptionError: it can't.
+        OptionError: it doesn't.
     """
     allowed = _STEPPED_BY.get(precision, OPTIMIZERS)
     if optimizer not in allowed:
@@ -185,9 +185,9 @@ def check_optimizer(optimizer: str, precision: str) -> None:
 
 
 def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, noisy_rate: float) -> str:
-    """`--loss_names` with a label, as the published script writes it for its run folders; one's own label stays.
+    """Add the published script's label for run folders to `--loss_names`, unless it has a label already.
 
-    Where no triplet loss is trained, the label is the noise alone.
+    Without a triplet loss the label is only the noise rate.
     """
     triplets = {"TAL", "TRL", "TRL-S"}.intersection(loss_names.split("+"))
     label = f"sr{select_ratio}_tau{tau}_margin{margin}_n{noisy_rate}" if triplets else f"n{noisy_rate}"
@@ -195,13 +195,13 @@ def labelled(loss_names: str, select_ratio: float, tau: float, margin: float, no
 
 
 def without_label(loss_names: str) -> str:
-    """`--loss_names` without a label of the published script's form, which repeats other flags."""
+    """`--loss_names` without a label in the published script's format, which repeats other flags."""
     names, _, last = loss_names.rpartition("+")
     return names if names and _LABEL.fullmatch(last) else loss_names
 
 
 def split_loss_names(loss_names: str) -> list[str]:
-    """The objectives in `--loss_names`, without a label of the published script's form.
+    """The objectives in `--loss_names`, without a label in the published script's format.
 
     Raises:
         OptionError: a name is unknown or given twice.

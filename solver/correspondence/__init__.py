@@ -1,1 +1,1 @@
-"""How much each training pair counts: CCD and what it is compared with."""
+"""How much each training pair counts: CCD and its rivals."""

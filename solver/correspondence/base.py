@@ -1,4 +1,4 @@
-"""What a correspondence is: from the losses of the scoring pass, it decides how much each pair counts."""
+"""Interface of a correspondence, which decides from the scoring pass's losses how much each pair counts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Vote:
         loss: (N,) losses scaled to [0, 1].
         clean_probability: (N,) posterior of the component with the smaller mean.
         clean: (N,) bool.
-        components: (2, 3) weight, mean and variance of both components, the clean one first; None where the losses
-            are constant and nothing was fitted.
+        components: (2, 3) weight, mean and variance of both components, the clean one first; None if the losses are
+            constant and nothing was fitted.
     """
 
     loss: np.ndarray
@@ -30,19 +30,19 @@ class Vote:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A correspondence's outcome for N pairs in one epoch.
+    """A correspondence's decision on N pairs in one epoch.
 
     Attributes:
-        weight: (N,) float32 ≥ 0, how much each pair counts in training; CCD's l̂ in {0, 1}.
-        votes: by embedding, where there were votes.
+        weight: (N,) float32 ≥ 0, weight of each pair in training; CCD's l̂ in {0, 1}.
+        votes: by embedding, if there were votes.
     """
 
     weight: np.ndarray
     votes: Mapping[str, Vote] = field(default_factory=dict)
 
     def report(self, truly_clean: np.ndarray | None) -> dict[str, float | None]:
-        """Counts of pairs that all votes classify as clean or noisy, and of the uncertain rest; with the truth (N,)
-        bool also precision and recall of the clean set, in [0, 1] (None where it is not known)."""
+        """Numbers of pairs that all votes classify as clean, that all classify as noisy, and of the others; also
+        precision and recall of the clean set, in [0, 1], given the ground truth (N,) bool (None if unknown)."""
         votes = np.stack([vote.clean for vote in self.votes.values()])
         clean, noisy = votes.all(axis=0), ~votes.any(axis=0)
         report: dict[str, float | None] = {
@@ -61,12 +61,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a correspondence may know.
+    """What a correspondence may know about the run.
 
     Attributes:
-        name: its own, as `--division` names it.
-        noisy_rate: the run's; dataset_name: of its data set, or the annotation file.
-        usable: (N,) bool; the other pairs of the training split are in no batch and not among those `decide` judges.
+        name: its own name, as in `--division`.
+        noisy_rate: the run's; dataset_name: the run's, or its annotation file.
+        usable: (N,) bool; other pairs of the training split are in no batch, and `decide` doesn't see them.
     """
 
     name: str
@@ -77,16 +77,16 @@ class Facts:
 
 
 class Correspondence:
-    """Decides before each epoch, and if it wants in each step, how much each pair counts.
+    """Decides before each epoch, and optionally in each step, how much each pair counts.
 
     To add one: subclass, register it in `solver.settings.CORRESPONDENCES`, and name it with `--division`.
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
         scored: whether it needs the scoring pass.
-        objective: the one it belongs to, which must be trained; "" for any, of which it is given the pairs' losses.
-        refines: whether it hears of each step: see `refine`.
-        in_rounds: whether it trains in several rounds: see `round`.
+        objective: the objective that it requires and whose scores it gets; "" for the pairs' losses of any.
+        refines: whether `refine` is called in each step.
+        in_rounds: whether training has several rounds; see `round`.
     """
 
     Settings: ClassVar[type | None] = None
@@ -101,7 +101,7 @@ class Correspondence:
 
     @classmethod
     def check(cls, settings: Any, epochs: int) -> None:
-        """See that its settings go with a run of so many epochs.
+        """Check that its settings fit a run of that many epochs.
 
         Raises:
             OptionError: names the flag to change.
@@ -112,37 +112,37 @@ class Correspondence:
         return self.scored
 
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:
-        """How much each of N pairs counts.
+        """Decide how much each of N pairs counts.
 
         Args:
-            losses: by trained embedding, (N,) finite losses; by name, an objective's own scores; empty unless scored.
-            truly_clean: (N,) bool, the truth, which an oracle alone may use.
-            epoch: counted from 0; what is drawn must depend on (seed, epoch) alone, so that a run can be resumed.
+            losses: (N,) finite losses by trained embedding, or an objective's own scores by name; empty unless scored.
+            truly_clean: (N,) bool, the ground truth, which only an oracle may use.
+            epoch: counted from 0; random draws must depend only on (seed, epoch), so that a run can be resumed.
         """
         raise NotImplementedError
 
     def refine(self, pairs: Tensor, scores: Mapping[str, Tensor], epoch: int) -> Tensor:
-        """How much the pairs of a training batch count, given their scores in this step; asked if it `refines`.
+        """Weights of a training batch's pairs, given their scores in this step; called if `refines`.
 
         Args:
             pairs: (B,) positions in the training split.
-            scores: by name, (B,) without gradient, the same in every process.
+            scores: (B,) by name, without gradient, the same in every process.
 
         Returns:
-            (B,) weights ≥ 0, in place of those that `decide` gave.
+            (B,) weights ≥ 0, replacing those of `decide`.
         """
         raise NotImplementedError
 
     def round(self, epoch: int, epochs: int) -> tuple[int, int]:  # noqa: ARG002
-        """Of a run of `epochs`, the first epoch of the round that `epoch` is in, and that round's length.
+        """First epoch and length of the round that `epoch` is in, for a run of `epochs`.
 
-        Each round but the first begins from the weights that the run began with.
+        Every later round restarts from the run's initial weights.
         """
         return 0, epochs
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that a checkpoint keeps of it; of an array, `torch.from_numpy`."""
+        """Its state for checkpoints, as tensors and plain values; convert arrays with `torch.from_numpy`."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo `state_dict`."""
+        """Restore the state of `state_dict`."""

@@ -1,6 +1,6 @@
-"""Confident consensus division (CCD): which pairs are clean, decided by two mixtures and a vote (paper, 3.2).
+"""Confident consensus division (CCD): one Gaussian mixture per embedding votes on which pairs are clean (paper, 3.2).
 
-This half decides; the pass that fills the arrays of losses is `processor.scoring`.
+This half decides; `processor.scoring` computes the losses.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from solver.correspondence.base import Correspondence, Facts, Verdict, Vote
 from solver.settings import CORRESPONDENCES, MixtureSettings
 from utils.errors import UserError
 
-_PURPOSE = 3  # keys CCD's draws among those of an epoch; the others' keys are in datasets/loaders.py
+_PURPOSE = 3  # keys CCD's draws within an epoch; other keys are in datasets/loaders.py
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ FINE = Fit(max_iter=100, tol=1e-4, reg_covar=1e-6)
 
 
 def choose_fit(mixture: str, facts: Facts) -> Fit:
-    """`COARSE` or `FINE`, or by the published rule, which looks at the true noise rate: fine above 0.4 and on RSTPReid.
+    """`COARSE`, `FINE`, or the published rule, which depends on the true noise rate: fine above 0.4 and on RSTPReid.
 
     Args:
         mixture: "coarse", "fine" or "published".
@@ -50,12 +50,12 @@ def choose_fit(mixture: str, facts: Facts) -> Fit:
 def vote(loss: np.ndarray, fit: Fit, seed: int) -> Vote:
     """Fit a two-component mixture to per-pair losses and classify the pairs of the lower component as clean.
 
-    When even the least likely pair is clean (P > 0.5), about the last 1% is classified as noisy all the same. Constant
-    losses say nothing: every pair is clean.
+    If all pairs have P(clean) > 0.5, the lowest 1% or so are classified as noisy nevertheless. Constant losses carry no
+    information: every pair is clean.
 
     Args:
         loss: (N,) finite losses.
-        seed: of the mixture's initialisation.
+        seed: seed of the mixture's initialisation.
 
     Raises:
         UserError: a loss is missing (NaN: its pair was in no batch) or infinite.
@@ -69,7 +69,7 @@ def vote(loss: np.ndarray, fit: Fit, seed: int) -> Vote:
         return Vote(np.zeros(n, np.float32), np.ones(n, np.float32), np.ones(n, bool), None)
     scaled = ((loss - low) / (high - low)).astype(np.float32)
     mixture = GaussianMixture(2, max_iter=fit.max_iter, tol=fit.tol, reg_covar=fit.reg_covar, random_state=seed)
-    with warnings.catch_warnings():  # the published settings stop after a few iterations on purpose
+    with warnings.catch_warnings():  # the published settings stop after a few iterations by design
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(scaled[:, None])
     means, variances = np.asarray(mixture.means_).ravel(), np.asarray(mixture.covariances_).ravel()
@@ -83,11 +83,11 @@ def vote(loss: np.ndarray, fit: Fit, seed: int) -> Vote:
 
 
 def divide(losses: Mapping[str, np.ndarray], fit: Fit, seed: tuple[int, ...]) -> Verdict:
-    """Every embedding votes; where they disagree a coin is tossed.
+    """Every embedding votes; pairs on which they disagree are decided at random.
 
     Args:
-        losses: by embedding, (N,) per-pair losses.
-        seed: of the mixtures and the coins, different in every epoch; the same seed gives the same division.
+        losses: (N,) per-pair losses by embedding.
+        seed: seed of the mixtures and random decisions, different in every epoch; equal seeds give equal divisions.
 
     Raises:
         UserError: a pair has no finite loss.
@@ -103,7 +103,7 @@ def divide(losses: Mapping[str, np.ndarray], fit: Fit, seed: tuple[int, ...]) ->
 
 @CORRESPONDENCES.register("ccd")
 class CCD(Correspondence):
-    """Pairs that every embedding classifies as clean train, those that every one classifies as noisy don't."""
+    """Trains on pairs that all embeddings classify as clean, and not on those that all classify as noisy."""
 
     Settings = MixtureSettings
     settings: MixtureSettings
@@ -115,7 +115,7 @@ class CCD(Correspondence):
 
 @CORRESPONDENCES.register("ccd-soft")
 class SoftCCD(CCD):
-    """Every pair counts by P(clean), the mean of the embeddings' own."""
+    """Weights every pair by P(clean), averaged over the embeddings."""
 
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:
         """See `Correspondence.decide`."""

@@ -14,12 +14,12 @@ from solver.correspondence.base import Correspondence, Facts, Verdict, Vote
 from solver.settings import CORRESPONDENCES, CrclSettings
 from utils.errors import OptionError
 
-_LEAST = 0.1  # labels below it become 0
+_LEAST = 0.1  # labels below it are set to 0
 
 
 @CORRESPONDENCES.register("crcl")
 class SelfRefining(Correspondence):
-    """Soft labels in [0, 1] that are kept across the rounds of a run, each of which starts from fresh weights."""
+    """Soft labels in [0, 1], kept across a run's rounds, each of which starts from the initial weights."""
 
     Settings = CrclSettings
     settings: CrclSettings
@@ -56,14 +56,14 @@ class SelfRefining(Correspondence):
         return start, (end or epochs) - start
 
     def _bounds(self, epoch: int) -> tuple[int, int]:
-        """The first epoch of the round that `epoch` is in, and that of the next; 0 where one round has all epochs."""
+        """First epoch of the round that `epoch` is in, and of the next; 0 if there is only one round."""
         if self.settings.crcl_rounds == (0,):
             return 0, 0
         ends = [*accumulate(length + self.settings.crcl_warmup for length in self.settings.crcl_rounds)]
         return next((start, end) for start, end in zip([0, *ends], ends, strict=False) if epoch < end)
 
     def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:  # noqa: ARG002
-        """The labels as they are; there are votes once they differ. See `Correspondence.decide`."""
+        """The current labels, with votes unless all are 1. See `Correspondence.decide`."""
         label = self.labels.cpu().numpy()[self.facts.usable]
         if (label == 1).all():
             return Verdict(label)

@@ -14,7 +14,7 @@ from utils.errors import OptionError
 
 @CORRESPONDENCES.register("decl")
 class Evidential(Correspondence):
-    """After a warm-up in which every pair is clean."""
+    """DECL's division, after a warm-up in which every pair counts as clean."""
 
     Settings = DeclSettings
     settings: DeclSettings

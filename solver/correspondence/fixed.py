@@ -1,4 +1,4 @@
-"""Correspondences that do not look at losses."""
+"""Correspondences that don't use losses."""
 
 from __future__ import annotations
 

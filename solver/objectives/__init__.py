@@ -1,1 +1,1 @@
-"""What training minimises: losses of image-text pairs (TAL and its rivals), and objectives of other kinds."""
+"""Training objectives: losses of image-text pairs (TAL and its rivals), and others."""

@@ -1,4 +1,4 @@
-"""The kinds of objectives: those that give every pair a loss, those of a batch's embeddings, those of tokens."""
+"""The kinds of objectives: per-pair losses, losses of a batch's embeddings, losses of tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PairwiseObjective:
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
-        reduction: how a batch's losses become one: their sum over the pairs that count, or the mean over those.
+        reduction: how a batch's losses are reduced: weighted sum, or weighted mean.
     """
 
     Settings: ClassVar[type | None] = None
@@ -49,7 +49,7 @@ class PairwiseObjective:
 
 
 class TwoDirections(PairwiseObjective):
-    """A pairwise objective that treats image and text queries alike: only `one_direction` is to be written."""
+    """A pairwise objective that treats image and text queries alike: subclasses implement only `one_direction`."""
 
     def per_pair(self, similarity: Tensor, pids: Tensor) -> Tensor:
         """See `PairwiseObjective.per_pair`."""
@@ -57,12 +57,12 @@ class TwoDirections(PairwiseObjective):
         return self.one_direction(similarity, positive) + self.one_direction(similarity.T, positive)
 
     def one_direction(self, similarity: Tensor, positive: Tensor) -> Tensor:
-        """(B, B) similarities and which of them are of one identity → (B,) losses of the rows' queries."""
+        """(B, B) similarities and mask of same-identity pairs → (B,) losses with rows as queries."""
         raise NotImplementedError
 
 
 class NamedEmbeddings(dict[str, Tensor]):
-    """Embeddings by name; asking for one that the model lacks is a mistake of the user's."""
+    """Embeddings by name; a missing one is a user error."""
 
     def __missing__(self, name: str) -> Tensor:
         raise OptionError(f"an objective needs the embedding {name}, and the model's --heads are {'+'.join(self)}")
@@ -73,10 +73,10 @@ class EncodedBatch:
     """A global batch of B pairs.
 
     Attributes:
-        image, text: by name, (B, D) embeddings, not normalised.
+        image, text: (B, D) embeddings by name, not normalised.
         pids: (B,) identities of the images, 0 … P − 1.
-        weight: (B,) how much each pair counts.
-        rows: by name, (B, k) what objectives of tokens have computed for each pair.
+        weight: (B,) weight of each pair.
+        rows: (B, k) outputs of token objectives for each pair, by name.
     """
 
     image: NamedEmbeddings
@@ -90,20 +90,20 @@ class EncodedBatch:
         return cosine_similarity(self.image[name], self.text[name])
 
     def mean(self, per_pair: Tensor) -> Tensor:
-        """(B,) losses → their mean over the pairs that count, by weight; 0 when none does."""
+        """(B,) losses → their weighted mean; 0 if all weights are 0."""
         return (self.weight * per_pair).sum() / self.weight.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an objective with parameters must know to make them.
+    """Sizes from which objectives create their parameters.
 
     Attributes:
-        widths: of each embedding.
+        widths: width of each embedding.
         identities: P.
         features: D of the backbone's features.
-        vocabulary: of the tokenizer.
-        batch_size: pairs in a whole batch.
+        vocabulary: the tokenizer's vocabulary size.
+        batch_size: pairs in a global batch.
     """
 
     widths: Mapping[str, int]
@@ -114,14 +114,14 @@ class Sizes:
 
 
 class _ModuleObjective(nn.Module):
-    """What objectives with parameters have in common. The parameters are trained, saved and resumed with the model's.
+    """Base of objectives with parameters, which are trained, saved and resumed with the model's.
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
         published: its parameters keep their own names in checkpoints, as in published files.
-        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. It gets float32 all the same.
-        needs: names of the embeddings that it can't do without.
-        scores: names of the arrays that `score` gives.
+        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Its inputs are still float32.
+        needs: names of the embeddings that it requires.
+        scores: names of the arrays that `score` returns.
     """
 
     Settings: ClassVar[type | None] = None
@@ -135,16 +135,16 @@ class _ModuleObjective(nn.Module):
         self.settings, self.sizes = settings, sizes
 
     def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:  # noqa: ARG002
-        """The rate of one of its parameters."""
+        """The learning rate of one of its parameters."""
         return optimizer.head_lr
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
-        """By the names in `scores`, (B,) numbers by which a correspondence judges the pairs; without gradient."""
+        """(B,) scores by which a correspondence judges pairs, under the names in `scores`; without gradient."""
         return {}
 
 
 class Objective(_ModuleObjective):
-    """A loss of a whole batch's embeddings: an identity loss, say.
+    """A loss of a whole batch's embeddings, such as an identity loss.
 
     To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
     """
@@ -159,9 +159,8 @@ class PairTokens:
     """The tokens of b pairs, a process's share of a batch or a part of it.
 
     Attributes:
-        image, text: (b, L, D) float32 features in the space that images and captions share; the text's is masked if
-            asked for.
-        labels: (b, L) ids of the words that were masked, elsewhere 0; None unless asked for.
+        image, text: (b, L, D) float32 features in the joint space; those of masked captions if `masks_words`.
+        labels: (b, L) original ids of masked words, 0 elsewhere; None unless `masks_words`.
     """
 
     image: Tensor
@@ -170,19 +169,19 @@ class PairTokens:
 
 
 class TokenObjective(_ModuleObjective):
-    """A loss of tokens: masked language modelling, say.
+    """A loss of tokens, such as masked language modelling.
 
-    Tokens of a pair meet only each other, so every process computes rows of its own pairs, in parts if it must; what is
-    made of the rows is computed of the whole batch.
+    Tokens interact only within a pair, so every process computes rows for its own pairs, in parts if necessary; the
+    rows of the whole batch are then reduced to the loss.
 
     Attributes:
-        masks_words: whether words of the captions are to be masked (`datasets.masking`).
+        masks_words: whether the captions' words are masked (`datasets.masking`).
     """
 
     masks_words: ClassVar[bool] = False
 
     def forward(self, tokens: PairTokens) -> Tensor:
-        """(b, k) float32, what the loss needs of each pair. May be given no pairs."""
+        """(b, k) float32 rows from which the loss is computed. b may be 0."""
         raise NotImplementedError
 
     def reduce(self, rows: Tensor, weight: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from solver.settings import OBJECTIVES
 
 @OBJECTIVES.register("cmpm")
 class CMPM(Objective):
-    """KL of softmax(f·ĝ), f as it is and ĝ normalised, against the positives, in both directions; on BGE.
+    """KL divergence of softmax(f·ĝ), f unnormalised and ĝ normalised, from the positives, in both directions; on BGE.
 
-    As published the positives are divided by the Euclidean norm of their row, not by their number.
+    As published, positives are divided by the Euclidean norm of their row, not by their number.
     """
 
     needs = ("BGE",)

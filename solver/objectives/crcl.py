@@ -13,7 +13,7 @@ _TEMPERATURE, _COMPLEMENTARY_WEIGHT = 0.05, 5.0
 
 @OBJECTIVES.register("CRCL")
 class CRCL(Objective):
-    """Active loss of the pair, weighted by its label, plus complementary loss of all others, tempered by it. On BGE.
+    """Active loss of the pair, weighted by its label, plus complementary loss of all others, tempered by it; on BGE.
 
     Labels are the pairs' weights, in [0, 1].
     """
@@ -33,6 +33,6 @@ class CRCL(Objective):
         return loss
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The mean of the pair's probabilities among the captions and among the images of its batch."""
+        """A pair's match probability, averaged over both directions in its batch."""
         s = batch.similarity("BGE") / _TEMPERATURE
         return {"match": (torch.softmax(s, dim=1).diagonal() + torch.softmax(s, dim=0).diagonal()) / 2}

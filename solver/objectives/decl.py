@@ -10,20 +10,21 @@ from solver.settings import OBJECTIVES
 
 _TAU, _KL_WEIGHT = 0.1, 0.1
 _TRIPLET_WEIGHT, _MARGIN = 0.8, 0.2
-_FEWER, _FEWEST = 0.025, 5  # negatives per step, and in the end
+_FEWER, _FEWEST = 0.025, 5  # negatives dropped per step, and their final number
 
 
 def evidence(similarity: Tensor) -> Tensor:
-    """(B, B) cosines → evidence exp(tanh(s)/τ) that two belong together."""
+    """(B, B) cosines → evidence exp(tanh(s)/τ) for a match."""
     return (similarity.tanh() / _TAU).exp()
 
 
 def evidential(similarity: Tensor, target: Tensor) -> Tensor:
-    """Of each row's Dirichlet: squared error, variance, and the KL divergence of its wrong classes from no evidence.
+    """Evidential loss of each row's Dirichlet: squared error, variance, and KL divergence of its wrong classes from no
+    evidence.
 
     Args:
         similarity: (B, B) cosines, queries in rows.
-        target: (B, B) one-hot rows; a row of zeros where nothing is known to be right.
+        target: (B, B) one-hot rows; a row of zeros if no match is known.
 
     Returns:
         (B,)
@@ -42,7 +43,7 @@ def _divergence(alpha: Tensor) -> Tensor:
 
 
 def hardness_triplet(similarity: Tensor, hardest: int) -> Tensor:
-    """(B, B) cosines → (B,): the mean of the `hardest` largest hinges of a row, plus that of its column."""
+    """(B, B) cosines → (B,): mean of the `hardest` largest hinge losses in a row, plus that in its column."""
     s = similarity.tanh()
     hinge = (_MARGIN + s - s.diagonal()[:, None]).clamp_min(0).fill_diagonal_(0)
     other = (_MARGIN + s - s.diagonal()[None, :]).clamp_min(0).fill_diagonal_(0)
@@ -75,8 +76,8 @@ class DECL(Objective):
         return loss
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """Uncertainty in (0, 2], the probability in (0, 1) that a pair is expected to have, and whether its evidence is
-        the most in its batch."""
+        """Uncertainty in (0, 2], the expected match probability in (0, 1), and whether a pair's evidence is the largest
+        in its batch."""
         found = evidence(batch.similarity("BGE"))
         count, own = len(found), found.diagonal() + 1
         totals = [(found + 1).sum(dim=dim) for dim in (1, 0)]

@@ -12,7 +12,7 @@ from solver.settings import OBJECTIVES, IrraSettings, OptimizerSettings
 
 @OBJECTIVES.register("id")
 class IdentityLoss(Objective):
-    """The cross-entropy of the image's identity, the mean of that of its BGE and of its caption's."""
+    """Cross-entropy of the image's identity, averaged over the BGEs of image and caption."""
 
     Settings = IrraSettings
     settings: IrraSettings

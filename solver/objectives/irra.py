@@ -1,4 +1,4 @@
-"""What IRRA's objectives with parameters share (Jiang and Ye, CVPR 2023)."""
+"""Common to IRRA's objectives with parameters (Jiang and Ye, CVPR 2023)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from solver.settings import OptimizerSettings
 
 
 def irra_rate(parameter: str, optimizer: OptimizerSettings, factor: float) -> float:
-    """The learning rate that IRRA gives to one of its new parameters, by its published name."""
+    """IRRA's learning rate for one of its new parameters, given its published name."""
     if "classifier" in parameter or "mlm_head" in parameter:
         return optimizer.lr * factor
     if "bias" in parameter:

@@ -18,7 +18,7 @@ _HEAD_WIDTH = 64
 
 
 class _Attention(nn.MultiheadAttention):
-    """Attention under the names that published files have, drawn as IRRA draws it."""
+    """Attention with the parameter names of published files, initialised as in IRRA."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__(width, max(1, width // _HEAD_WIDTH), batch_first=True)
@@ -27,7 +27,7 @@ class _Attention(nn.MultiheadAttention):
 
 
 class _Block(nn.Module):
-    """A residual block of CLIP's, without a mask."""
+    """CLIP's residual block without a causal mask."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Transformer(nn.Module):
 class MaskedLanguageModelling(TokenObjective):
     """Text tokens attend to image tokens, a small transformer follows, and a head predicts the masked words.
 
-    As published there is no residual around the cross-attention, and padding is not masked out.
+    As published, there is no residual connection around the cross-attention, and padding isn't masked out.
     """
 
     Settings = IrraSettings
@@ -82,7 +82,7 @@ class MaskedLanguageModelling(TokenObjective):
         return irra_rate(parameter, optimizer, self.settings.lr_factor)
 
     def forward(self, tokens: PairTokens) -> Tensor:
-        """(b, 2): the summed cross-entropy of a pair's masked words, and their number."""
+        """(b, 2): summed cross-entropy of a pair's masked words, and their number."""
         labels, (b, L) = tokens.labels, tokens.text.shape[:2]
         if labels is None or labels.shape != (b, L) or tokens.image.shape[1] < 2:
             raise OptionError("--loss_names mlm: needs a backbone that gives the features of every token")
@@ -90,12 +90,12 @@ class MaskedLanguageModelling(TokenObjective):
         text, image = self.ln_pre_t(tokens.text.to(dtype)), self.ln_pre_i(tokens.image.to(dtype))
         x = self.cross_attn(text, image, image, need_weights=False)[0]
         x = self.ln_post(self.cross_modal_transformer(x))
-        row, place = labels.nonzero(as_tuple=True)  # the head is as wide as the vocabulary: of these tokens only
+        row, place = labels.nonzero(as_tuple=True)  # the head is as wide as the vocabulary: apply it to these only
         losses = F.cross_entropy(self.mlm_head(x[row, place]).float(), labels[row, place], reduction="none")
         sums = losses.new_zeros(b).index_add(0, row, losses)
         return torch.stack([sums, (labels != 0).sum(dim=1).float()], dim=1)
 
     def reduce(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """The mean over the masked words of all pairs, by the pairs' weights."""
+        """Mean over the masked words of all pairs, weighted by pair."""
         total, words = (weight[:, None] * rows).sum(dim=0)
         return self.settings.mlm_loss_weight * total / words.clamp_min(1)

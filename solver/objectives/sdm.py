@@ -11,7 +11,7 @@ from solver.settings import OBJECTIVES, SoftmaxSettings
 @OBJECTIVES.register("SDM")
 @OBJECTIVES.register("sdm")
 class SDM(TwoDirections):
-    """KL(softmax(s/T) ‖ positives spread evenly)."""
+    """KL(softmax(s/T) ‖ uniform distribution over the positives)."""
 
     Settings = SoftmaxSettings
     settings: SoftmaxSettings

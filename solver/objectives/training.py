@@ -1,4 +1,4 @@
-"""The total loss of a run, from `--loss_names` and `--trained`."""
+"""A run's total loss, from `--loss_names` and `--trained`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TrainingLoss(nn.Module):
     """The sum of all objectives: each pairwise one on each trained embedding, and each of the others.
 
     Args:
-        pairwise: by name.
-        others: by name; their parameters are this module's.
+        pairwise: pairwise objectives by name.
+        others: other objectives by name; their parameters are this module's.
         trained: names of the embeddings that pairwise objectives are trained on.
 
     Attributes:
-        of_tokens: those of the others that need tokens.
+        of_tokens: the token objectives among the others.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class TrainingLoss(nn.Module):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The names of what `score` gives."""
+        """Names of the scores that `score` returns."""
         own = [name for objective in self._others.values() for name in objective.scores]
         return (*(self.trained if self.pairwise else ()), *own)
 
     def scores_for(self, objective: str) -> tuple[str, ...]:
-        """Those of `scores` that a correspondence judges by: its `objective`'s own, or with "" the pairs' losses."""
+        """The scores used by a correspondence: those of its `objective`, or the pairs' losses for ""."""
         return self._others[objective].scores if objective else self.trained if self.pairwise else ()
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """(B,) numbers by which a correspondence judges a batch's pairs.
+        """(B,) scores by which a correspondence judges a batch's pairs.
 
-        They are each trained embedding's losses of the pairs, and by their names whatever other objectives give.
+        They are the pairs' losses by trained embedding, and the scores of other objectives by name.
         """
         scores = {}
         for name in self.trained if self.pairwise else ():
@@ -62,7 +62,7 @@ class TrainingLoss(nn.Module):
         return scores
 
     def forward(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """The batch's losses, scalars whose sum is trained: by embedding, and by name those of other objectives."""
+        """The batch's losses, scalars whose sum is minimised: pairwise ones by embedding, others by name."""
         losses = {}
         for name in self.trained if self.pairwise else ():
             similarity = batch.similarity(name)
@@ -80,7 +80,7 @@ class TrainingLoss(nn.Module):
         return losses
 
     def rates(self, optimizer: OptimizerSettings) -> dict[str, float]:
-        """The learning rate of each parameter, by its name here."""
+        """The learning rate of each parameter, by its name in this module."""
         return {
             f"others.{name}.{parameter}": objective.learning_rate(parameter, optimizer)
             for name, objective in self._others.items()
@@ -88,15 +88,15 @@ class TrainingLoss(nn.Module):
         }
 
     def of_half_weights(self) -> list[Objective | TokenObjective]:
-        """Those of the others that compute in float16 weights."""
+        """The other objectives with `half_weights`."""
         return [objective for objective in self._others.values() if objective.half_weights]
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Those whose gradient each process has of its own pairs alone."""
+        """Parameters whose gradient in each process is only that of its own pairs."""
         return [parameter for objective in self.of_tokens.values() for parameter in objective.parameters()]
 
     def saved_names(self) -> dict[str, str]:
-        """The name of every weight in `others` → its name in checkpoints."""
+        """Name of every weight in `others` → its name in checkpoints."""
         return {
             f"{name}.{weight}": weight if objective.published else f"{OBJECTIVE}{name}.{weight}"
             for name, objective in self._others.items()
@@ -105,7 +105,7 @@ class TrainingLoss(nn.Module):
 
 
 def _per_pair(named: tuple[str, PairwiseObjective], similarity: Tensor, pids: Tensor) -> Tensor:
-    """An objective's loss of every pair, checked: a wrong shape would be broadcast in silence."""
+    """An objective's per-pair losses, with a check: a wrong shape would be broadcast silently."""
     name, objective = named
     loss = objective.per_pair(similarity, pids)
     if not isinstance(loss, Tensor) or loss.shape != pids.shape:
@@ -120,7 +120,7 @@ def _found(value: object) -> str:
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:
-    """Their sum, in order."""
+    """Sum the terms, in order."""
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -128,7 +128,7 @@ def sum_of(terms: Sequence[Tensor]) -> Tensor:
 
 
 def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
-    """The objectives that a run's options name.
+    """Build the objectives named in a run's options.
 
     Raises:
         OptionError: an unknown objective, or one whose name is already in use.

@@ -8,11 +8,11 @@ from torch import Tensor
 from solver.objectives.base import TwoDirections
 from solver.settings import OBJECTIVES, TripletSettings
 
-_LOWEST = torch.finfo(torch.float32).min / 4  # e to its power is 0, and its sums are finite: gradients are never NaN
+_LOWEST = torch.finfo(torch.float32).min / 4  # its exponential is 0, and sums of it are finite: no NaN in gradients
 
 
 def positive_similarity(s: Tensor, positive: Tensor, tau: float) -> Tensor:
-    """S⁺ (B,): the mean of a row's positives, weighted by softmax(s/τ) over them; no gradient reaches the weights."""
+    """S⁺ (B,): mean of a row's positives, weighted by softmax(s/τ) over them; weights get no gradient."""
     weights = (s / tau).masked_fill(~positive, float("-inf")).softmax(dim=1).detach()
     return (weights * s).sum(dim=1)
 
@@ -29,7 +29,7 @@ class _HardestNegative(TwoDirections):
         return (self.settings.margin - positives + self.hardest(similarity, positive)).relu()
 
     def hardest(self, s: Tensor, positive: Tensor) -> Tensor:
-        """(B, B) similarities → (B,), of those that are not `positive`; where all are, far below −1, but finite."""
+        """(B, B) similarities → (B,) hardest negative; if a row has none, far below −1, but finite."""
         raise NotImplementedError
 
 
