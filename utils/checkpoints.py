@@ -1,6 +1,6 @@
-"""Checkpoints: written beside and renamed, so that a kill leaves the previous one; read as tensors only.
+"""Checkpoints: written atomically, so that a kill leaves the previous one; read as tensors only.
 
-Weights alone, as `python -m tools.export` writes them, are read as a checkpoint that holds nothing else.
+Bare weights, as written by `python -m tools.export`, are read as a checkpoint without anything else.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from utils.files import in_one_step
 from utils.plain_numpy import PLAIN_NUMBERS
 from utils.program import interrupts_wait
 
-_STRIP = (  # keeps tensors, also those under the usual keys
+_STRIP = (  # keeps tensors, including those under the usual keys
     "python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); torch.save("
     "{{k: v for k, v in c.items() if torch.is_tensor(v) or k in ('model', 'state_dict')}}, 'stripped.pth')\" {file}"
 )
-OBJECTIVE = "objective."  # how the names of an objective's own weights begin in a checkpoint
-# Or so, those of IRRA's identity classifier and masked language modelling, as in its published files.
+OBJECTIVE = "objective."  # prefix of an objective's weights in checkpoints
+# Prefixes of IRRA's identity classifier and masked language modelling in its published files.
 _PUBLISHED_OBJECTIVES = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head."
 )  # fmt: skip
-_MOST_CODE = 1 << 26  # bytes of code, which TorchScript compresses; tensors are never compressed
+_MOST_CODE = 1 << 26  # limit for code, which TorchScript compresses, in bytes; tensors are never compressed
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
-    """Write tensors and plain values, replacing `file` in one step.
+    """Write tensors and plain values, replacing `file` atomically.
 
     Raises:
-        WeightsError: the disk is full or read-only; an older `file` is untouched.
+        WeightsError: the disk is full or read-only; an existing `file` is untouched.
     """
     try:
         with interrupts_wait(), in_one_step(file) as partial, partial.open("wb") as stream:
@@ -53,10 +53,10 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint without building any object but tensors and plain values.
+    """Read a checkpoint, constructing only tensors and plain values.
 
     Raises:
-        WeightsError: missing, broken, or holding anything else.
+        WeightsError: it is missing or broken, or contains other objects.
     """
     if not file.is_file():
         raise WeightsError(f"no checkpoint {file}")
@@ -64,12 +64,12 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
         if file.suffix == ".safetensors":
             return {"model": load_file(file), **safetensors_facts(file)}
         refuse_unfolding(file)
-        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch checks no checksum
+        if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch doesn't verify checksums
             raise ValueError(f"{damaged} is damaged")
         content = load_tensors(file)
     except WeightsError:
         raise
-    except Exception as error:  # torch, safetensors, zipfile and pickle each raise their own types
+    except Exception as error:  # torch, safetensors, zipfile and pickle raise many types
         raise WeightsError(f"checkpoint {file} can't be read: {brief(error)}") from None
     if not isinstance(content, dict) or not is_state(content.get("model")):
         raise WeightsError(f"checkpoint {file} holds no model")
@@ -77,20 +77,20 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def epoch_of(file: Path) -> int | None:
-    """After which epoch a checkpoint that has been read was written; None where it does not say."""
+    """The epoch after which a readable checkpoint was written; None if not recorded."""
     if file.suffix == ".safetensors":
         epoch = safetensors_facts(file).get("epoch")
     else:
-        with torch.serialization.safe_globals(PLAIN_NUMBERS):  # tensors stay on the disk
+        with torch.serialization.safe_globals(PLAIN_NUMBERS):  # tensors aren't read from disk
             epoch = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)).get("epoch")
     return epoch if isinstance(epoch, int) else None
 
 
 def refuse_unfolding(file: Path) -> None:
-    """Refuse an archive that would fill memory: it says to hold more than its own length and some code.
+    """Refuse an archive that would fill memory: its uncompressed size exceeds its file size plus some code.
 
     Raises:
-        ValueError: how much it says to hold.
+        ValueError: names its uncompressed size.
     """
     if not zipfile.is_zipfile(file):
         return
@@ -101,7 +101,7 @@ def refuse_unfolding(file: Path) -> None:
 
 
 def safetensors_facts(file: Path) -> dict[str, Any]:
-    """What an exported file's metadata says of its model: its `towers`, `backbone` and `epoch`, if it says so.
+    """The `towers`, `backbone` and `epoch` in an exported file's metadata, if present.
 
     Raises:
         Exception: whatever safetensors and json raise for a broken file.
@@ -112,7 +112,7 @@ def safetensors_facts(file: Path) -> dict[str, Any]:
 
 
 def load_tensors(file: Path) -> Any:
-    """What torch.save wrote, if that is tensors, plain values and NumPy's numbers; no code from the file is run.
+    """Read a torch.save file of tensors, plain values and NumPy scalars; no code from the file is run.
 
     Raises:
         WeightsError: it contains another object; the message names it. ValueError: it is truncated. Exception: whatever
@@ -132,27 +132,27 @@ def load_tensors(file: Path) -> Any:
 
 
 def is_state(content: object) -> bool:
-    """Whether something that was read is plain tensors of real numbers by name."""
+    """Whether a file's content is a dict of plain, real tensors by name."""
     return isinstance(content, dict) and all(isinstance(k, str) and is_plain(v) for k, v in content.items())
 
 
 def is_plain(value: object) -> bool:
-    """Whether something that was read is a tensor of real numbers that are all there."""
+    """Whether a value read from a file is a real tensor with all its elements in the file."""
     if not isinstance(value, Tensor) or value.is_nested or value.is_meta or value.is_quantized:
         return False
     if value.layout != torch.strided or value.is_complex():
         return False
-    return value.nbytes <= value.untyped_storage().nbytes()  # one that repeats itself would unfold when it is copied
+    return value.nbytes <= value.untyped_storage().nbytes()  # an expanded one would grow when copied
 
 
 def without_objectives(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a checkpoint that are the model's."""
+    """A checkpoint's weights without those of objectives."""
     beginnings = (OBJECTIVE, *_PUBLISHED_OBJECTIVES)
     return {name: value for name, value in weights.items() if not name.removeprefix("module.").startswith(beginnings)}
 
 
 def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """In what weights that were found differ from a module's own, by name and shape; "" if they fit."""
+    """How loaded weights differ from a module's, by name and shape; "" if they fit."""
     wrong = [
         f"{name} {tuple(found[name].shape)} for {tuple(own[name].shape)}"
         for name in sorted(own.keys() & found.keys())

@@ -1,4 +1,4 @@
-"""Devices: selection, capabilities, memory use."""
+"""Devices: selection, capabilities, memory usage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from utils.ranks import launched, local_rank
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`; auto takes CUDA, else MPS, else the CPU. Under a launcher each process has a GPU.
+    """The device of `--device`; auto is CUDA, else MPS, else the CPU. Under a launcher each process gets its own GPU.
 
-    Convolutions in float32 are then computed in float32, which cuDNN does not by default.
+    Also disables TF32, cuDNN's default for float32 convolutions.
 
     Raises:
-        OptionError: no such device here.
+        OptionError: this machine has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -44,7 +44,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A device for the log: a GPU's name and memory, a CPU's name and the threads that compute."""
+    """A device for the log: a GPU's name and memory, or a CPU's name and number of threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {torch.cuda.mem_get_info(device)[1] / 1e9:.0f} GB"
     if device.type == "mps":
@@ -57,7 +57,7 @@ def describe(device: torch.device) -> str:
 
 
 def why_no_gpu() -> str:
-    """Why a PyTorch that was built for CUDA can use no GPU; "" where it can, or was not."""
+    """Why a PyTorch built for CUDA can't use a GPU; "" if it can, or wasn't built for CUDA."""
     if torch.version.cuda is None or torch.cuda.is_available():
         return ""
     try:
@@ -68,34 +68,34 @@ def why_no_gpu() -> str:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile something small, so that a machine that can't is noticed before anything long begins.
+    """Compile something small, to fail early on a machine that can't compile.
 
     Raises:
-        OptionError: what is missing.
+        OptionError: names what is missing.
     """
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # the compiler's and the driver's own types, wrapped by torch in others
+    except Exception as error:  # the compiler and the driver raise many types, wrapped by torch
         raise OptionError(f"--compile: torch.compile does not work on this machine: {brief(error)}") from None
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch's global generator, from which fresh weights are drawn; all else has generators of its own."""
+    """Seed torch's global generator, which initialises weights; everything else has its own generators."""
     torch.manual_seed(seed)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory this process has had so far, in 10⁹ bytes: on the CUDA device it computes on, else its own.
+    """This process's peak memory so far in 10⁹ bytes: on its CUDA device, else its resident set.
 
-    The device is not waited for; NaN on Windows without CUDA.
+    Doesn't synchronise with the device; NaN on Windows without CUDA.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    if sys.platform == "linux":  # where ru_maxrss is at least that of the process that started this one
+    if sys.platform == "linux":  # where ru_maxrss is inherited from the parent process
         (peak,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
         return int(peak) * 1024 / 1e9
     if sys.platform == "win32":
         return math.nan
-    import resource  # which Windows lacks
+    import resource  # missing on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS

@@ -1,7 +1,7 @@
-"""What the processes of one training exchange: rows with their gradients, sums, decisions, whose turn it is.
+"""Communication between the processes of a training run: rows with gradients, sums, decisions, barriers.
 
-Every process computes the loss of the global batch, of which it encoded a share. Without a launcher nothing here does
-anything.
+Every process computes the loss of the global batch, of which it has encoded a share. Without a launcher all functions
+are no-ops.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, distributed, nn
 from utils.errors import OptionError, brief
 from utils.ranks import is_main, local_rank, master, share, world_size
 
-_STALLED = timedelta(minutes=10)  # for what all processes do at once; one that ended is noticed long before
-# For what one process does while the others wait: decoding a large data set from a slow disk takes hours, and would
-# start again if it were broken off.
+_STALLED = timedelta(minutes=10)  # timeout of collectives; a process that ended is noticed long before
+# Timeout while one process works and the others wait: decoding a large data set from a slow disk can take hours, and
+# would have to start over if interrupted.
 _PATIENT = timedelta(days=1)
-_waiting_room = []  # the group for the latter
+_waiting_room = []  # the process group with the longer timeout
 
 
 def connect() -> None:
-    """Connect to the other processes; tensors on NVIDIA's GPUs go over NCCL, others over gloo.
+    """Connect to the other processes; tensors on NVIDIA GPUs use NCCL, others gloo.
 
     Raises:
-        OptionError: they don't come, or the network is not set up for it.
+        OptionError: they don't connect, or the network isn't set up for it.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -46,13 +46,13 @@ def disconnect() -> None:
 
 
 def wait_for_all() -> None:
-    """A barrier: continue when all processes have arrived."""
+    """Barrier: wait until all processes have arrived."""
     if distributed.is_initialized():
         distributed.all_reduce(torch.zeros(1), group=_waiting_room[0])
 
 
 def broadcast_from_main(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns in the main process, in every process; the others wait for it and don't call it."""
+    """Call `decide` in the main process and return its result in all processes."""
     if not distributed.is_initialized():
         return decide()
     decision = [decide() if is_main() else None]
@@ -62,7 +62,7 @@ def broadcast_from_main(decide: Callable[[], Any]) -> Any:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """One process of every machine goes through the block before the others, who then find what it has left there."""
+    """One process per machine runs the block first; the others then find its results on disk."""
     if local_rank():
         wait_for_all()
     yield
@@ -71,9 +71,9 @@ def main_process_first() -> Iterator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; backward each takes its own rows' gradient.
+    """All-gather of rows; in the backward pass each process takes the gradient of its own rows.
 
-    That is the whole gradient, because every process computes the same loss of the same rows.
+    That is the full gradient, because every process computes the same loss from the same rows.
     """
 
     @staticmethod
@@ -91,12 +91,12 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(own: Tensor, count: int) -> Tensor:
-    """This process's share of `count` rows → all of them, in order, with gradient."""
+    """Gather this process's share of `count` rows into all of them, in order, with gradient."""
     return _Gather.apply(own, count) if distributed.is_initialized() else own
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; what each did with it counts for all, so gradients are summed too."""
+    """All-reduce sum; each process's use of it affects all inputs, so gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:  # noqa: ARG004
@@ -118,7 +118,7 @@ def summed(own: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum gradients, each process's of its share of the batch, to those of the batch, in float32 at least."""
+    """Sum the processes' gradients, each of its share of the batch, in at least float32."""
     if not distributed.is_initialized():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""Fetching a file once, its checksum verified."""
+"""Downloading a file once, with checksum verification."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.hub import download_url_to_file
 
 from utils.errors import UserError
 
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without receiving data
 
 
 class DownloadError(UserError):
-    """A file can't be fetched; the message says how to put it in place by hand."""
+    """A download failed; the message says how to put the file in place by hand."""
 
 
 def fetch(url: str, sha256: str, file: Path) -> Path:
-    """Download `url` to `file` unless it is there. Of several processes one downloads, the others wait.
+    """Download `url` to `file` unless it exists. With several processes one downloads, the others wait.
 
     Raises:
-        DownloadError: no network, or another content than `sha256`, also of a file that is there.
+        DownloadError: no network, or the SHA-256 differs, also that of an existing file.
     """
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,10 +40,10 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
 
 def _download(url: str, sha256: str, file: Path) -> None:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT)  # a network that drops packets would be waited for without end
+    socket.setdefaulttimeout(_TIMEOUT)  # else a network that drops packets would hang forever
     try:
         download_url_to_file(url, str(file), sha256, progress=sys.stderr.isatty())
-    except (OSError, HTTPException, RuntimeError) as error:  # the last for another content
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError if the hash differs
         raise DownloadError(
             f"{url} can't be fetched ({error}): download it elsewhere and put it at {file} (SHA-256 {sha256})"
         ) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def not_utf8(file: Path) -> str:
-    """The complaint about a file that could not be decoded: its likely encoding, and what to do."""
+    """Message for a file that could not be decoded: its likely encoding, and what to do."""
     return f"{file} is not UTF-8 but {_encoding(file.read_bytes())}: convert it to UTF-8"
 
 

@@ -1,4 +1,4 @@
-"""The house style of figures. Colours can be told apart by colour-blind readers and in grey print."""
+"""House style of figures. Colours are distinguishable for colour-blind readers and in greyscale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: there may be no display
+matplotlib.use("Agg")  # before pyplot, as there may be no display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,17 +19,17 @@ from PIL import Image
 
 from utils.files import in_one_step
 
-matplotlib.rcParams["pdf.fonttype"] = 42  # letters that can be searched, as conferences want them
-matplotlib.rcParams["text.parse_math"] = False  # a pair of dollar signs in a caption or a path is no formula
+matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType fonts: searchable text, required by conferences
+matplotlib.rcParams["text.parse_math"] = False  # dollar signs in captions and paths aren't formulas
 TITLE_LINE = 0.17  # inches
 CLEAN, NOISY, BLACK = "#0072B2", "#D55E00", "#000000"
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write and close a figure: a name without a suffix becomes a PNG and a PDF."""
+    """Write and close a figure; without a suffix, as PNG and PDF."""
     file.parent.mkdir(parents=True, exist_ok=True)
     files = [file] if file.suffix else [file.with_name(f"{file.name}.{kind}") for kind in ("png", "pdf")]
-    with warnings.catch_warnings():  # captions may be in any script; what the font lacks is drawn as a box
+    with warnings.catch_warnings():  # captions may be in any script; missing glyphs are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         for file in files:
             with in_one_step(file) as partial:
@@ -39,14 +39,14 @@ def save(figure: Figure, file: Path) -> None:
 
 
 def over_epochs(axes: Axes, what: str) -> None:
-    """Label axes with epochs below and `what` at the left."""
+    """Label the x-axis with epochs and the y-axis with `what`."""
     axes.set(xlabel="epoch", ylabel=what)
     axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
 
 
 def legend_below(figure: Figure, grid: Iterable[Axes]) -> None:
-    """One legend below all axes, of everything that any of them names."""
+    """One legend below all axes, with the entries of all of them."""
     named = {name: handle for axes in grid for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     if named:
         columns = min(len(named), max(2, int(figure.get_figwidth() / 1.5)))
@@ -55,7 +55,7 @@ def legend_below(figure: Figure, grid: Iterable[Axes]) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture with a line above it and, where `frame` is a colour, a frame."""
+    """A picture with a line of text above it and, if `frame` is a colour, a frame."""
 
     picture: Image.Image
     title: str
@@ -63,7 +63,7 @@ class Cell:
 
 
 def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path, title: str = "") -> None:
-    """Rows of a text and pictures, below a title of a few lines."""
+    """Draw rows of text and pictures below a title."""
     columns = max(len(cells) for _, cells in rows)
     head = TITLE_LINE * (title.count("\n") + 1) if title else 0
     size, widths = (3 + 0.72 * columns, 1.75 * len(rows) + head), [3.6] + [1] * columns
@@ -87,6 +87,6 @@ def picture_rows(rows: Sequence[tuple[str, Sequence[Cell]]], file: Path, title: 
 
 
 def wrap(caption: str, width: int = 34, lines: int = 9) -> str:
-    """A caption cut to fit its cell."""
-    caption = caption.encode("utf-8", "replace").decode()  # half a surrogate pair can't be drawn
+    """Wrap and truncate a caption to fit its cell."""
+    caption = caption.encode("utf-8", "replace").decode()  # lone surrogates can't be drawn
     return "\n".join(textwrap.wrap(caption, width, max_lines=lines, placeholder=" …"))

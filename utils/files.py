@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def naming(file: Path | str) -> Iterator[None]:
-    """Have what goes wrong while `file` is written name it: of a full disk the system does not say."""
+    """Add the name of `file` to errors while writing it: for a full disk the system gives none."""
     try:
         yield
     except OSError as error:
@@ -21,9 +21,9 @@ def naming(file: Path | str) -> Iterator[None]:
 
 @contextmanager
 def in_one_step(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to, which takes its place when the block is done.
+    """Yield a path beside `file` to write to, which replaces `file` at the end of the block.
 
-    An error leaves an older `file` as it was and nothing beside it; a kill at most what was written beside it.
+    An error leaves an existing `file` unchanged and nothing beside it; a kill may leave the partial file.
     """
     partial = file.with_name(f"{file.name}.partial")
     try:
@@ -31,7 +31,7 @@ def in_one_step(file: Path) -> Iterator[Path]:
             yield partial
             partial.replace(file)
     except OSError as error:
-        if error.filename == str(partial):  # which nobody has asked for
+        if error.filename == str(partial):  # a name that the user doesn't know
             error.filename, error.filename2 = str(file), None
         raise
     finally:
@@ -39,7 +39,7 @@ def in_one_step(file: Path) -> Iterator[Path]:
 
 
 def require_writable(file: Path) -> None:
-    """Fail before the work rather than after it if `file` can't be written; an older one stays as it is.
+    """Check before the work, not after it, that `file` can be written; an existing one is unchanged.
 
     Raises:
         OSError: it is a folder, or nothing can be written beside it.
@@ -50,12 +50,12 @@ def require_writable(file: Path) -> None:
     try:
         probe.touch()
     except OSError as error:
-        error.filename = str(file)  # the probe is nothing that anybody has asked for
+        error.filename = str(file)  # instead of the probe's name
         raise
     probe.unlink()
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write UTF-8 in one step."""
+    """Write UTF-8 atomically."""
     with in_one_step(file) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""CLIP's layers, for whatever stands on it."""
+"""CLIP's layers, shared by backbones and objectives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class QuickGELU(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation computed in float32 whatever the input's type."""
+    """Layer normalisation computed in float32 for any input dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)

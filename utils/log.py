@@ -1,4 +1,4 @@
-"""One tree of loggers, configured once; progress bars stay below its lines."""
+"""Logging, configured once for all loggers; progress bars stay below log lines."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ logger = logging.getLogger("rde")
 
 
 class _Console(logging.Handler):
-    """Standard output, around any progress bar."""
+    """Writes to standard output without breaking progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(printable(self.format(record), sys.stdout.encoding or "utf-8", "\n"))
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-            if not isinstance(error, BrokenPipeError):  # then whoever read along has left; the run goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for data still to be flushed
+            if not isinstance(error, BrokenPipeError):  # else the reader of a pipe has left; the run continues
                 error.filename = "standard output"
                 raise
 
 
 class _File(logging.FileHandler):
-    """A log that can't be written ends the program like any other file."""
+    """A log file; failing to write it ends the program, as for any other file."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
         with naming(self.baseFilename):
-            raise  # this is called while the error is handled
+            raise  # called while the error is being handled
 
 
 def start_logging(file: Path) -> None:
-    """Send the tree's lines to the console and append them to `file`, there with the time; the main process alone."""
+    """Log to the console and, with time stamps, append to `file`; only in the main process."""
     logger.disabled = not is_main()
     if logger.disabled:
         return
@@ -56,11 +56,11 @@ def start_logging(file: Path) -> None:
 
 
 def status(what: str) -> None:
-    """Say on a terminal what takes its time now; the main process alone does."""
+    """Show on a terminal what is taking time; only in the main process."""
     if is_main() and sys.stderr.isatty():
         print(printable(f"{what} …"), file=sys.stderr, flush=True)
 
 
 def progress(work: Iterable, what: str, total: int | None = None) -> tqdm:
-    """A bar over long work, on a terminal; the main process alone shows it."""
+    """A progress bar, shown on a terminal and only in the main process."""
     return tqdm(work, what, total, leave=False, disable=None if is_main() else True)

@@ -1,6 +1,6 @@
-"""Options of all settings that are declared: defaults, overridden by a configuration file, overridden by flags.
+"""Options of all declared settings: defaults, overridden by a configuration file, overridden by flags.
 
-Every value is checked by its flag; which values go together is the caller's to check (`options.py`).
+Every value is checked by its flag; combinations of values are checked by the caller (`options.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from utils.errors import OptionError
 from utils.plugins import load_plugins
 from utils.settings import FLAGS, Flag, Options
 
-# What else the authors' configs.yaml holds: how their program was started.
+# Other keys in the authors' configs.yaml: how their program was launched.
 _NAMESPACE = {"distributed", "training", "resume"}
 
 
 class _Loader(yaml.SafeLoader):
-    """Besides plain values builds tuples."""
+    """A safe loader that also builds tuples."""
 
 
 def _tuple(loader: _Loader, node: Any) -> tuple:
@@ -34,12 +34,12 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def defaults() -> Options:
-    """Every flag's default, but for those without effect."""
+    """Defaults of all flags except those without effect."""
     return Options({name: flag.default for name, flag in FLAGS.items() if not flag.idle})
 
 
 def add_flags(parser: argparse.ArgumentParser, headings: Sequence[str]) -> None:
-    """Add all flags under their headings: those given, in this order, and after them any others."""
+    """Add all flags under their headings: the given headings in this order, then any others."""
     for heading in dict.fromkeys((*headings, *(flag.group for flag in FLAGS.values()))):
         group = parser.add_argument_group(heading)
         for flag in FLAGS.values():
@@ -48,11 +48,11 @@ def add_flags(parser: argparse.ArgumentParser, headings: Sequence[str]) -> None:
 
 
 def command_parser(name: str, doc: str | None, **more: Any) -> argparse.ArgumentParser:
-    """The parser of a command beside train.py and test.py, for `parse`.
+    """The parser of a command other than train.py and test.py, for `parse`.
 
     Args:
-        name: of its module.
-        doc: of its module, the help's text as it is.
+        name: the command's module.
+        doc: the module's docstring, shown verbatim in the help.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}",
@@ -83,14 +83,14 @@ def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
 
 
 def shown(value: Any) -> str:
-    """A flag's value as the command line has it."""
+    """A flag's value as on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return "none" if value == "" else str(value)
 
 
 def named_plugins(argv: Sequence[str]) -> str:
-    """What `--plugin` says among some arguments, "" if it is not there."""
+    """The value of `--plugin` in some arguments; "" if absent."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--plugin", default="")
     with suppress(argparse.ArgumentError):  # reported when everything is parsed
@@ -99,7 +99,7 @@ def named_plugins(argv: Sequence[str]) -> str:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags given on the command line, and no others.
+    """The flags given on the command line, without defaults.
 
     Raises:
         OptionError: an unknown flag or a value of the wrong type.
@@ -120,7 +120,7 @@ def resolve(
     """Defaults, overridden by `--config`, overridden by the flags given; each value is checked. Loads plugins.
 
     Args:
-        special: defaults other than the flags' own, given what the configuration and the flags say.
+        special: returns defaults that replace the flags' own, given the values in configuration and flags.
 
     Raises:
         OptionError: an unknown key, a wrong type or a value out of range.
@@ -132,14 +132,14 @@ def resolve(
         if name in FLAGS:
             said[name] = FLAGS[name].checked(value, f"--{name}")
     options = Options({**defaults(), **special(said), **said, "plugin": plugins})
-    for flag in FLAGS.values():  # a run may be looked at from another folder
+    for flag in FLAGS.values():  # a run may be read from another working directory
         if flag.path and options.get(flag.name) and flag.names_path(options[flag.name]):
             options[flag.name] = str(Path(options[flag.name]).absolute())
     return options
 
 
 def changed_for_good(options: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
-    """The flags that a resumed run has changed and may not; `--num_epoch` may grow."""
+    """The flags that a resumed run has changed but mustn't; `--num_epoch` may grow."""
     other = [name for name in options if name in was and options[name] != was[name]]
     kept = [name for name in other if name not in FLAGS or not FLAGS[name].resumable]
     return [name for name in kept if name != "num_epoch" or options[name] < was[name]]
@@ -148,10 +148,10 @@ def changed_for_good(options: Mapping[str, Any], was: Mapping[str, Any]) -> list
 def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
     """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
 
-    Other keys are skipped.
+    Other keys are ignored.
 
     Raises:
-        OptionError: the file is missing or no configuration.
+        OptionError: the file is missing or isn't a configuration.
     """
     given_plugins, content = load_plugins(given.get("plugin", "")), read_yaml(config)
     own = FLAGS["plugin"].checked(content.get("plugin", ""), f"configuration {config}: plugin")
@@ -167,16 +167,16 @@ def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """A YAML mapping; besides plain values only tuples (as argparse's namespaces are written) are built.
+    """Read a YAML mapping; besides plain values only tuples (as in dumped argparse namespaces) are constructed.
 
     Raises:
-        OptionError: the file is missing or not such a mapping.
+        OptionError: the file is missing or isn't such a mapping.
     """
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise OptionError(f"configuration {file} can't be read: {error.strerror}") from None
-    except Exception as error:  # PyYAML's constructors raise whatever a wrong tag leads to
+    except Exception as error:  # PyYAML's constructors raise many types for a wrong tag
         found = " ".join(str(error).split())[:200] or type(error).__name__
         raise OptionError(f"configuration {file} is not YAML: {found}") from None
     if not isinstance(content, dict):
@@ -185,13 +185,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A configuration file's flags, on top of those of the file its `_base_` names (relative to itself).
+    """A configuration file's flags, overriding those of the file its `_base_` names (relative to itself).
 
-    A run's own `configs.yaml` is such a file. Skipped are what it says of the run itself, under `_run_`, and what the
-    authors' file says of how their program was started.
+    A run's own `configs.yaml` is such a file. Its facts about the run, under `_run_`, and the launch parameters in the
+    authors' file are ignored.
 
     Raises:
-        OptionError: as `read_yaml`; a key that is no flag; a value of the wrong type; a file that is its own base.
+        OptionError: as `read_yaml`; an unknown flag; a value of the wrong type; a file that is its own base.
     """
     return _read_config(file, ())
 
@@ -206,7 +206,7 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         if not isinstance(base, str) or "\0" in base:
             raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
         options = _read_config(file.parent / base, (*above, file.resolve()))
-    if isinstance(content.get("plugin"), str):  # its flags may stand in the same file
+    if isinstance(content.get("plugin"), str):  # its flags may be in the same file
         content["plugin"] = load_plugins(content["plugin"], file.parent)
     for key, value in content.items():
         if key in _NAMESPACE:

@@ -1,4 +1,4 @@
-"""NumPy's numbers in checkpoints, read as Python's without NumPy's own unpickling.
+"""Reads NumPy scalars in checkpoints as Python numbers, without NumPy's own unpickling.
 
 Training code often saves its best score as a `numpy.float64`, which `torch.load(weights_only=True)` refuses.
 """
@@ -14,7 +14,7 @@ _CODES = frozenset(np.dtype(kind).str[1:] for kind in np.typecodes["AllInteger"]
 
 
 class _PlainType:
-    """In place of `numpy.dtype`: integers, bool and floats of up to 64 bits."""
+    """Replaces `numpy.dtype`: integers, bool and floats of up to 64 bits."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in _CODES:
@@ -26,7 +26,7 @@ class _PlainType:
 
 
 def _number(kind: _PlainType, content: bytes) -> bool | int | float:
-    """In place of `numpy.core.multiarray.scalar`."""
+    """Replaces `numpy.core.multiarray.scalar`."""
     (number,) = np.frombuffer(content, np.dtype(kind.order + kind.code))
     return number.item()
 

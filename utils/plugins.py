@@ -1,4 +1,4 @@
-"""Python files of the user's own, which are imported so that what they define registers itself."""
+"""Plugins: the user's Python files, imported so that what they define registers itself."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from utils.errors import OptionError, UserError, brief
 
-FOLDER = Path(__file__).parents[1] / "plugins"  # whose files are always imported
-_loaded: dict[str, Path] = {}  # by their names without the ending
+FOLDER = Path(__file__).parents[1] / "plugins"  # its files are always imported
+_loaded: dict[str, Path] = {}  # by stem
 
 
 def load_plugins(files: str, beside: Path | None = None) -> str:
-    """Import plugins that have not been imported yet: those of `plugins/`, then those given.
+    """Import plugins that haven't been imported yet: those in `plugins/`, then those given.
 
-    A file that has moved since a run began is found again if one of its name has been loaded, or lies in `beside`.
+    A file that was moved after a run started is replaced by one of the same name that is loaded, or in `beside`.
 
     Args:
-        files: joined by commas.
-        beside: the folder of the configuration that names them, from which relative paths start.
+        files: comma-separated.
+        beside: the folder of the configuration that names them, to which relative paths refer.
 
     Returns:
         The files given, as absolute paths.
 
     Raises:
-        OptionError: a file is missing or does not import; names the file and the line.
+        OptionError: a file is missing or fails to import; names the file and the line.
     """
     for path in sorted(FOLDER.glob("*.py")):
         _load(path)
@@ -37,7 +37,7 @@ def load_plugins(files: str, beside: Path | None = None) -> str:
 
 
 def plugin_files(files: str) -> list[Path]:
-    """The files that `load_plugins` returned."""
+    """The files in a string returned by `load_plugins`."""
     return [Path(file) for file in files.split(",") if file]
 
 
@@ -64,7 +64,7 @@ def _load(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # for what it imports from files beside it
+        sys.path.append(str(path.parent))  # for imports of files beside it
     try:
         spec.loader.exec_module(module)
     except UserError as error:

@@ -16,23 +16,22 @@ from types import FrameType
 from utils.errors import UserError, printable
 from utils.ranks import is_main, launched
 
-# Seconds that an error is held back where another process may be the one to report it: the launcher ends all others as
-# soon as one has ended.
+# Seconds to hold back an error that another process may report: the launcher ends all others when one has ended.
 _OTHERS_FIRST = 5
-_LEFT = 128 + 13  # whoever read along has left: SIGPIPE, which Windows lacks
+_LEFT = 128 + 13  # SIGPIPE (missing on Windows): the reader of the output has left
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_program(main: Callable[[Sequence[str]], object]) -> None:
-    """Run a command: a user's mistake is one line and exit status 2; an interrupt is 130, SIGTERM 143, with its notes.
+    """Run a command: a user error prints one line and exits with 2; an interrupt exits with 130, SIGTERM with 143.
 
-    Of several processes that a launcher started, the first to fail reports why.
+    Among several launched processes, the first to fail reports why.
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack a caption's letters
+            stream.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a caption's characters
     try:
         if launched():
             _run_launched(main)
@@ -42,7 +41,7 @@ def run_program(main: Callable[[Sequence[str]], object]) -> None:
         if is_main():
             print(printable(": ".join(["interrupted", *getattr(interrupt, "__notes__", ())])), file=sys.stderr)
         _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
-    except BrokenPipeError:  # whoever read along, head, say, has left
+    except BrokenPipeError:  # the reader of the output, e.g. head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(_LEFT)
     except Exception as error:
@@ -56,7 +55,7 @@ def run_program(main: Callable[[Sequence[str]], object]) -> None:
 
 
 def _run_launched(main: Callable[[Sequence[str]], object]) -> None:
-    """Run as one of several processes, which meet before and part afterwards."""
+    """Run as one of several processes: connect before, disconnect afterwards."""
     from utils.distributed import connect, disconnect
 
     connect()
@@ -66,7 +65,7 @@ def _run_launched(main: Callable[[Sequence[str]], object]) -> None:
 
 
 def _line(error: Exception) -> str:
-    """The line for a mistake of the user's; "" for one of ours, which is reported in full."""
+    """The line for a user error; "" for a bug of ours, which is reported in full."""
     if isinstance(error, UserError):
         return error.line
     if isinstance(error, OSError) and (error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)):
@@ -75,7 +74,7 @@ def _line(error: Exception) -> str:
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
-    """Leave in good order, once; the next signal ends the process at once."""
+    """Exit cleanly at the first signal; the next one ends the process immediately."""
     _end_at_signals()
     raise KeyboardInterrupt(number)
 
@@ -87,7 +86,7 @@ def _end_at_signals() -> None:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Have an interrupt wait for the end of the block, where a library would take it for an error of its own."""
+    """Delay interrupts until the end of the block, if a library would treat them as its own errors."""
     came: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
     try:
@@ -100,14 +99,14 @@ def interrupts_wait() -> Iterator[None]:
 
 
 def _let_others_report(later: int) -> None:
-    """Wait until the launcher would have ended this process for the failure of another that reports the same, or whose
-    consequence our error is: main processes go before others, mistakes before failures (`later` 1)."""
+    """Wait so that the launcher can end this process if another reports the same error, or the one that caused ours:
+    main processes report before others, user errors before failures (`later` 1)."""
     _end_at_signals()
     time.sleep(_OTHERS_FIRST * (later + (not is_main())))
 
 
 def _exit(status: int) -> None:
-    """End; one of several processes at once, as the threads of its connections can hang or abort while they end."""
+    """Exit; immediately in a launched process, whose communication threads can hang or abort during shutdown."""
     if launched():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,11 +15,11 @@ from torch.utils.tensorboard.summary import hparams
 from utils.files import naming, write_text
 from utils.run_folder import read_records
 
-_FLAGS = ".flags"  # ends the name of the file with the hyperparameters
+_FLAGS = ".flags"  # suffix of the file with the hyperparameters
 
 
 def flatten(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; what is not a number is omitted."""
+    """{"val": {"BGE": {"R1": 1}}} → {"val/BGE/R1": 1}; non-numbers are omitted."""
     flat = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -37,11 +37,11 @@ def show_pictures(writer: SummaryWriter, files: Iterable[Path], epoch: int) -> N
 
 
 def show_hyperparameters(run_dir: Path, flags: Mapping[str, Any], metrics: Mapping[str, float], epoch: int) -> None:
-    """Add a run's flags with what came out to TensorBoard's table of hyperparameters, in place of older ones.
+    """Add a run's flags and results to TensorBoard's hyperparameter table, replacing older ones.
 
     Args:
-        metrics: by tag; each is a scalar of the run, too.
-        epoch: in which they were reached.
+        metrics: by tag; each is also a scalar of the run.
+        epoch: the epoch in which they were reached.
     """
     for older in run_dir.glob(f"events.out.tfevents.*{_FLAGS}"):
         older.unlink()
@@ -50,17 +50,17 @@ def show_hyperparameters(run_dir: Path, flags: Mapping[str, Any], metrics: Mappi
     }
     with SummaryWriter(str(run_dir), filename_suffix=_FLAGS) as writer:
         assert writer.file_writer is not None
-        for summary in hparams(plain, dict(metrics)):  # add_hparams would make a run of its own
+        for summary in hparams(plain, dict(metrics)):  # add_hparams would create a separate run
             writer.file_writer.add_summary(summary)
         for tag, value in metrics.items():
             writer.add_scalar(tag, value, epoch)
 
 
 class Recorder:
-    """Appends one record an epoch to `run_dir/metrics.jsonl` and to TensorBoard's events.
+    """Appends one record per epoch to `run_dir/metrics.jsonl` and to TensorBoard's events.
 
     Args:
-        epochs_done: how many epochs the run has behind it; records of later ones are dropped.
+        epochs_done: number of completed epochs; records of later ones are dropped.
     """
 
     def __init__(self, run_dir: Path, epochs_done: int) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         self._tensorboard = SummaryWriter(str(run_dir), purge_step=epochs_done + 1)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a record; it must hold `epoch`."""
+        """Append a record; it must contain `epoch`."""
         self.records.append(record)
         with naming(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")

@@ -1,4 +1,4 @@
-"""Things that are chosen by name on the command line; a plugin's are added to the built-in ones."""
+"""Registries of classes that are chosen by name on the command line: built-in ones and those of plugins."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, type[T]]):
-    """Classes by name. A built-in one is imported when it is first used, so that names cost nothing.
+    """Classes by name. Built-in ones are imported on first use, so that listing names is cheap.
 
     Args:
-        kind: what the names are of, for messages.
+        kind: what the names denote, for messages.
         built_in: the module that registers each built-in name.
-        variants: whether a colon and anything may follow a name, which the class then reads itself.
+        variants: whether a name may be followed by a colon and a variant, which the class interprets itself.
     """
 
     def __init__(self, kind: str, built_in: Mapping[str, str], *, variants: bool = False) -> None:
@@ -31,7 +31,7 @@ class Registry(Mapping[str, type[T]]):
         """Decorate a class to add it.
 
         Raises:
-            OptionError: the name is taken, or has characters that a flag's value can't have.
+            OptionError: the name is taken, or has characters not allowed in a flag's value.
         """
         if not name.replace("-", "").replace("_", "").isalnum():
             raise OptionError(f"{self.kind} {name!r}: names consist of letters, digits, '-' and '_'")

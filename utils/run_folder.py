@@ -1,10 +1,10 @@
-"""A run's folder: everything that train.py, test.py and the tools read of a run, and where it is.
+"""A run's folder: all files that train.py, test.py and the tools read of a run.
 
-configs.yaml            every flag, and under `_run_` what else the run was
+configs.yaml            all flags, and under `_run_` other facts about the run
 best.pth, last.pth      checkpoints; an exported folder has model.safetensors instead
-metrics.jsonl           one JSON object an epoch
-start_metrics.json      of the starting weights
-test_metrics.json       of the checkpoints on the test split; with it a run is finished
+metrics.jsonl           one JSON object per epoch
+start_metrics.json      metrics of the starting weights
+test_metrics.json       metrics of the checkpoints on the test split; it marks a run as finished
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from utils.files import write_text
 from utils.options import read_yaml
 
 CHECKPOINTS = ("best.pth", "last.pth")
-EXPORTED = "model.safetensors"  # what tools.export makes of one of them
+EXPORTED = "model.safetensors"  # written by tools.export
 LOCK = ".lock"
 _EPOCH = "epoch"
 Metrics = dict[str, dict[str, float]]
 
 
 class LockedError(OptionError):
-    """Another process works in the folder."""
+    """Another process is using the folder."""
 
 
 class RunFolder:
@@ -47,10 +47,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path, dataset: str, name: str, loss_names: str) -> RunFolder:
-        """Make `<output_dir>/<dataset>/<YYYYmmdd_HHMMSS>_<name>_<loss_names>`; never one that exists.
+        """Create `<output_dir>/<dataset>/<YYYYmmdd_HHMMSS>_<name>_<loss_names>`; never reuses an existing one.
 
         Raises:
-            OptionError: the folder can't be made.
+            OptionError: the folder can't be created.
         """
         stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
         for number in count(1):
@@ -76,7 +76,7 @@ class RunFolder:
 
     @classmethod
     def newest(cls, output_dir: Path, holding: str) -> RunFolder:
-        """The newest run that has a file `holding`.
+        """The newest run that contains a file `holding`.
 
         Raises:
             OptionError: there is none.
@@ -88,7 +88,7 @@ class RunFolder:
 
     @classmethod
     def newest_unfinished(cls, output_dir: Path) -> RunFolder:
-        """The newest run whose epochs and test are not all done.
+        """The newest run whose training or test isn't finished.
 
         Raises:
             OptionError: there is none, or another process is training it.
@@ -104,29 +104,29 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The file of its flags."""
+        """Path of its configuration."""
         return self.path / "configs.yaml"
 
     def flags(self) -> dict[str, Any]:
-        """What its configuration says of flags, unchecked.
+        """The flags in its configuration, unchecked.
 
         Raises:
-            OptionError: the file is missing or no configuration.
+            OptionError: the file is missing or isn't a configuration.
         """
         return {name: value for name, value in read_yaml(self.config).items() if name != "_run_"}
 
     def facts(self) -> dict[str, Any]:
-        """What its configuration says of the run beside its flags."""
+        """The facts about the run in its configuration."""
         facts = read_yaml(self.config).get("_run_")
         return facts if isinstance(facts, dict) else {}
 
     def write_config(self, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Write every resolved flag, and what else the run is, in one step."""
+        """Write all resolved flags and the facts about the run, atomically."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         write_text(self.config, yaml.safe_dump({**plain, "_run_": dict(facts)}, sort_keys=False, allow_unicode=True))
 
     def extend(self, num_epoch: int) -> int:
-        """Note in its configuration that it has more epochs than so far, and return how many it had; 0 if as many."""
+        """Record a larger number of epochs in its configuration; returns the former number, or 0 if unchanged."""
         flags, facts = self.flags(), self.facts()
         had = flags.get("num_epoch", num_epoch)
         if num_epoch <= had:
@@ -137,17 +137,17 @@ class RunFolder:
         return had
 
     def keep(self, files: Iterable[Path]) -> None:
-        """Copy plugins into the folder, where they are found if the originals go."""
+        """Copy plugins into the folder, in case the originals are removed."""
         for file in files:
             if file.parent.resolve() != self.path.resolve():
                 shutil.copy(file, self.path / file.name)
 
     def records(self) -> list[dict[str, Any]]:
-        """metrics.jsonl: one record an epoch, none if it is missing; up to the first line that a kill cut off."""
+        """One record per epoch from metrics.jsonl, up to the first line truncated by a kill; none if it is missing."""
         return read_records(self.path / "metrics.jsonl")
 
     def start_metrics(self) -> dict[str, Metrics]:
-        """The metrics of its starting weights by split; none where they are missing or damaged."""
+        """The metrics of its starting weights by split; empty if missing or damaged."""
         try:
             found = json.loads((self.path / "start_metrics.json").read_text(encoding="utf-8"))
             return {
@@ -158,15 +158,15 @@ class RunFolder:
             return {}
 
     def test_metrics(self, suffix: str = "") -> dict[str, Metrics]:
-        """By checkpoint what the test found, in percent; none before a test. Arguments and errors as for `tested`."""
+        """The test's metrics by checkpoint, in percent; empty before a test. Arguments and errors as for `tested`."""
         found = self.tested(suffix)
         return {name: {row: of for row, of in rows.items() if row != _EPOCH} for name, rows in found.items()}
 
     def tested(self, suffix: str = "") -> dict[str, dict[str, Any]]:
-        """As `test_metrics`, and beside the rows "epoch", after which the checkpoint was written, where it says so.
+        """As `test_metrics`, with an entry "epoch", after which the checkpoint was written, if recorded.
 
         Args:
-            suffix: of the file, for a test on other data than the run's.
+            suffix: file suffix of a test on data other than the run's.
 
         Raises:
             DataError: the file is damaged.
@@ -187,7 +187,7 @@ class RunFolder:
             raise DataError(f"{file} is damaged: delete it and evaluate again") from None
 
     def weights(self) -> Path:
-        """Its best checkpoint, else the last; of an exported folder its weights.
+        """Its best checkpoint, else the last; an exported folder's weights.
 
         Raises:
             OptionError: there is none.
@@ -197,14 +197,14 @@ class RunFolder:
         return files[0]
 
     def all_weights(self) -> list[Path]:
-        """The files of weights that it holds, the best checkpoint first."""
+        """Its weights files, the best checkpoint first."""
         return [self.path / name for name in (*CHECKPOINTS, EXPORTED) if (self.path / name).is_file()]
 
     def checkpoint_to_resume(self) -> Path:
         """Its last.pth, which does not exist yet if the run was stopped within its first epoch.
 
         Raises:
-            OptionError: no run, or one that has lost its checkpoint.
+            OptionError: no run, or its checkpoint is missing.
         """
         checkpoint = self.path / "last.pth"
         started = self.config.is_file() and len(self.records()) < 2
@@ -213,7 +213,7 @@ class RunFolder:
         return checkpoint
 
     def is_finished(self) -> bool:
-        """Whether it has done its last epoch and its test."""
+        """Whether its last epoch and its test are done."""
         records = self.records()
         last = bool(records) and records[-1]["epoch"] == read_yaml(self.config).get("num_epoch")
         return last and (self.path / "test_metrics.json").is_file()
@@ -238,7 +238,7 @@ class RunFolder:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """As `RunFolder.records`, of a metrics.jsonl anywhere."""
+    """As `RunFolder.records`, for any metrics.jsonl."""
     records: list[dict[str, Any]] = []
     if not file.is_file():
         return records
@@ -254,7 +254,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 
 def hold(folder: Path, taken: str) -> AcquireReturnProxy:
-    """Lock a folder for this process, in a `with` block or until what is returned is dropped.
+    """Lock a folder for this process, for a `with` block or until the returned object is deleted.
 
     Raises:
         LockedError: another process has it; `taken` is the message.
@@ -266,7 +266,7 @@ def hold(folder: Path, taken: str) -> AcquireReturnProxy:
 
 
 def git_revision() -> str:
-    """The code's commit, with "+" where it was changed since; "unknown" outside a checkout."""
+    """The code's commit, with "+" if there are local changes; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)

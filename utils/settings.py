@@ -1,11 +1,11 @@
-"""Settings own their flags: a dataclass field says its default, range, choices and help once.
+"""Settings own their flags: a dataclass field declares its default, range, choices and help once.
 
     @settings("optimizer and schedule")
     @dataclass(frozen=True)
     class OptimizerSettings:
         lr: float = option(1e-5, "learning rate of the CLIP towers", above=0)
 
-Parser, checks, `--help`, configuration files and the typed object come from it. Nothing heavy is imported here.
+Parser, checks, `--help`, configuration files and the typed object are derived from it. No heavy imports.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: its type is its default's; a tuple takes several values.
+    """One flag; its type is that of its default, a tuple takes several values.
 
     Attributes:
         choices: allowed values; a registry's names are looked up when a value is checked.
-        low, high: inclusive bounds; `above` and `below` exclude their end.
-        length: of a tuple; None for any.
-        resumable: changes no number beyond a device's rounding, so a run may be resumed with another value.
+        low, high: inclusive bounds; `above` and `below` are exclusive.
+        length: length of a tuple; None for any.
+        resumable: doesn't change results beyond a device's rounding, so a run may be resumed with another value.
         tested: `test.py` reads it from a run's configuration.
-        path: a file or folder, kept absolute; "or name" where it is a name unless such a file exists; "or folder or
-            name" where a folder may be meant, too, which is written with a slash.
-        idle: flags of the published code that have no effect here; accepted, and kept only where given.
+        path: a file or folder, stored as an absolute path; "or name": a name unless such a file exists; "or folder or
+            name": may also be a folder, if written with a slash.
+        idle: a flag of the published code without effect here; accepted, and stored only if given.
         only: names that a run must have chosen for the flag to have an effect; empty for all runs.
         group: its heading in `--help`.
         owner: the settings class.
@@ -61,7 +61,7 @@ class Flag:
 
     @property
     def bounds(self) -> str:
-        """The allowed range in words, "" where everything is allowed."""
+        """The allowed range in words; "" if there are no bounds."""
         words = [
             f"at least {self.low:g}" if self.low > -math.inf else "",
             f"above {self.above:g}" if self.above > -math.inf else "",
@@ -71,17 +71,17 @@ class Flag:
         return " and ".join(word for word in words if word)
 
     def names_path(self, value: str) -> bool:
-        """Whether a value is a file or folder and no name."""
+        """Whether a value is a file or folder rather than a name."""
         if self.path is not True and not Path(value).is_file():
             folder = "folder" in str(self.path) and os.path.basename(value) != value  # noqa: PTH119
             return folder and Path(value).is_dir()
         return bool(self.path)
 
     def checked(self, value: Any, where: str) -> Any:
-        """The value in the flag's type; `where` it was given is named in messages.
+        """Convert a value to the flag's type and check it; messages name `where` it was given.
 
         Raises:
-            OptionError: another type, or a value that is not allowed.
+            OptionError: it has the wrong type, or isn't allowed.
         """
         if isinstance(self.default, tuple):
             if not isinstance(value, list | tuple) or (self.length and len(value) != self.length):
@@ -93,7 +93,7 @@ class Flag:
         if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
             with suppress(OverflowError):
                 value = float(value)
-        if isinstance(like, float) and isinstance(value, str):  # YAML reads 1e-5 as a text
+        if isinstance(like, float) and isinstance(value, str):  # YAML reads 1e-5 as a string
             with suppress(ValueError):
                 value = float(value)
         if type(value) is not type(like):
@@ -109,7 +109,7 @@ class Flag:
 
 
 _PLAIN = ("bool", "int", "float", "str")
-FLAGS: dict[str, Flag] = {}  # of all settings that have been declared
+FLAGS: dict[str, Flag] = {}  # of all declared settings
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
@@ -121,7 +121,7 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
     """Decorate a dataclass to declare its fields as flags under a heading of `--help`.
 
     Raises:
-        OptionError: another class has a flag of the same name, or the fields lack `option`.
+        OptionError: another class has a flag of the same name, or a field isn't an `option`.
     """
 
     def declare(owner: type[T]) -> type[T]:
@@ -147,7 +147,7 @@ def _flag(own: Field, group: str, owner: str) -> Flag:
 
 
 class Options(dict[str, Any]):
-    """Values of all flags, also as attributes, and as the typed object of any settings class."""
+    """Values of all flags, also accessible as attributes and as typed settings objects."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -159,7 +159,7 @@ class Options(dict[str, Any]):
         self[name] = value
 
     def of(self, owner: type[T]) -> T:
-        """The settings of a class; its own defaults for flags that are missing."""
+        """The settings object of a class, with defaults for missing flags."""
         return owner(**{own.name: self[own.name] for own in fields(owner) if own.name in self})  # type: ignore[arg-type]
 
 

@@ -10,22 +10,22 @@ _TASKS = Path("/proc/self/task")
 
 
 class CoreTime(NamedTuple):
-    """Seconds so far in which the threads that there are now ran, and in which they were ready but had no core."""
+    """Seconds so far in which the current threads ran, and in which they were runnable but had no core."""
 
     ran: float
     waited: float
 
     def waited_since(self, earlier: CoreTime) -> float:
-        """The share, in [0, 1], of the time since then in which threads that could have run waited."""
+        """Share, in [0, 1], of the threads' runnable time since then in which they waited for a core."""
         ran, waited = (max(0.0, now - then) for now, then in zip(self, earlier, strict=True))
         return waited / (ran + waited) if ran + waited else 0.0
 
 
 def core_time() -> CoreTime:
-    """As Linux counts it; zeros where it does not, and elsewhere."""
+    """Times as counted by Linux; zeros where unavailable."""
     ran = waited = 0
     for task in _TASKS.glob("*"):
-        with suppress(OSError, ValueError):  # a thread has ended meanwhile, or the kernel does not count
+        with suppress(OSError, ValueError):  # a thread has ended meanwhile, or the kernel doesn't count
             nanoseconds = (task / "schedstat").read_text().split()
             ran, waited = ran + int(nanoseconds[0]), waited + int(nanoseconds[1])
     return CoreTime(ran / 1e9, waited / 1e9)
