@@ -1,1 +1,1 @@
-"""Commands beside train.py and test.py, run as `python -m tools.NAME`."""
+"""Commands in addition to train.py and test.py, run as `python -m tools.NAME`."""

@@ -27,7 +27,7 @@ from utils.log import status
 from utils.options import command_parser, parse
 from utils.program import run_program
 
-# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+# Modules that need torch are imported where they are used, so that --help and a mistyped flag don't wait for it.
 if TYPE_CHECKING:
     from datasets.annotations import Split
 
@@ -35,7 +35,7 @@ _WIDTHS = (22, 32, 26)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.check_data", __doc__)
     parser.add_argument("--dataset_name", help=f"{', '.join(DATASETS)}, or an annotation file")
     parser.add_argument(
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check, print two tables, write the JSON file, and leave with the status that the help promises."""
+    """Check, print two tables, write the JSON file, and exit with the status documented in the help."""
     args = parse(build_parser(), argv)
     if args["dataset_name"] is None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
@@ -109,7 +109,7 @@ def _sizes_table(splits: Mapping[str, Split], published: Mapping[str, tuple[int,
 
 def _findings_table(findings: Sequence[Finding]) -> str:
     table = PrettyTable(["", "found", "the first", "what to do"], align="l")
-    table.max_width = dict(zip(table.field_names[1:], _WIDTHS, strict=True))  # a terminal's 100 columns
+    table.max_width = dict(zip(table.field_names[1:], _WIDTHS, strict=True))  # for a terminal of 100 columns
     for finding in findings:
         level, found = "GRAVE" if finding.grave else "remark", f"{len(finding.where):,} × {finding.what}"
         table.add_row([level, found, finding.where[0], finding.remedy], divider=True)

@@ -1,4 +1,4 @@
-"""In which flags runs differ."""
+"""Flags in which runs differ."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from utils.options import defaults
 from utils.run_folder import RunFolder
 from utils.settings import FLAGS
 
-# Flags in which runs may differ and still be the same experiment, beside those that a run may be resumed with.
+# Flags in which runs of the same experiment may differ, in addition to resumable ones.
 _INCIDENTAL = ("name", "record_test")
 
 
 def flags_of(run: RunFolder) -> dict[str, Any]:
-    """A run's flags, without the label of `--loss_names`, which repeats others; those it lacks have their defaults.
+    """A run's flags, with defaults for missing ones, and without the label of `--loss_names`, which repeats others.
 
     Raises:
         OptionError: it has no configuration.
@@ -27,7 +27,7 @@ def flags_of(run: RunFolder) -> dict[str, Any]:
 
 
 def differing(flags: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The flags in which runs differ, but for incidental ones; the seed comes last."""
+    """The flags in which runs differ, except incidental ones; the seed comes last."""
     names = [name for name in (flags[0] if flags else ()) if name in FLAGS and not FLAGS[name].resumable]
     names = [name for name in names if name not in _INCIDENTAL]
     found = [name for name in names if len({str(of.get(name)) for of in flags}) > 1]
@@ -35,7 +35,7 @@ def differing(flags: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shown(flags: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """The values of some flags for each run: numbers as they are, a path as `ends` has it, nothing as "none"."""
+    """The values of some flags for each run: numbers unchanged, paths shortened by `ends`, empty values as "none"."""
     runs: list[dict[str, Any]] = [{} for _ in flags]
     for name in names:
         values = [of.get(name) for of in flags]
@@ -50,7 +50,7 @@ def shown(flags: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict
 
 
 def ends(paths: Sequence[str]) -> list[str]:
-    """As much of each path's end as tells them apart; matplotlib omits from a legend what begins with "_"."""
+    """The shortest distinct suffixes of the paths; none begins with "_", which matplotlib omits from legends."""
     parts, ends = [PurePath(path).parts for path in paths], list(paths)
     for length in range(1, max(map(len, parts), default=0) + 1):
         ends = ["/".join(of[-length:]) for of in parts]

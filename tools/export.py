@@ -29,7 +29,7 @@ from utils.settings import FLAGS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.export", __doc__)
     parser.add_argument("run_dir", help="a run folder, ours or the authors'")
     parser.add_argument("--checkpoint", default="best.pth", help="checkpoint to export (default: %(default)s)")
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run was, and not where and how fast it was made; of files their names alone."""
+    """The flags that define the run, without those on place and speed; files by name only."""
     kept = {name: FLAGS[name] for name in config if name in FLAGS and name != "test"}
     return {
         name: Path(config[name]).stem if flag.path and Path(config[name]).is_absolute() else config[name]
@@ -93,13 +93,13 @@ def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
 def model_card(
     flags: Mapping[str, Any], about: Mapping[str, Any], metrics: Metrics, checkpoint: str, epoch: int | None
 ) -> str:
-    """The card, in the form that model hubs read.
+    """The model card, in the format of model hubs.
 
     Args:
-        flags: of the run.
+        flags: the run's flags.
         about: the `_run_` part of its configuration.
-        metrics: of this checkpoint on the test split, in percent; empty if it was not tested.
-        epoch: epochs that the checkpoint has seen, if it says so.
+        metrics: the checkpoint's metrics on the test split, in percent; empty if it wasn't tested.
+        epoch: the checkpoint's number of epochs, if recorded.
     """
     noise = about.get("noise_index", {})
     rate = flags.get("noisy_rate")
@@ -151,7 +151,7 @@ def model_card(
 
 
 def _chosen(flags: Mapping[str, Any], checkpoint: str) -> str:
-    """How a checkpoint was chosen; ICFG-PEDES has no validation split, and its test split stands in."""
+    """How a checkpoint was selected; ICFG-PEDES has no validation split, so its test split is used."""
     if checkpoint != "best.pth":
         return ""
     split = "test" if flags["dataset_name"] == "ICFG-PEDES" else flags.get("val_dataset", "unknown")

@@ -1,4 +1,4 @@
-"""Draw docs/float16_adam.png: how long Adam's steps are in float16, and which of them weights keep.
+"""Draw docs/float16_adam.png: the size of Adam's steps in float16, and which of them change the weights.
 
 python -m tools.float16_picture
 """
@@ -20,7 +20,7 @@ from utils.options import command_parser, parse
 from utils.program import run_program
 
 ADAM = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-3}
-# (1 − β₂)g² rounds to 0 below the root of half of float16's smallest number over 1 − β₂, and to infinity beyond 8,094.
+# (1 − β₂)g² rounds to 0 if g is below √(half of float16's smallest number / (1 − β₂)), and to infinity above 8,094.
 VANISHES = (2**-25 / (1 - 0.999)) ** 0.5
 RATES = {"towers, 1e-5": 1e-5, "their biases, 2e-5": 2e-5, "heads, 1e-3": 1e-3}
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def first_steps(gradients: torch.Tensor, *, rounded: bool) -> np.ndarray:
-    """(N,) sizes of Adam's first step, in learning rates, for (N,) gradients."""
+    """(N,) sizes of Adam's first step, in units of the learning rate, for (N,) gradients."""
     weights = torch.nn.Parameter(torch.zeros_like(gradients))
     weights.grad = gradients.clone()
     Float16Adam([{"params": [weights]}], [weights] if rounded else [], **ADAM).step()
@@ -46,7 +46,7 @@ def first_steps(gradients: torch.Tensor, *, rounded: bool) -> np.ndarray:
 
 
 def draw_steps(axes: plt.Axes) -> None:
-    """The first step's size against the gradient's, in float32 and in float16."""
+    """Plot the first step's size against the gradient's, in float32 and in float16."""
     g = torch.logspace(-5, 0, 4000)
     axes.loglog(g, first_steps(g, rounded=False), color=figures.CLEAN, label="float32 (and a fused float16 Adam)")
     axes.loglog(g, first_steps(g, rounded=True), color=figures.NOISY, label="float16, operation by operation")
@@ -58,7 +58,7 @@ def draw_steps(axes: plt.Axes) -> None:
 
 
 def draw_lost(axes: plt.Axes) -> None:
-    """Half a unit in a float16 weight's last place, and steps of one learning rate."""
+    """Plot half a unit in a float16 weight's last place, and steps of one learning rate."""
     weights = torch.logspace(-4, 0.5, 4000).half()
     upwards = torch.nextafter(weights, torch.full_like(weights, torch.inf))
     half_unit = ((upwards.float() - weights.float()) / 2).numpy()
@@ -72,7 +72,7 @@ def draw_lost(axes: plt.Axes) -> None:
 
 
 def finish(axes: plt.Axes) -> None:
-    """Numbers without mathematical notation, which the house style does not parse."""
+    """Format tick labels without math text, which the house style doesn't parse."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")

@@ -19,7 +19,7 @@ from utils.settings import Options
 
 
 class LoadedRun(NamedTuple):
-    """A run's folder and options, the file that its weights are from, and its model in evaluation mode."""
+    """A run's folder and options, its weights file, and its model in evaluation mode."""
 
     folder: Path
     options: Options
@@ -31,11 +31,11 @@ def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None
     """Build a run's model.
 
     Args:
-        checkpoint: in place of `RunFolder.weights`.
-        given: options in place of the run's own.
+        checkpoint: default: `RunFolder.weights`.
+        given: options that override the run's.
 
     Raises:
-        OptionError, WeightsError: no run there, or weights that can't be read.
+        OptionError, WeightsError: no run there, or unreadable weights.
     """
     file = checkpoint or RunFolder(run_dir).weights()
     options = resolve_run(run_dir / "configs.yaml", given)
@@ -47,7 +47,7 @@ def require(module: str, requirements: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
-        OptionError: it is not installed; says how to.
+        OptionError: it isn't installed; says how to install it.
     """
     try:
         return import_module(module)

@@ -28,7 +28,7 @@ PUBLISHED = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.noise_index", __doc__)
     parser.add_argument("--dataset_name", help="write one index, for this data set")
     parser.add_argument("--pairs", type=int, help="its number of training captions")
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the nine published files, or the one asked for."""
+    """Write the nine published files, or the requested one."""
     args = parse(build_parser(), argv)
     out = Path(args["out"])
     one = [args[name] for name in ("dataset_name", "pairs", "noisy_rate")]

@@ -1,6 +1,6 @@
 """A model's towers with their heads in ONNX: uint8 pixels or token ids in, every head's embedding out.
 
-Batch and text length are free. Each file says of which weights it is made, so that none is taken for another's.
+Batch size and text length are dynamic. Each file records a fingerprint of its weights, so that files can't be mixed up.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from utils.files import in_one_step
 from utils.settings import Options
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
-FINGERPRINT = "fingerprint"  # of the metadata: `tools.search.encode.fingerprint` of the model
+FINGERPRINT = "fingerprint"  # metadata key: `tools.search.encode.fingerprint` of the model
 REQUIREMENTS = "requirements-onnx.txt"
-_MOST = 1 << 16  # images or captions at a time
+_MOST = 1 << 16  # maximum batch size
 
 
 class _ImageTower(nn.Module):
@@ -32,7 +32,7 @@ class _ImageTower(nn.Module):
     def __init__(self, model: DualEncoder) -> None:
         super().__init__()
         self.model = model
-        for name in ("mean", "std"):  # the backbone's own: nothing is normalised twice
+        for name in ("mean", "std"):  # replaces the backbone's, so that images aren't normalised twice
             self.register_buffer(name, 255 * torch.tensor(getattr(model.backbone, name)).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -47,7 +47,7 @@ class _TextTower(nn.Module):
         self.model, self.text_length = model, text_length
 
     def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """(B, L) token ids → each head's (B, width) embedding; padding to full length changes none."""
+        """(B, L) token ids → each head's (B, width) embedding; padding to full length doesn't change them."""
         ids = F.pad(ids, (0, self.text_length - ids.shape[1]))
         return tuple(self.model.embed("text", self.model.backbone.encode_text(ids)).values())
 
@@ -56,10 +56,10 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
     """Write `IMAGE` and `TEXT` into a folder.
 
     Args:
-        options: of the run.
+        options: the run's options.
 
     Raises:
-        OptionError: a package is missing, or the model has something that ONNX can't hold.
+        OptionError: a package is missing, or ONNX can't express the model.
     """
     require("onnxscript", REQUIREMENTS)
     model, size, text_length = model.cpu().float().eval(), options.img_size, options.text_length
@@ -86,7 +86,7 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
                     custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
                     verbose=False,
                 )
-        except Exception as error:  # the exporter's own types, for whatever it can't translate
+        except Exception as error:  # the exporter raises many types
             raise OptionError(f"--onnx: {name} can't be exported from this model: {brief(error)}") from None
         program.model.metadata_props[FINGERPRINT] = fingerprint
         with in_one_step(out / name) as partial:
@@ -96,7 +96,7 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
 
 
 def _sort_stable(scores: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
-    """torch's stable sort, which the exporter lacks, as ONNX's TopK of all: equal values keep their order."""
+    """torch's stable sort, which the exporter lacks, as ONNX's TopK of all elements, which keeps the order of ties."""
     from onnxscript import opset18 as op
 
     count = op.Gather(op.Shape(scores), op.Constant(value_ints=[dim]))

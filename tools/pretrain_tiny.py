@@ -1,15 +1,15 @@
-"""Make `model/tiny_clip.safetensors`, the small pretrained CLIP of the built-in data set.
+"""Train `model/tiny_clip.safetensors`, the small pretrained CLIP for the built-in data set.
 
     python -m tools.pretrain_tiny
 
-It plays the part that OpenAI's ViT-B/16 plays for the real data sets: the same architecture code, trained contrastively
-on square images of other persons, and loaded with its positions resized. As CLIP has read the web and not the
-annotators of a person data set, it knows the plain names of colours only: captions of the built-in data set also say
-crimson, navy or charcoal. What it has to be taught is what training RDE gains.
+It plays the role of OpenAI's ViT-B/16 for the real data sets: same architecture code, contrastive pretraining on square
+images of other persons, positions resized on loading. Just as CLIP was trained on web text, not on captions by
+annotators of a person data set, it knows only plain colour names, while captions of the built-in data set also say
+crimson, navy or charcoal. This leaves something for RDE training to learn.
 
-CLIP, which has seen the whole world, embeds pedestrians in a narrow cone: their cosines spread by a few hundredths, not
-much more than TAL's temperature, so that many negatives share its gradient. A model that has seen nothing but
-pedestrians spreads them over the whole sphere, where TAL is TRL. So this one is put into a cone in the end.
+CLIP, trained on all kinds of images, embeds pedestrians in a narrow cone: their cosines vary by a few hundredths, not
+much more than TAL's temperature, so that many negatives share its gradient. A model trained only on pedestrians spreads
+them over the whole sphere, where TAL becomes TRL. Therefore this one's embeddings are moved into a cone at the end.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ RECIPE = Recipe(
     rich_colours=0.0,
 )
 SEED, BATCH, LR, WARMUP = 77, 128, 1e-3, 100
-TEMPERATURE = 0.01  # what CLIP's learned temperature ends at
-CONE = 2.0  # length of what all embeddings share, in units of what tells them apart
+TEMPERATURE = 0.01  # final value of CLIP's learned temperature
+CONE = 2.0  # norm of the shared component of all embeddings, relative to the individual one
 
 
 def draw(folder: Path) -> tuple[Split, CachedImages, np.ndarray]:
-    """Render the pretraining pairs and read them: the split, its (I, 3, 56, 56) images, its token ids."""
+    """Render the pretraining pairs and read them: the split, (I, 3, 56, 56) images, token ids."""
     write_synthpedes(folder / "pairs", RECIPE)
     split = read_splits(str(folder / "pairs" / ANNOTATIONS), folder, ["train"])["train"]
     size = (CONFIG.grid[0] * CONFIG.patch, CONFIG.grid[1] * CONFIG.patch)
@@ -101,18 +101,18 @@ def pretrain(model: Clip, pairs: TrainingPairs, epochs: int) -> None:
 
 @torch.no_grad()
 def put_into_a_cone(model: Clip) -> None:
-    """Add a direction that both modalities can share to all embeddings, through the last LayerNorms' biases."""
+    """Add a direction shared by both modalities to all embeddings, through the last LayerNorms' biases."""
     image, text = (model.visual.ln_post, model.visual.proj), (model.ln_final, model.text_projection)
     left, _, right = torch.linalg.svd(image[1] @ text[1].T)
-    sign = -1 if image[0].bias @ left[:, 0] < 0 else 1  # that of the pair is arbitrary
+    sign = -1 if image[0].bias @ left[:, 0] < 0 else 1  # the sign of the pair is arbitrary
     for (norm, projection), direction in ((image, sign * left[:, 0]), (text, sign * right[0])):
         spread, shared = norm.weight[:, None] * projection, norm.bias @ projection
-        length = (spread.norm() ** 2 + shared.norm() ** 2).sqrt()  # of an embedding, about
+        length = (spread.norm() ** 2 + shared.norm() ** 2).sqrt()  # approximate norm of an embedding
         norm.bias += CONE * length / (direction @ projection).norm() * direction
 
 
 def main(argv: Sequence[str]) -> None:
-    """Render, train, write."""
+    """Render, train, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=7, help="passes over the pairs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="file to write (default: the built-in)")
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         for norm in (model.visual.ln_post, model.ln_final):
             torch.nn.init.normal_(norm.bias, std=2.0)  # each modality shares a direction from the start
         pretrain(model, pairs, args.epochs)
-    put_into_a_cone(model.half().float())  # the weights as they are saved
+    put_into_a_cone(model.half().float())  # with the weights as saved
     used = torch.from_numpy(np.union1d(ids, [CONFIG.vocab_size - 1])).long()
     state = compact_rows(model.published_state(), used)
     with in_one_step(args.out) as partial:

@@ -1,4 +1,4 @@
-"""Make the README's pictures: a contact sheet of SynthPEDES, figures, audit and report of a run, and its search page.
+"""Create the README's pictures: a contact sheet of SynthPEDES, a run's figures, audit and report, and its search page.
 
     python -m tools.readme_pictures RUN_DIR
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page, ViewportSize
 
 DOCS = Path(__file__).parents[1] / "docs"
-COLOURS, WIDTH = 256, 800  # a palette and a width that keep each picture small
+COLOURS, WIDTH = 256, 800  # palette size and width that keep files small
 PORT = 7869
 LAPTOP: ViewportSize = {"width": 1366, "height": 980}
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def shrink(source: Path, out: Path) -> None:
-    """A small palette PNG of a picture."""
+    """Save a picture as a small palette PNG."""
     with Image.open(source) as picture:
         picture = picture.convert("RGB")
         picture.thumbnail((WIDTH, 10 * WIDTH))
@@ -76,7 +76,7 @@ def shrink(source: Path, out: Path) -> None:
 
 @contextmanager
 def browser_page() -> Iterator[Page]:
-    """A page of a browser."""
+    """Open a browser page."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -86,7 +86,7 @@ def browser_page() -> Iterator[Page]:
 
 
 def picture_of_the_report(page: Page, file: Path, out: Path) -> None:
-    """A run's report from the losses on, on a page of a browser."""
+    """Take a screenshot of a run's report, from the losses on."""
     with tempfile.TemporaryDirectory() as folder:
         page.goto(file.resolve().as_uri())
         page.locator("section").nth(2).evaluate("section => section.scrollIntoView()")
@@ -107,7 +107,7 @@ def picture_of_the_page(index: Path, out: Path) -> None:
                 page.locator("#results button:has(img)").first.click()
                 page.wait_for_selector("#words mark")
                 page.wait_for_selector("#patches img")
-                page.wait_for_timeout(1000)  # the framework fades its parts in
+                page.wait_for_timeout(1000)  # until the page has faded in
                 page.screenshot(path=out)
         finally:
             server.terminate()

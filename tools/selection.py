@@ -1,4 +1,4 @@
-"""What token selection chose: the patches of an image and the words of a caption that enter TSE (paper, 3.1)."""
+"""Token selection: the patches of an image and the words of a caption that enter TSE (paper, 3.1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from utils.errors import OptionError
 
 
 def _head(model: DualEncoder, modality: str) -> TokenSelectionEmbedding:
-    """The TSE of "image" or "text".
+    """The TSE head for "image" or "text".
 
     Raises:
         OptionError: the model has none.
@@ -34,7 +34,7 @@ def _head(model: DualEncoder, modality: str) -> TokenSelectionEmbedding:
 
 @contextmanager
 def _watched(head: TokenSelectionEmbedding) -> Iterator[list[Tokens]]:
-    """The tokens that a head gets while the context is open."""
+    """Record a head's input tokens within the context."""
     seen: list[Tokens] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -57,11 +57,11 @@ def chosen_patches(model: DualEncoder, image: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def chosen_words(model: DualEncoder, tokenizer: CaptionTokenizer, caption: str) -> list[tuple[str, float]]:
-    """The words of a caption as the model reads them, each with how much the sentence attends to it.
+    """The words of a caption as tokenised, each with its attention from EOS.
 
     Returns:
-        Word and attention from EOS, scaled so that the highest is 1; 0 for a word of which no token enters TSE, be it
-        not chosen or beyond the model's text length.
+        Word and attention, scaled to a maximum of 1; 0 for a word without a token in TSE, because it wasn't selected or
+        is beyond the model's text length.
     """
     if not isinstance(tokenizer, Tokenizer):
         raise OptionError("selected words are shown for CLIP's tokenizer only")
@@ -84,10 +84,10 @@ def chosen_words(model: DualEncoder, tokenizer: CaptionTokenizer, caption: str) 
 def overlaid(
     model: DualEncoder, size: tuple[int, int], path: Path, *, upright: bool = False
 ) -> tuple[Image.Image, Image.Image]:
-    """An image as the model sees it, and the same with the patches that it did not choose faded.
+    """An image as the model sees it, and the same with unselected patches faded.
 
     Args:
-        size: (height, width) of the images that the model takes; the pictures are some whole times as large.
+        size: (height, width) of the model's input; the results are an integer multiple of it.
         upright: as for `datasets.images.read_image`.
 
     Raises:
@@ -102,7 +102,7 @@ def overlaid(
 
 
 def _pixels(chosen: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(height, width) bool: the pixels of the chosen of (rows, columns) patches."""
+    """(height, width) bool: the pixels of the selected ones among (rows, columns) patches."""
     cell = [side // count for side, count in zip(size, chosen.shape, strict=True)]
     shown = np.zeros(size, bool)
     grid = chosen.repeat(cell[0], axis=0).repeat(cell[1], axis=1)

@@ -1,4 +1,4 @@
-"""Train as train.py does, with its flags, then write the run's report: what run_rde.sh and `make train` do."""
+"""Train like train.py, with the same flags, then write the run's report; used by run_rde.sh and `make train`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from utils.ranks import launched
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, and print where the report is; that there is none fails no training."""
+    """Train, and print the report's path; a missing report doesn't fail the training."""
     run = train.main(argv)
-    if run is not None and not launched():  # of several processes none has the whole run to itself
+    if run is not None and not launched():  # launched processes share the run, so none writes a report
         print(printable(report_of(run.path)), flush=True)
 
 
 def report_of(run_dir: Path) -> str:
-    """Write a run's report; a line that says where it is, or why there is none."""
+    """Write a run's report; returns a line with its path, or why there is none."""
     try:
         return f"report: {report(run_dir)}"
-    except Exception as error:  # whatever it is, the run is whole
+    except Exception as error:  # the run itself is complete in any case
         return f"no report: {error.line if isinstance(error, UserError) else brief(error)}"
 
 

@@ -26,7 +26,7 @@ from utils.options import command_parser, parse
 from utils.program import run_program
 from utils.run_folder import RunFolder
 
-# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+# Modules that need torch are imported where they are used, so that --help and a mistyped flag don't wait for it.
 if TYPE_CHECKING:
     from tools.audit.findings import Findings
     from tools.audit.pairs import Pairs
@@ -35,7 +35,7 @@ _EXAMPLES = 8
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.audit", __doc__)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--top", type=int, default=200, help="pairs shown on the page (default: %(default)s)")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str) -> None:
-    """Write everything into `out` and print what it says."""
+    """Write all files into `out` and print a summary."""
     from tools.audit.figures import most_suspicious, precision_recall
     from tools.audit.page import Heading, write_page
     from tools.audit.table import write_table

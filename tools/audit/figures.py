@@ -18,7 +18,7 @@ _CELL, _COLUMNS = (160, 64), 4
 
 
 def precision_recall(findings: Findings, judgement: Mapping[str, object], file: Path) -> None:
-    """A curve a score, with its average precision, and the last epoch's votes as points."""
+    """Draw a curve per score, with its average precision, and the last epoch's votes as points."""
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     curves = findings.curves()
     for name, (colour, line) in styles(curves).items():
@@ -36,7 +36,7 @@ def precision_recall(findings: Findings, judgement: Mapping[str, object], file: 
 
 
 def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
-    """Pairs with their captions and each vote's P(clean); framed by the truth where it is known (figures 7 to 9)."""
+    """Draw pairs with captions and each vote's P(clean), framed by ground truth if known (figures 7 to 9)."""
     rows = -(-len(suspects) // _COLUMNS)
     figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 4.1 * rows), squeeze=False)
     figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.1 / rows, bottom=0.27 / rows, wspace=0.9, hspace=0.58)

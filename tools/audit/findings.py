@@ -18,7 +18,7 @@ class Findings:
     """The votes of V embeddings on N pairs in E epochs.
 
     Attributes:
-        epochs: each one's votes, in order; the last are the run's last word.
+        epochs: votes of each epoch, in order; those of the last are final.
     """
 
     epochs: Sequence[PairHistory]
@@ -30,18 +30,18 @@ class Findings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the embeddings that voted."""
+        """Names of the embeddings that voted."""
         return self.last.names
 
     @cached_property
     def truth(self) -> np.ndarray | None:
-        """(N,) bool, which captions the run's noise misplaced; None where none were, so that nothing is known."""
+        """(N,) bool, captions misplaced by the run's noise; None without noise, when the truth is unknown."""
         noisy = ~self.last.truly_clean
         return noisy if noisy.any() else None
 
     @cached_property
     def kept(self) -> np.ndarray:
-        """Positions of the pairs that were divided."""
+        """Positions of the pairs that took part in the division."""
         return np.setdiff1d(np.arange(self.last.loss.shape[1]), self.last.excluded)
 
     @cached_property
@@ -51,12 +51,12 @@ class Findings:
 
     @cached_property
     def suspicion(self) -> np.ndarray:
-        """(N,) the mean of all votes' doubts: by it pairs are sorted."""
+        """(N,) mean of all votes' doubts, by which pairs are sorted."""
         return self.doubts.mean(axis=0)
 
     @cached_property
     def times_noisy(self) -> np.ndarray:
-        """(V, N) in how many epochs each vote classified the pair as noisy; 0 for excluded pairs."""
+        """(V, N) number of epochs in which each vote classified the pair as noisy; 0 for excluded pairs."""
         times = np.sum([~epoch.clean for epoch in self.epochs], axis=0)
         times[:, self.last.excluded] = 0
         return times
@@ -67,7 +67,7 @@ class Findings:
         return flagged[np.argsort(-self.suspicion[flagged], kind="stable")]
 
     def summary(self) -> str:
-        """How many pairs were flagged, in a sentence."""
+        """The number of flagged pairs, in a sentence."""
         by_all = int((~self.last.clean[:, self.kept]).all(axis=0).sum())
         return (
             f"Of {len(self.kept):,} pairs {len(self.suspects()):,} are flagged as noisy by at least one vote in the "
@@ -81,14 +81,14 @@ class Findings:
         return " and ".join(name for name, clean in zip(self.names, self.last.clean[:, pair], strict=True) if not clean)
 
     def scores(self) -> dict[str, np.ndarray]:
-        """(kept,) scores for "noisy" that are judged against the truth: each vote's doubt, and their mean."""
+        """(kept,) scores for "noisy" to evaluate against the ground truth: each vote's doubt, and their mean."""
         scores = [*self.doubts[:, self.kept], self.suspicion[self.kept]]
         return dict(zip(similarity_names(self.names), scores, strict=False))
 
     def judgement(self) -> dict[str, object] | None:
-        """How right the votes were: average precision, and each one's confusion in the last epoch; None without truth.
+        """Accuracy of the votes: average precision, and confusion matrices in the last epoch; None without truth.
 
-        "chance" is the share of noisy pairs, the average precision of a score drawn at random.
+        "chance" is the share of noisy pairs, the average precision of a random score.
         """
         if self.truth is None:
             return None
@@ -112,7 +112,7 @@ class Findings:
 
 
 def confusion(truth: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
-    """Counts of pairs by truth and vote, and precision and recall of "noisy" (0 where none was flagged or is noisy)."""
+    """Numbers of pairs by truth and vote, and precision and recall of "noisy" (0 if undefined)."""
     hit, false = int((truth & flagged).sum()), int((~truth & flagged).sum())
     missed = int((truth & ~flagged).sum())
     return {

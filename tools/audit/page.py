@@ -1,4 +1,4 @@
-"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9), in which they are marked."""
+"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9), to mark pairs in."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ header * {{ font: inherit }}
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands above the suspects."""
+    """Texts above the suspects."""
 
     title: str
     about: str
@@ -72,7 +72,7 @@ class Heading:
 def write_page(
     findings: Findings, pairs: Pairs, suspects: Sequence[int], marked: Container[int], heading: Heading, file: Path
 ) -> None:
-    """Write the page; it holds its pictures and loads nothing. `marked` pairs are so from the start."""
+    """Write the page, with embedded images and no external resources. `marked` pairs are initially marked."""
     script = _SCRIPT.read_text(encoding="utf-8")
     shown = tqdm(suspects, "thumbnails", leave=False, disable=None)
     cards = "\n".join(_card(findings, pairs, int(pair), marked=pair in marked) for pair in shown)
@@ -105,7 +105,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
 
 
 def thumbnail(path: Path) -> str:
-    """The image as a data address.
+    """The image as a data URL.
 
     Raises:
         DataError: as `read_image`.

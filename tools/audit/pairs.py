@@ -1,4 +1,4 @@
-"""The training pairs that a run met: the images, and the captions as its noise had put them."""
+"""The pairs that a run was trained on: images, and captions as permuted by its noise."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from utils.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Pairs:
-    """The training split, the folder its image paths start from, and π: pair i's caption is caption π(i).
+    """The training split, the folder its image paths are relative to, and π: pair i's caption is caption π(i).
 
     Attributes:
-        corrected: the captions that the run was given in place of others, by pair.
+        corrected: the run's corrected captions, by pair.
     """
 
     split: Split
@@ -33,19 +33,19 @@ class Pairs:
     corrected: Mapping[int, str] = field(default_factory=dict)
 
     def file(self, pair: int) -> Path:
-        """A pair's image."""
+        """Path of a pair's image."""
         return self.split.images[self.split.caption_images[pair]]
 
     def image(self, pair: int) -> str:
-        """A pair's image as the annotation file has it."""
+        """Path of a pair's image as in the annotation file."""
         return as_text(Path(os.path.relpath(self.file(pair), self.imgs)).as_posix())
 
     def person(self, pair: int) -> int:
-        """The id that the annotation file gives the person of a pair's image."""
+        """The person id of a pair's image in the annotation file."""
         return int(self.split.person_ids[self.split.caption_pids[pair]])
 
     def caption(self, pair: int) -> str:
-        """A pair's caption as it was trained, in place or not."""
+        """A pair's caption as used in training, misplaced or not."""
         return as_text(self.corrected.get(pair, self.original(pair)))
 
     def original(self, pair: int) -> str:
@@ -57,11 +57,11 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     """Read the data a run was trained on.
 
     Args:
-        root_dir: where the data are, if not where the run had them.
-        count: pairs that the run has kept a history of.
+        root_dir: folder of the data, if not the run's.
+        count: number of pairs in the run's history.
 
     Raises:
-        OptionError, DataError: no such data, or others than the run's.
+        OptionError, DataError: no such data, or data other than the run's.
     """
     check_root_dir(root_dir)
     run = RunFolder(run_dir)

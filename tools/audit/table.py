@@ -1,4 +1,4 @@
-"""The suspects as a CSV, in which a person may mark pairs, or correct captions, for `train.py --corrections`."""
+"""The suspects as a CSV in which pairs can be marked, or captions corrected, for `train.py --corrections`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from utils.files import in_one_step
 
 
 def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> set[int]:
-    """Write the suspects, the most suspicious first; with `truth` (noisy or clean) in the last column if known.
+    """Write the suspects, most suspicious first; with `truth` (noisy or clean) in the last column if known.
 
-    P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Pairs
-    that a person has marked or corrected in an older `file` stay so; those that are suspect no more follow at the end.
+    P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Marks and
+    corrections in an existing `file` are kept; such pairs that are no longer suspects are appended at the end.
 
     Returns:
         The marked pairs.
 
     Raises:
-        DataError: the older file can't be read, or is of other data.
+        DataError: the existing file can't be read, or is of other data.
     """
     edits = read_edits(file, pairs.split, pairs.permutation) if file.is_file() else NOTHING_EDITED
     suspects = [*suspects, *sorted({*edits.excluded, *edits.captions}.difference(suspects))]
     truth, last = findings.truth, findings.last
     with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
-        writer = csv.writer(stream)  # behind the mark that spreadsheets look for
+        writer = csv.writer(stream)  # after the byte order mark that spreadsheets expect
         of_votes = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
         header = [
             "pair",

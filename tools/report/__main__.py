@@ -21,7 +21,7 @@ REPORT = "report.html"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.report", __doc__)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
@@ -38,16 +38,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def report(folder: Path, root_dir: str | None = None, out: str | None = None, device: str = "auto") -> Path:
-    """Write a run's page and return where it is.
+    """Write a run's page and return its path.
 
     Args:
-        folder: of the run.
-        root_dir: where the data are, if not where the run had them.
-        out: the file to write, if not the run's own.
+        folder: the run's folder.
+        root_dir: folder of the data, if not the run's.
+        out: output file; default: in the run's folder.
         device: as `--device`.
 
     Raises:
-        OptionError, DataError: no run, or one without a whole epoch or with damaged files.
+        OptionError, DataError: no run, or one without a completed epoch or with damaged files.
         OSError: the file can't be written.
     """
     status("loading PyTorch")

@@ -23,12 +23,12 @@ from utils.log import status
 from utils.run_folder import RunFolder
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_REVISION = 7  # letters
+_REVISION = 7  # characters
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, where its model is to compute, and flags in place of its own, as root_dir."""
+    """A run, the device for its model, and flags that override its own, such as root_dir."""
 
     run: Run
     device: torch.device
@@ -36,7 +36,7 @@ class Subject:
 
     @classmethod
     def read(cls, folder: Path, device: torch.device, root_dir: str | None = None) -> Subject:
-        """Read a run; its data are in `root_dir`, if not where the run had them.
+        """Read a run; its data are in `root_dir`, if not in the run's.
 
         Raises:
             OptionError, DataError: as `read_run`.
@@ -45,17 +45,17 @@ class Subject:
 
 
 def escaped(text: str) -> str:
-    """Any text, as a caption or a file's name, for HTML."""
+    """Escape any text, such as a caption or file name, for HTML."""
     return html.escape(as_text(text))
 
 
 def wide(content: str) -> str:
-    """A field that scrolls by itself where the screen is narrower than its content, by keyboard too."""
+    """Wrap content that may be wider than the screen in an element that scrolls, also by keyboard."""
     return f'<div class="wide" tabindex="0">{content}</div>'
 
 
 def figure(draw: Callable[[Path], None], caption: str) -> str:
-    """What `draw` writes into a PNG, with a caption of ours."""
+    """A figure with the PNG written by `draw` and a caption."""
     with tempfile.TemporaryDirectory(prefix="rde_report_") as folder:
         file = Path(folder) / "figure.png"
         draw(file)
@@ -65,7 +65,7 @@ def figure(draw: Callable[[Path], None], caption: str) -> str:
 
 
 def picture(path: Path, what: str) -> str:
-    """A thumbnail of an image, `what` in place of it for those who don't see it; a field that says so if it is gone."""
+    """A thumbnail of an image with alt text `what`; a placeholder if the file is gone."""
     try:
         return f'<img class="picture" alt="{html.escape(what)}" src="{thumbnail(path)}">'
     except DataError:
@@ -76,7 +76,7 @@ Sections = Mapping[str, Callable[[Subject], str]]
 
 
 def write_report(subject: Subject, sections: Sections, file: Path) -> None:
-    """Write the page; what the run lacks is left out, with the reason."""
+    """Write the page; sections that the run has no data for are replaced by the reason."""
     title = f"Report of {escaped(subject.run.folder.resolve().name)}"
     body = "\n".join(_section(subject, name, section) for name, section in sections.items())
     about = " · ".join(map(escaped, _about(subject)))
@@ -95,7 +95,7 @@ def _section(subject: Subject, name: str, section: Callable[[Subject], str]) -> 
 
 
 def _about(subject: Subject) -> Iterator[str]:
-    """What stands above all: the data, the noise, how far the run is and how long it took."""
+    """Lines of the header: data, noise, progress and training time."""
     run, folder = subject.run, RunFolder(subject.run.folder)
     yield Path(run.data).name
     rate = float(run.flags["noisy_rate"])

@@ -1,4 +1,4 @@
-"""The captions of the test split that a run's best checkpoint answers best, and worst."""
+"""Test captions with the best and the worst retrievals by a run's best checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.report.page import Subject, escaped, picture
 from tools.visualize.pictures import encoded_test, source
 from tools.visualize.runs import NothingToDraw
 
-_SHOWN, _TOP = 3, 5  # captions of each kind, images of each
+_SHOWN, _TOP = 3, 5  # captions of each kind, images per caption
 _EXPLAINED = (
     "Sorted by lead, the highest similarity of a correct image minus that of a wrong one; one caption per person. "
     "✓, solid frame: an image of the caption's person; ✗, dashed frame: of someone else."
@@ -25,11 +25,12 @@ _EXPLAINED = (
 
 @dataclass(frozen=True)
 class Answers:
-    """How well each of (C,) captions is answered by the fused similarity.
+    """Retrieval quality of each of (C,) captions by the fused similarity.
 
     Attributes:
-        lead: of the most similar image of its person over that of any other, in [-2, 2]; inf where there is no other.
-        rank: of the first right image, from 1.
+        lead: similarity of the best positive image minus that of the best negative one, in [-2, 2]; inf without
+            negatives.
+        rank: rank of the first positive image, from 1.
     """
 
     lead: np.ndarray
@@ -37,7 +38,7 @@ class Answers:
 
     @classmethod
     def of(cls, encoded: Encoded, gallery: Gallery) -> Answers:
-        """Rank some captions at a time."""
+        """Rank captions in chunks."""
         of_images = torch.from_numpy(gallery.image_pids).to(encoded.device)
         of_captions = torch.from_numpy(gallery.caption_pids).to(encoded.device)
         leads, ranks, chunk = [], [], queries_at_a_time(len(of_images))
@@ -52,7 +53,7 @@ class Answers:
 
 
 def one_a_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
-    """The first few captions of an order, each of another person; (captions,) pids."""
+    """The first few captions in `order` with distinct persons; (captions,) pids."""
     first: dict[int, int] = {}
     for caption in order:
         first.setdefault(int(pids[caption]), caption)
@@ -60,11 +61,11 @@ def one_a_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
 
 
 def retrievals(subject: Subject) -> str:
-    """The first images for the captions with the largest and the smallest lead, as HTML.
+    """The top images for the captions with the largest and smallest lead, as HTML.
 
     Raises:
         UserError: no checkpoint, or no data.
-        NothingToDraw: nothing that could be wrong.
+        NothingToDraw: no negative images.
     """
     run = load_run(subject.run.folder, subject.device, **subject.given)
     encoded, gallery = encoded_test(run)

@@ -1,4 +1,4 @@
-"""The report's sections, each a piece of HTML; one that a run has nothing for raises a UserError that says why."""
+"""The report's sections as HTML; one that the run has no data for raises a UserError with the reason."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _row(by: str, values: Mapping[str, float]) -> str:
 
 
 def flags(subject: Subject) -> str:
-    """The flags that decide about results and have other values than by default."""
+    """The flags that affect results and differ from their defaults."""
     found = [defaults(), subject.run.flags]
     if not (names := differing(found)):
         raise NothingToDraw("all have their defaults")
@@ -65,7 +65,7 @@ def flags(subject: Subject) -> str:
 
 
 def curves(subject: Subject) -> str:
-    """Losses, learning rate, CCD's counts, its precision and recall, and validation over the epochs."""
+    """Losses, learning rate, CCD's counts, precision and recall, and validation metrics over the epochs."""
     caption = "Training loss, learning rate, division of the pairs and validation over the epochs."
     if len(subject.run.records) == 1:
         caption += " One epoch is done, so each curve is a point."
@@ -73,7 +73,7 @@ def curves(subject: Subject) -> str:
 
 
 def losses(subject: Subject) -> str:
-    """The per-pair losses with the mixtures fitted to them."""
+    """Per-pair losses with the fitted mixtures."""
     last = _divided(subject)[-1]
     caption = "Per-pair losses over the epochs, and the two components fitted to them."
     if last.truly_clean.all():
@@ -82,7 +82,7 @@ def losses(subject: Subject) -> str:
 
 
 def suspects(subject: Subject) -> str:
-    """The most suspicious pairs, with the truth where the run's own noise made it."""
+    """The most suspicious pairs, with the ground truth if the run injected noise."""
     divided = _divided(subject)
     findings = Findings(divided)
     pairs = read_pairs(subject.run.folder, subject.given.get("root_dir"), divided[-1].loss.shape[1])

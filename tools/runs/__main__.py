@@ -27,7 +27,7 @@ FORMATS = ("text", "csv", "md")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.runs", __doc__)
     parser.add_argument(
         "folders", nargs="*", default=["logs"], metavar="FOLDER", help="folders to search for runs (default: logs)"
@@ -74,7 +74,7 @@ def _where(rows: list[Row], condition: str) -> list[Row]:
 
 
 def _equal(cell: str, value: str) -> bool:
-    """Whether they are the same text or number: 0 is 0.0, and 1e-5 is 1e-05."""
+    """Whether both are the same text or number: 0 equals 0.0, and 1e-5 equals 1e-05."""
     try:
         return cell == value or float(cell) == float(value)
     except ValueError:
@@ -82,7 +82,7 @@ def _equal(cell: str, value: str) -> bool:
 
 
 def _column(rows: list[Row], name: str, flag: str) -> str:
-    """The name, if it is a column's.
+    """Check that `name` is a column, and return it.
 
     Raises:
         OptionError: lists the columns.
@@ -93,7 +93,7 @@ def _column(rows: list[Row], name: str, flag: str) -> str:
 
 
 def written(rows: Sequence[Row], form: str) -> str:
-    """The rows as one of `FORMATS`."""
+    """Format the rows as one of `FORMATS`."""
     cells = [[_cell(value, column in RESULTS) for column, value in row.items()] for row in rows]
     if form == "csv":
         stream = io.StringIO()

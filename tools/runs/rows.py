@@ -16,23 +16,23 @@ from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
 METRICS = ("R1", "mAP", "rSum")
 _OF_RUN = ("run", "state", "epochs", "best")
 RESULTS = (*(f"{split}_{name}" for split in ("val", "test") for name in METRICS), "seconds")
-Row = dict[str, Any]  # by column; None where nothing is known
+Row = dict[str, Any]  # by column; None if unknown
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
-    """The runs in a folder and below it, by the time in their names; exported models are none."""
+    """The runs in a folder and its subfolders, sorted by the time in their names; without exported models."""
     found = [file.parent for file in folder.rglob("configs.yaml") if not (file.parent / EXPORTED).is_file()]
     return [RunFolder(path) for path in sorted(found, key=lambda path: (path.name, path))]
 
 
 def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
-    """A row a run: its folder, what differs from the others, state, epochs done, the best one, metrics, seconds.
+    """One row per run: folder, differing flags, state, completed epochs, best epoch, metrics, seconds.
 
     Args:
-        also: flags that are shown even where no runs differ.
+        also: flags to show even if they don't differ.
 
-    "val_…" are the best epoch's, "test_…" best.pth's, of the similarity that chooses; in percent. A run of which a file
-    is damaged is "damaged". All rows have the same columns.
+    "val_…" are the best epoch's metrics, "test_…" those of best.pth, by the similarity that selects it, in percent. A
+    run with a damaged file has state "damaged". All rows have the same columns.
     """
     read = []
     for run in runs:
@@ -71,9 +71,9 @@ def _state(run: RunFolder) -> str:
 
 
 def group(rows: Sequence[Row]) -> list[Row]:
-    """Rows that differ in their seed alone as one: how many, in which states, and "mean ± spread" of each result.
+    """Group rows that differ only in their seed: their number, states, and "mean ± spread" of each result.
 
-    The spread is the standard deviation, which a single run has none of.
+    The spread is the standard deviation; a single run has none.
     """
     own = {"seed", *_OF_RUN, *RESULTS}
     groups = defaultdict(list)
@@ -96,7 +96,7 @@ def _mean(values: Sequence[float]) -> str | None:
 
 
 def order(rows: Iterable[Row], column: str) -> list[Row]:
-    """Rows by a column: numbers, and means, highest first, texts in their order, and what is not known last."""
+    """Sort rows by a column: numbers and means descending, texts ascending, unknown values last."""
     rows = list(rows)
     known = [row for row in rows if row[column] is not None]
     if column in (*RESULTS, "best"):

@@ -26,7 +26,7 @@ INDEX = "logs/search"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.search", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = {}
@@ -87,7 +87,7 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check the flags and hand over to the command."""
+    """Check the flags and run the command."""
     args = parse(build_parser(), argv)
     for name in ("top", "batch_size", "num_workers"):
         if args.get(name, 1) < 1:
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         args[name] = Path(args[name]) if args.get(name) else None
 
     status("loading PyTorch")
-    from tools.search import commands  # torch waits until the flags are known to be right
+    from tools.search import commands  # imports torch, only after checking the flags
 
     getattr(commands, args.pop("command"))(args)
 

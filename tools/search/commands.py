@@ -1,4 +1,4 @@
-"""The commands of `python -m tools.search`, each given its flags."""
+"""The commands of `python -m tools.search`, each called with its flags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.run_folder import RunFolder
 
 
 def open_encoder(run: Path, checkpoint: Path | None, args: dict[str, Any]) -> Encoder:
-    """A run's model, to be computed by `--engine` on `--device`."""
+    """A run's model, run by `--engine` on `--device`."""
     loaded = load_run(run, choose_device(args["device"]), checkpoint)
     if args["engine"] == "onnx":
         from tools.search.onnx_encoder import OnnxEncoder
@@ -33,10 +33,10 @@ def open_encoder(run: Path, checkpoint: Path | None, args: dict[str, Any]) -> En
 
 
 def open_searcher(args: dict[str, Any]) -> Searcher:
-    """The index of `--index` with the model that made it.
+    """The index of `--index` with the model that it was built with.
 
     Raises:
-        OptionError: the model is not where it was or should be, or is another.
+        OptionError: the model isn't found, or is a different one.
     """
     store = open_store(args["index"], args["store"])
     run, made_by = args["run"] or store.about.run, store.about.checkpoint
@@ -62,14 +62,14 @@ def open_searcher(args: dict[str, Any]) -> Searcher:
 
 
 def index(args: dict[str, Any]) -> None:
-    """Bring an index up to date."""
+    """Update an index."""
     encoder = open_encoder(args["run"], args["checkpoint"], args)
     loading = (args["batch_size"], args["num_workers"])
     update_index(args["index"], args["store"], args["gallery"], encoder, loading, faiss=args["faiss"])
 
 
 def query(args: dict[str, Any]) -> None:
-    """Print, and write, the images for sentences."""
+    """Print and write the images for sentences."""
     texts = read_sentences(args["text"], args["file"])
     searcher = open_searcher(args)
     similarity = searcher.encoder.similarity(args["similarity"])
@@ -82,7 +82,7 @@ def query(args: dict[str, Any]) -> None:
 
 
 def captions(args: dict[str, Any]) -> None:
-    """Print the sentences for pictures."""
+    """Print the sentences for images."""
     texts = read_sentences([], args["file"])
     encoder = open_encoder(args["run"], args["checkpoint"], args)
     similarity = encoder.similarity(args["similarity"])
@@ -107,9 +107,9 @@ def export(args: dict[str, Any]) -> None:
 
 
 def serve(args: dict[str, Any]) -> None:
-    """Open the page until interrupted."""
-    # Before the import, which reads them: the page's framework is to send nothing about itself, and asks this machine
-    # whether the page is there, which no proxy knows.
+    """Serve the page until interrupted."""
+    # Before the import, which reads them: disable the framework's telemetry, and bypass proxies for its check that the
+    # local page is up.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "*"}
     require("gradio", REQUIREMENTS)
     from tools.search.page import serve_page

@@ -28,10 +28,10 @@ class Encoder:
 
     Attributes:
         size: (height, width) of the images it takes.
-        words: how many tokens of a sentence it reads.
-        widths: of the embeddings that make up a vector, in order.
-        similarities: the names of each one's own, and of all of them together.
-        fingerprint: of the model: SHA-256 of the weights and of what else decides about embeddings.
+        words: maximum number of tokens in a sentence.
+        widths: widths of the embeddings that make up a vector, in order.
+        similarities: names of each embedding's similarity, and of the fused one.
+        fingerprint: SHA-256 of the model's weights and of everything else that affects embeddings.
     """
 
     def __init__(self, run: LoadedRun) -> None:
@@ -45,7 +45,7 @@ class Encoder:
 
     @torch.no_grad()
     def images(self, pixels: np.ndarray) -> np.ndarray:
-        """(B, 3, H, W) uint8 → (B, D) float32 unit vectors: all unit embeddings over the root of their number."""
+        """(B, 3, H, W) uint8 → (B, D) float32 unit vectors: concatenated unit embeddings over √E."""
         return _vectors(self.embed_images(pixels))
 
     def embed_images(self, pixels: np.ndarray) -> Embeddings:
@@ -58,7 +58,7 @@ class Encoder:
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """(B, D) vectors of sentences, as those of images."""
+        """(B, D) vectors of sentences, like those of images."""
         parts = []
         starts = range(0, len(captions), _TEXTS_AT_A_TIME)
         for start in tqdm(starts, "sentences", unit="batch", leave=False, disable=len(starts) < 2 or None):
@@ -67,7 +67,7 @@ class Encoder:
         return np.concatenate(parts)
 
     def similarity(self, name: str | None) -> str:
-        """The similarity of that name; without one, that of all embeddings together.
+        """Check a similarity's name, by default the fused one, and return it.
 
         Raises:
             OptionError: the model has no such similarity.
@@ -77,7 +77,7 @@ class Encoder:
         return name or self.similarities[-1]
 
     def weigh(self, vectors: np.ndarray, similarity: str) -> np.ndarray:
-        """Vectors whose inner products with an index's are one of `similarities`, a cosine each."""
+        """Transform query vectors so that their inner products with an index's are one of `similarities`."""
         if similarity == self.similarities[-1]:
             return vectors
         weighed, start = np.zeros_like(vectors), 0
@@ -96,10 +96,10 @@ def _vectors(embeddings: Embeddings) -> np.ndarray:
 
 
 def fingerprint(model: DualEncoder, options: Options) -> str:
-    """SHA-256 of a model's weights and of what else decides about its embeddings."""
+    """SHA-256 of a model's weights and of everything else that affects its embeddings."""
     names = ("img_size", "stride_size", "select_ratio", "tse_head", "tse_pool")
     kind = [(name, options[name]) for name in names]
-    if list(model.widths) != ["BGE", "TSE"]:  # of which fingerprints of older indexes say nothing
+    if list(model.widths) != ["BGE", "TSE"]:  # not part of the fingerprints of older indexes
         kind.append(("heads", list(model.widths)))
     digest = hashlib.sha256(repr(kind).encode())
     for name, value in sorted(model.published_state().items()):

@@ -13,9 +13,9 @@ from utils.files import in_one_step
 
 REQUIREMENTS = "requirements-demo.txt"
 _QUERIES_AT_A_TIME = 64
-# FAISS: of four numbers of a vector is kept which of 16 typical ones they are nearest to, half a byte; what then seems
-# nearest to a query is ranked again by the exact vectors. All codes are looked at: searching only the nearest of some
-# lists would keep from a sentence, which lies far from every image, much of what is nearest to it.
+# FAISS: product quantisation with 4 bits for every four dimensions; the candidates found are re-ranked by their exact
+# vectors. All codes are scanned: probing only some inverted lists would miss many neighbours of a sentence, which lies
+# far from all images.
 _NUMBERS_A_CODE = 4
 _CANDIDATES, _LEAST_CANDIDATES = 10, 1000
 _LEAST_TRAINING, _TRAINING = 1000, 10_000
@@ -28,13 +28,13 @@ class Engine(Protocol):
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """For each of (Q, D) queries the positions of the `count` nearest of the N vectors.
 
-        An approximate engine gives some more, from which their exact inner products are to choose.
+        An approximate engine returns more candidates, to be re-ranked by exact inner products.
         """
         ...
 
 
 def best_first(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` highest of (N,) scores, best first; equal ones in their order."""
+    """Positions of the `count` highest of (N,) scores, best first; ties in original order."""
     if count < len(scores):
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
         candidates = np.flatnonzero(scores >= threshold)
@@ -44,7 +44,7 @@ def best_first(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 class Exact:
-    """Every inner product is formed. `vectors` (N, D) float32."""
+    """Exhaustive search. `vectors` (N, D) float32."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
@@ -59,17 +59,17 @@ class Exact:
 
 
 class Faiss:
-    """An index of FAISS, built from vectors or read from a file."""
+    """A FAISS index, built from vectors or read from a file."""
 
     def __init__(self, index: object) -> None:
         self.index = index
 
     @classmethod
     def build(cls, vectors: np.ndarray, seed: int = 0) -> Faiss:
-        """Learn codes from some of (N, D) vectors, and keep those of all.
+        """Train the quantiser on a sample of (N, D) vectors, and encode all.
 
-        What all vectors share, most of it in a narrow cone, is taken from them first: that changes all inner products
-        of a query by the same number, and the codes tell what is left.
+        The mean is subtracted first, as vectors lie in a narrow cone: this shifts all inner products of a query by the
+        same number, and the codes represent the remainder.
         """
         faiss = require("faiss", REQUIREMENTS)
         n, width = vectors.shape
@@ -87,14 +87,14 @@ class Faiss:
         return list(self.index.search(np.ascontiguousarray(queries), wanted)[1])
 
     def write(self, file: Path) -> None:
-        """Write in one step."""
+        """Write atomically."""
         faiss = require("faiss", REQUIREMENTS)
         with in_one_step(file) as partial, partial.open("wb") as stream:
-            faiss.write_index(self.index, faiss.PyCallbackIOWriter(stream.write))  # its own files take UTF-8 names only
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(stream.write))  # FAISS only opens UTF-8 names
 
     @classmethod
     def read(cls, file: Path) -> Faiss:
-        """Read what `write` has written.
+        """Read a file written by `write`.
 
         Raises:
             OptionError: it is missing or damaged.

@@ -1,4 +1,4 @@
-"""Sentences that a gallery can answer, for the page to offer."""
+"""Example queries for a gallery, offered on the page."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tools.search.search import Searcher
 from utils.errors import UserError
 
 _COUNT = 3
-_SHORT = 120  # letters
+_SHORT = 120  # characters
 _COMPARED = 60  # results
 _PERSONS = ("a man", "a woman")
 _CLOTHES = ("a red shirt", "a blue jacket", "a white shirt", "black trousers", "a green coat", "a yellow dress")
 
 
 def examples(searcher: Searcher) -> list[str]:
-    """Captions of the gallery's own where it is a data set's, else sentences that some pictures stand out for."""
+    """Captions of the gallery if it is a data set, else generic sentences with clear matches in it."""
     named = Path(searcher.encoder.run.options.dataset_name)
     return captions_of(searcher.gallery, named) or _answered(searcher)
 
 
 def captions_of(gallery: Path, annotations: Path) -> list[str]:
-    """Short captions of different pictures in a gallery, of its test split if there is one.
+    """Short captions of different images in a gallery, from its test split if there is one.
 
     They come from a known annotation file in the gallery or up to two folders above it, or from `annotations`.
     """
@@ -46,14 +46,14 @@ def captions_of(gallery: Path, annotations: Path) -> list[str]:
 
 
 def _few(entries: list[Entry]) -> list[str]:
-    """The first short caption of a few entries, spread evenly."""
+    """The first short caption of a few evenly spaced entries."""
     captions = [next((c for c in entry.captions if 0 < len(c.strip()) <= _SHORT), None) for entry in entries]
     found = list(dict.fromkeys(caption.strip() for caption in captions if caption))
     return [found[n] for n in np.linspace(0, len(found) - 1, min(_COUNT, len(found))).astype(int)]
 
 
 def _answered(searcher: Searcher) -> list[str]:
-    """Of some sentences those whose best picture is the furthest above the results after it."""
+    """The generic sentences whose best result is furthest above the following ones."""
     sentences = [f"{person} in {clothes}" for person, clothes in product(_PERSONS, _CLOTHES)]
     results = searcher.search(sentences, _COMPARED, searcher.encoder.similarities[-1])
     lead = [hits[0].score - np.mean([hit.score for hit in hits]) for hits in results]

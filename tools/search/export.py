@@ -21,7 +21,7 @@ def export_vectors(store: Store, out: Path) -> None:
     `About.layout`, to be searched by inner product.
 
     Raises:
-        OptionError: the index holds no vector.
+        OptionError: the index is empty.
     """
     paths, vectors = store.everything()
     if not paths:

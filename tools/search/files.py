@@ -1,11 +1,11 @@
-"""An index in plain files: vectors in shards, and a manifest that names the shards that count.
+"""An index in plain files: vectors in shards, and a manifest that lists the valid shards.
 
-    index.json          what the index is of, and its shards in order
+    index.json          gallery and model of the index, and its shards in order
     00000001.npy        (N, D) float32, the vectors of a shard
-    00000001.jsonl      a line for each of its files: path, length, time of change, null or why it has no vector
+    00000001.jsonl      a line per file: path, length, modification time, null or the reason why it has no vector
 
-A batch is a shard, and counts when the manifest has been replaced; of a file the latest shard speaks. Where many small
-shards have gathered, and at the end, they are merged.
+Each batch becomes a shard, valid once the manifest has been replaced; for each file the latest shard applies. Small
+shards are merged when there are many, and at the end.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tools.search.rows import About, Row, Stamp
 from utils.errors import DataError, brief
 from utils.files import in_one_step, write_text
 
-MANIFEST, OLD = "index.json", "index.sqlite"  # the latter of older versions
+MANIFEST, OLD = "index.json", "index.sqlite"  # OLD is from older versions
 FORMAT = 3
-_FULL = 1 << 14  # files in a shard that is left as it is
-_SMALL = 256  # shards that are not full
+_FULL = 1 << 14  # files in a full shard, which isn't merged
+_SMALL = 256  # shards that aren't full before they are merged
 
 
 class _Entry(NamedTuple):
-    """A file's stamp and error, and the place of its vector."""
+    """A file's stamp and error, and the location of its vector."""
 
     stamp: Stamp
     error: str | None
@@ -40,13 +40,13 @@ class _Entry(NamedTuple):
 
 
 class FileStore:
-    """An index, open.
+    """An open index.
 
     Attributes:
         folder, name: of the index, the latter for messages.
-        about: what the index is of.
-        engine: finds what is nearest; None for every inner product to be formed.
-        version: grows with every change of the vectors.
+        about: its gallery and model.
+        engine: search engine; None for exhaustive search.
+        version: incremented with every change of the vectors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class FileStore:
                 raise ValueError("it is of another version")
             self.about, self.version = About.from_json(json.dumps(manifest["about"])), manifest["version"]
             self._load(manifest["shards"])
-        except Exception as error:  # whatever JSON and NumPy raise over damaged files
+        except Exception as error:  # JSON and NumPy raise many types for damaged files
             raise DataError(
                 f"{file} can't be read ({brief(error)}): if no process is indexing into it, delete it and index again"
             ) from None
@@ -84,19 +84,19 @@ class FileStore:
         self._vectors[shard] = vectors
 
     def __len__(self) -> int:
-        """How many files have vectors."""
+        """Number of files with vectors."""
         return sum(entry.error is None for entry in self._entries.values())
 
     def stamps(self) -> dict[Path, Stamp]:
-        """Every file that is known, broken ones too."""
+        """Stamps of all indexed files, including broken ones."""
         return {path: entry.stamp for path, entry in self._entries.items()}
 
     def broken(self) -> list[tuple[Path, str]]:
-        """Files without a vector, and why."""
+        """Files without a vector, and the reasons."""
         return sorted((path, entry.error) for path, entry in self._entries.items() if entry.error is not None)
 
     def put(self, rows: Sequence[Row]) -> None:
-        """Add or replace files, all of them or, if killed, none."""
+        """Add or replace files atomically."""
         if not rows:
             return
         shard = self._write(rows)
@@ -106,17 +106,17 @@ class FileStore:
             self.tidy()
 
     def drop(self, paths: Iterable[Path]) -> None:
-        """Forget files; a kill before `tidy` brings them back, to be dropped the next time."""
+        """Remove files; after a kill before `tidy` they are still there, to be dropped next time."""
         for path in paths:
             del self._entries[path]
 
     def keep_place(self, about: About) -> None:
-        """Keep where the model is now."""
+        """Record the model's current location."""
         self.about = about
         self._commit(list(self._vectors), changed=False)
 
     def tidy(self) -> None:
-        """Merge shards that are not full, leaving out what is forgotten or replaced."""
+        """Merge shards that aren't full, without removed and replaced files."""
         alive = Counter(entry.shard for entry in self._entries.values())
         whole = [shard for shard, lines in self._lines.items() if lines == alive[shard]]
         full = [shard for shard in whole if alive[shard] >= _FULL]
@@ -153,11 +153,11 @@ class FileStore:
     def _remove_unnamed(self) -> None:
         for file in (*self.folder.glob("*.npy"), *self.folder.glob("*.jsonl")):
             if file.stem.isdigit() and file.stem not in self._vectors:
-                with suppress(PermissionError):  # Windows, where somebody reads it: the next time, then
+                with suppress(PermissionError):  # open elsewhere on Windows: removed next time
                     file.unlink()
 
     def images(self) -> list[Path]:
-        """The files that have vectors, in the order of `everything`."""
+        """The files with vectors, in the order of `everything`."""
         return [path for path, entry in self._entries.items() if entry.error is None]
 
     def vectors(self, paths: Sequence[Path]) -> np.ndarray:
@@ -168,12 +168,12 @@ class FileStore:
         return result
 
     def everything(self) -> tuple[list[Path], np.ndarray]:
-        """Paths of the N files that have vectors, and (N, D) float32."""
+        """Paths of the N files with vectors, and their (N, D) float32 vectors."""
         paths = self.images()
         return paths, self.vectors(paths)
 
     def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
-        """For each of (Q, D) queries the files of the `count` or more largest inner products, and their vectors."""
+        """For each of (Q, D) queries the files with the `count` (or more) largest inner products, and their vectors."""
         paths = self._paths = self._paths or self.images()
         if self.engine is None:
             self.engine = Exact(self.vectors(paths))
@@ -182,13 +182,13 @@ class FileStore:
 
 
 def write_manifest(folder: Path, about: About, version: int, shards: list[str]) -> None:
-    """Replace the manifest in one step: from then on these shards count."""
+    """Replace the manifest atomically, which makes these shards valid."""
     content = {"format": FORMAT, "version": version, "about": json.loads(about.to_json()), "shards": shards}
     write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def create(folder: Path, about: About) -> FileStore:
-    """Make an empty index, in place of what one that was deleted, or is of an older version, has left."""
+    """Create an empty index, replacing remains of a deleted one or of an older version."""
     for leftover in (folder / OLD, *folder.glob("vectors_*.faiss")):
         leftover.unlink(missing_ok=True)
     write_manifest(folder, about, 0, [])

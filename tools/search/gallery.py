@@ -18,16 +18,16 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", "
 
 
 def list_files(gallery: Path, excluded: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """Pictures by their names, and all other files, as paths from the gallery; hidden ones are neither.
+    """List images, by file name, and other files, as paths relative to the gallery; hidden files are skipped.
 
     Args:
-        excluded: a folder that is not looked into.
+        excluded: a folder to skip.
 
     Returns:
-        Pictures, other files, and folders that were not looked into, with the reason: links, and unreadable ones.
+        Images, other files, and skipped folders with the reason: links and unreadable ones.
 
     Raises:
-        OptionError: no folder, or no picture in it.
+        OptionError: no folder, or no image in it.
     """
     if not gallery.is_dir():
         raise OptionError(f"--gallery {gallery}: {'is no folder' if gallery.exists() else 'no such folder'}")
@@ -49,7 +49,7 @@ def list_files(gallery: Path, excluded: Path) -> tuple[list[Path], list[Path], d
 
 
 def stamp(file: Path) -> Stamp:
-    """What the file's change would show in; zeros where there is none any more."""
+    """Length and modification time, to detect changes; zeros if the file is gone."""
     try:
         status = file.stat()
     except OSError:
@@ -60,21 +60,21 @@ def stamp(file: Path) -> Stamp:
 def read_batches(
     gallery: Path, paths: Sequence[Path], size: tuple[int, int], batch_size: int, workers: int
 ) -> Iterator[tuple[list[Row], np.ndarray]]:
-    """Decode pictures, the next batch while one is used.
+    """Decode images, prefetching the next batch.
 
     Yields:
-        Rows without vectors, `error` set where a file is broken, and (B, 3, height, width) uint8 of those that are not.
+        Rows without vectors, with `error` set for broken files, and (B, 3, height, width) uint8 of the others.
     """
 
     def read(path: Path) -> tuple[Row, np.ndarray | None]:
-        found = stamp(gallery / path)  # before reading: a file that changes meanwhile is read again the next time
+        found = stamp(gallery / path)  # before reading, so that a file changed meanwhile is read again next time
         try:
             return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
         except OSError as error:
             return Row(path, found, None, error.strerror), None
         except DataError as error:
             reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
-            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow repeats the path
+            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow appends the path
 
     read_all = in_threads(read, paths, ahead=batch_size, threads=workers)
     while done := list(islice(read_all, batch_size)):

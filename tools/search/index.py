@@ -1,4 +1,4 @@
-"""Bringing an index up to date with its gallery: new and changed files are embedded, vanished ones forgotten."""
+"""Updating an index from its gallery: new and changed files are embedded, deleted ones removed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SHOWN = 20
 def update_index(
     folder: Path, uri: str | None, gallery: Path, encoder: Encoder, loading: tuple[int, int], *, faiss: bool = False
 ) -> None:
-    """Index a gallery, from where the last time ended.
+    """Index a gallery, continuing where the last call stopped.
 
     Args:
-        folder: of the index.
+        folder: the index's folder.
         uri: as for `open_store`.
-        loading: images embedded, and kept, at a time; threads that decode.
-        faiss: build FAISS's index too.
+        loading: batch size for embedding and saving; number of decoding threads.
+        faiss: also build the FAISS index.
 
     Raises:
-        OptionError: no pictures; an index of another gallery or model; another process is at it.
+        OptionError: no images; an index of another gallery or model; another process is indexing.
     """
     gallery = gallery.absolute()
     if gallery.resolve() == folder.resolve():
@@ -76,10 +76,10 @@ def _open(folder: Path, uri: str | None, gallery: Path, encoder: Encoder) -> Sto
 
 
 def check_model(store: Store, encoder: Encoder) -> None:
-    """An index is searched, and added to, with the model that made it.
+    """Check that an index was built with this model.
 
     Raises:
-        OptionError: it is another.
+        OptionError: it was built with another.
     """
     if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
@@ -89,7 +89,7 @@ def check_model(store: Store, encoder: Encoder) -> None:
 
 
 def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
-    """Print what was skipped, and write it down."""
+    """Print what was skipped, and write it to a file."""
     lines = [f"{path}/: {why}; its indexed images are kept" for path, why in closed.items()]
     lines += [f"{path}: {error}" for path, error in store.broken()]
     lines += [f"{path}: not an image file name" for path in others]
@@ -102,12 +102,12 @@ def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[
 
 
 def faiss_file(store: FileStore) -> Path:
-    """Where FAISS's index of the present vectors is kept."""
+    """Path of the FAISS index for the current vectors."""
     return store.folder / f"vectors_{store.version}.faiss"
 
 
 def build_faiss(store: FileStore) -> Path:
-    """Build FAISS's index of the present vectors, in place of older and damaged ones.
+    """Build the FAISS index of the current vectors, replacing older and damaged ones.
 
     Raises:
         OptionError: there are no vectors.

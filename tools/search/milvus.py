@@ -1,6 +1,6 @@
-"""An index in Milvus, a vector database, where one machine is not enough; Milvus Lite keeps one in a file.
+"""An index in Milvus, a vector database for more than one machine; Milvus Lite stores it in a file.
 
-One collection: an entity for each file, by the number of its path, and one (number 0) that says what the index is of.
+One collection: an entity per file, keyed by a hash of its path, and entity 0, which describes gallery and model.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ REQUIREMENTS = "requirements-milvus.txt"
 COLLECTION = "rde_search"
 _ABOUT = 0
 _TIMEOUT = 30  # seconds
-_LONGEST = 65_535  # bytes of a text, and no more results than a fourth of it
+_LONGEST = 65_535  # bytes of a string; the number of results is limited to a quarter of it
 _QUERIES, _MOST = 64, 16_384
 _AT_A_TIME = 1000
 
 
 class MilvusStore:
-    """An index, open, with the methods of `files.FileStore`.
+    """An open index with the methods of `files.FileStore`.
 
     Args:
-        uri: of a server, http://host:19530 or http://host:19530/DATABASE, or a file NAME.db for Milvus Lite.
-        about: makes the index if there is none.
+        uri: a server, http://host:19530 or http://host:19530/DATABASE, or a file NAME.db for Milvus Lite.
+        about: creates the index if it doesn't exist.
     """
 
     def __init__(self, uri: str, about: About | None = None) -> None:
         self._milvus = require("pymilvus", REQUIREMENTS)
-        logging.getLogger("pymilvus").setLevel(logging.ERROR)  # what goes wrong is raised too
+        logging.getLogger("pymilvus").setLevel(logging.ERROR)  # errors are raised as well
         self.name = uri
         with self._one_line():
             self._client = self._milvus.MilvusClient(uri, timeout=_TIMEOUT)
@@ -51,12 +51,12 @@ class MilvusStore:
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """The client's complaints, and entities that are not an index's, in one line."""
+        """Report client errors, and entities that don't belong to an index, in one line."""
         try:
             yield
         except DataError:
             raise
-        except Exception as error:  # of the client, of the network under it, of JSON
+        except Exception as error:  # from the client, the network or JSON
             raise DataError(f"--store {self.name}: {brief(error)}") from None
 
     def _create(self, about: About) -> None:
@@ -101,7 +101,7 @@ class MilvusStore:
         entities = [
             {
                 "id": identity(row.path),
-                "path": json.dumps(row.path.as_posix()),  # a name need not be UTF-8
+                "path": json.dumps(row.path.as_posix()),  # file names needn't be UTF-8
                 "error": json.dumps(row.error) if row.error is not None else "",
                 "note": "",
                 **row.stamp._asdict(),
@@ -125,7 +125,7 @@ class MilvusStore:
             self._write_about(about)
 
     def tidy(self) -> None:
-        """The database does that by itself."""
+        """Nothing to do: the database compacts itself."""
 
     def everything(self) -> tuple[list[Path], np.ndarray]:
         found = [(_path(e), np.array(e["vector"], np.float32)) for e in self._all('error == ""', ("path", "vector"))]

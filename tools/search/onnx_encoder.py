@@ -1,4 +1,4 @@
-"""Embedding by ONNX Runtime, from the towers that `tools.export --onnx` has written."""
+"""Embedding with ONNX Runtime, from the towers written by `tools.export --onnx`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from utils.errors import OptionError, brief
 
 
 class OnnxEncoder(Encoder):
-    """A run's model, whose embeddings ONNX Runtime computes.
+    """A run's model, executed by ONNX Runtime.
 
     Raises:
-        OptionError: no towers in the run's folder, or those of other weights.
+        OptionError: no towers in the run's folder, or towers of other weights.
     """
 
     def __init__(self, run: LoadedRun) -> None:
@@ -32,7 +32,7 @@ class OnnxEncoder(Encoder):
             raise OptionError(f"--engine onnx: no {file}; tools.export RUN_DIR --onnx writes it, its folder is --run")
         try:
             session = self._runtime.InferenceSession(str(file), providers=self._runtime.get_available_providers())
-        except Exception as error:  # the runtime's own types
+        except Exception as error:  # the runtime raises many types
             raise OptionError(f"{file} can't be read: {brief(error)}") from None
         if session.get_modelmeta().custom_metadata_map.get(FINGERPRINT) != self.fingerprint:
             raise OptionError(f"{file} was exported from other weights than {self.run.file}: export again")

@@ -1,6 +1,6 @@
-"""The search page: on this machine's loopback address, sending nothing anywhere else, serving only what is indexed.
+"""The search page: bound to the loopback address, makes no outgoing requests, serves only indexed images.
 
-Pictures are sent as thumbnails made here; no path of the page leads to a file of the gallery.
+Images are served as generated thumbnails; no URL of the page leads to a file of the gallery.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tools.selection import chosen_words, overlaid
 from utils.errors import OptionError, UserError, printable
 
 HOST = "127.0.0.1"
-_NAMES = [HOST, "localhost"]  # requests under any other are not answered
+_NAMES = [HOST, "localhost"]  # requests for other host names are rejected
 _THUMBNAIL = (288, 180)  # height, width
 _MOST = 60
-_KEPT = (600, 3600)  # thumbnails are looked through so often, and deleted at such an age, in seconds
-# The browser is to load nothing from elsewhere, whatever the framework's page asks for.
+_KEPT = (600, 3600)  # interval of cleaning up thumbnails, and their maximum age, in seconds
+# Forbids the browser external requests, whatever the framework's page contains.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; frame-ancestors 'none'"
@@ -45,7 +45,7 @@ footer { display: none !important }
 #results button:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px }
 #about { overflow-wrap: anywhere }
 """
-# Tab leads to the results, the arrows from one to another, and Enter clicks.
+# Keyboard: Tab moves to the results, arrow keys between them, and Enter clicks.
 _ARROWS = """() => document.addEventListener("keydown", (event) => {
   const cells = [...document.querySelectorAll("#results button:has(img)")];
   const at = cells.indexOf(document.activeElement);
@@ -56,7 +56,7 @@ _ARROWS = """() => document.addEventListener("keydown", (event) => {
   event.preventDefault();
   cells[at + steps[event.key]]?.focus();
 })"""
-# Wide, the details stand beside the results; narrow, below them.
+# Details are beside the results on wide screens, below them on narrow ones.
 _SHOW_DETAILS = "() => document.getElementById('details').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 _HINT = "Click an image (or Tab, arrows, Enter) to see which patches and words token selection chose."
 
@@ -67,10 +67,10 @@ def serve_page(searcher: Searcher, port: int) -> None:
     Raises:
         OptionError: the port is taken.
     """
-    # A thumbnail may still be written while the folder goes.
+    # A thumbnail may still be written while the folder is removed.
     with tempfile.TemporaryDirectory(prefix="rde_page_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the folder goes too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the folder is removed too
         page = build_page(searcher)
         try:
             page.launch(
@@ -95,7 +95,7 @@ def serve_page(searcher: Searcher, port: int) -> None:
 
 
 class _Policy:
-    """Adds the content security policy to every answer, and takes no uploads."""
+    """Middleware that adds the content security policy to every response and rejects uploads."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -125,7 +125,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")
             similarity = gr.Radio(names, value=names[-1], label="By which embedding")
         offered = gr.Examples([[example] for example in examples(searcher)], inputs=text, label="For example")
-        # A dozen pictures are written as JPEG in a tenth of the time that WebP, the framework's own, takes.
+        # Encoding a dozen images as JPEG takes a tenth of the time of WebP, the framework's default.
         shown = {"show_label": False, "buttons": [], "format": "jpeg"}
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -158,7 +158,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             return gr.Image(both, visible=True), marked
 
         inputs, outputs = [text, top, similarity], [gallery, state, picture, words]
-        # One call at a time: token selection is seen by watching the model at work.
+        # One call at a time: token selection is recorded with hooks on the model.
         at_once = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         gr.on([button.click, text.submit], search, inputs, outputs, **at_once)
         gr.on([similarity.input, top.release], search_again, inputs, outputs, **at_once)
@@ -168,7 +168,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
 
 
 def _about(searcher: Searcher) -> str:
-    """The page's head: what is searched with which model."""
+    """The page's header: gallery and model."""
     run = searcher.encoder.run
     model = f"{run.folder.resolve().name}, {run.file.name}, trained on {run.options.dataset_name}"
     gallery = "/".join(searcher.gallery.parts[-2:])
@@ -177,7 +177,7 @@ def _about(searcher: Searcher) -> str:
 
 
 def _on_the_page(work: Callable[[], Any], outputs: Sequence[Any]) -> Any:
-    """What `work` gives; a mistake of the user is shown on the page, which stays as it is."""
+    """The result of `work`; a user error is shown on the page, which otherwise stays unchanged."""
     try:
         return work()
     except UserError as error:
@@ -190,7 +190,7 @@ def _unchanged(outputs: Sequence[Any]) -> tuple:
 
 
 def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str]:
-    """A result beside what token selection left of it, and the sentence with its chosen words marked, as HTML."""
+    """A result beside its selected patches, and the sentence with selected words highlighted, as HTML."""
     run = searcher.encoder.run
     pictures = overlaid(run.model, run.options.img_size, hit.file, upright=True)
     width, height = pictures[0].size

@@ -21,7 +21,7 @@ _SHEET_QUERIES, _SHEET_HITS = 20, 10
 
 
 def table(title: str, hits: Sequence[Hit]) -> str:
-    """One query's results; of each hit every embedding's score too."""
+    """One query's results as a table, with every embedding's score."""
     rows = PrettyTable(["", "score", *(hits[0].scores if hits else ()), "file"], align="r")
     rows.align["file"] = "l"
     for hit in hits:
@@ -31,7 +31,7 @@ def table(title: str, hits: Sequence[Hit]) -> str:
 
 
 def named(out: Path, name: str) -> Path:
-    """The files that `--out` means, without their ending: `name` in it where it is a folder."""
+    """Stem of the output files for `--out`; `name` inside it if it is a folder."""
     if out.is_dir():
         return out / name
     return out.with_suffix("") if out.suffix in (".json", ".png") else out
@@ -46,7 +46,7 @@ def write_json(content: object, out: Path) -> Path:
 
 
 def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hit]], out: Path) -> tuple[Path, Path]:
-    """Write .json and .png, named as `out` says; the sheet shows the first 20 queries and ten results each."""
+    """Write `out`.json and `out`.png; the sheet shows the first 20 queries with ten results each."""
     out = named(out, "query")
     content = [
         {"query": query, "similarity": similarity, "results": [hit.asdict() for hit in hits]}
@@ -62,14 +62,14 @@ def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hi
 
 
 def thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
-    """The whole picture, upright, on (height, width) of white; a grey field where it is gone since it was indexed."""
+    """The whole image, upright, on a white (height, width) canvas; grey if it was deleted since indexing."""
     height, width = size
     try:
         picture = open_rgb(file, size, upright=True)
-    except Exception:  # Pillow's decoders raise whatever their format's parser does
+    except Exception:  # Pillow's decoders raise many types
         return Image.new("RGB", (width, height), "#bbbbbb")
     scale = min(width / picture.width, height / picture.height)
-    picture = picture.resize([max(1, round(side * scale)) for side in picture.size])  # a line, too, has a pixel
+    picture = picture.resize([max(1, round(side * scale)) for side in picture.size])  # at least one pixel
     shown = Image.new("RGB", (width, height), "white")
     shown.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return shown

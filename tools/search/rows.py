@@ -1,4 +1,4 @@
-"""What an index keeps of every file, wherever it keeps it."""
+"""The records of an index, independent of its storage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 
 class Stamp(NamedTuple):
-    """By what a changed file is known: its length and time of change in nanoseconds."""
+    """Length and modification time (ns) of a file, to detect changes."""
 
     size: int
     mtime: int
 
 
 class Row(NamedTuple):
-    """What is kept of a file; its path starts from the gallery's folder. `error` says why there is no vector."""
+    """Record of a file; its path is relative to the gallery. `error` says why there is no vector."""
 
     path: Path
     stamp: Stamp
@@ -28,9 +28,9 @@ class Row(NamedTuple):
 
 
 class About(NamedTuple):
-    """What an index is of: a folder of pictures and a model.
+    """Gallery and model of an index.
 
-    `run` and `checkpoint` say where the model was then, `widths` the width of each embedding in the order of a vector.
+    `run` and `checkpoint` are the model's last known location, `widths` the embeddings' widths in vector order.
     """
 
     gallery: Path
@@ -41,24 +41,24 @@ class About(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of a vector."""
+        """Width of a vector."""
         return sum(self.widths.values())
 
     @property
     def layout(self) -> str:
-        """What a vector is made of."""
+        """Layout of a vector, in words."""
         names = ", ".join(name.lower() for name in self.widths)
         return f"[{names}] / sqrt({len(self.widths)})"
 
     def to_json(self) -> str:
-        """For `from_json`."""
+        """Serialise for `from_json`."""
         return json.dumps(self._asdict(), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> About:
-        """Undo `to_json`."""
+        """Inverse of `to_json`."""
         content = json.loads(text)
-        if "widths" not in content:  # written when there were no others than BGE and TSE
+        if "widths" not in content:  # written when BGE and TSE were the only ones
             bge, width = content.pop("bge_width"), content.pop("width")
             content["widths"] = {"BGE": bge, "TSE": width - bge}
         about = cls(**content)
@@ -66,5 +66,5 @@ class About(NamedTuple):
 
 
 def identity(path: Path) -> int:
-    """A file's number in every index: 63 bits of a digest of its path from the gallery."""
+    """A file's id in every index: 63 bits of a hash of its path in the gallery."""
     return int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:8], "big") >> 1

@@ -31,16 +31,16 @@ class Hit:
     file: Path
 
     def asdict(self) -> dict[str, object]:
-        """For JSON."""
+        """The hit as JSON values."""
         scores = {name.lower(): score for name, score in self.scores.items()}
         return {"rank": self.rank, "score": self.score, **scores, "file": str(self.file)}
 
 
 class Searcher:
-    """An index with the model that made it.
+    """An index with the model that it was built with.
 
     Args:
-        approximate: search with FAISS in place of forming every inner product.
+        approximate: search with FAISS instead of exhaustively.
 
     Raises:
         OptionError: another model, an empty index, or one changed since FAISS was built.
@@ -61,7 +61,7 @@ class Searcher:
         """The `top` images for each sentence, by one of the encoder's similarities.
 
         Args:
-            rerank: re-rank the nearest thousand, or `top` if that is more, among each other.
+            rerank: re-rank the nearest thousand, or `top` if that is more.
         """
         queries = self.encoder.texts(texts)
         found = self.store.nearest(self.encoder.weigh(queries, similarity), max(top, _RERANKED) if rerank else top)
@@ -71,7 +71,7 @@ class Searcher:
     def _rank(
         self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, similarity: str, rerank: RerankSettings | None
     ) -> list[Hit]:
-        """Rank what was found by the exact vectors."""
+        """Rank the candidates by their exact vectors."""
         names = self.encoder.similarities
         scores = vectors @ np.stack([self.encoder.weigh(query[None], name)[0] for name in names]).T  # (found, names)
         by = scores[:, names.index(similarity)]

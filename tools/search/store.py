@@ -19,10 +19,10 @@ def open_store(folder: Path, uri: str | None = None) -> Store:
     """Open an index.
 
     Args:
-        uri: of the Milvus that holds it; None for plain files in `folder`.
+        uri: URI of the Milvus database; None for plain files in `folder`.
 
     Raises:
-        OptionError: there is none.
+        OptionError: it doesn't exist.
         DataError: it is damaged, or of another version.
     """
     if uri:
@@ -36,7 +36,7 @@ def open_store(folder: Path, uri: str | None = None) -> Store:
 
 
 def open_or_create_store(folder: Path, uri: str | None, about: About) -> Store:
-    """Open an index to write to; an empty one where there is none."""
+    """Open an index for writing, creating an empty one if there is none."""
     if uri:
         return MilvusStore(uri, about)
     return FileStore(folder) if (folder / MANIFEST).is_file() else create(folder, about)
@@ -44,10 +44,10 @@ def open_or_create_store(folder: Path, uri: str | None, about: About) -> Store:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Take an index for this process.
+    """Lock an index for this process.
 
     Raises:
-        OptionError: another process is indexing into it, or it can't be made.
+        OptionError: another process is writing to it, or it can't be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

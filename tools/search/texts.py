@@ -12,7 +12,7 @@ from utils.errors import DataError, OptionError, printable
 
 
 def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
-    """The sentences given, then those of a file, one a line.
+    """The sentences given, then those of a file, one per line.
 
     Raises:
         OptionError: none, or an empty one.
@@ -35,7 +35,7 @@ def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def check_sentence(text: str) -> str:
-    """The sentence without the space around it.
+    """The sentence without surrounding whitespace.
 
     Raises:
         OptionError: it is empty.
@@ -51,7 +51,7 @@ def shown(text: str, most: int = 300) -> str:
 
 
 def too_long(text: str, encoder: Encoder) -> str:
-    """A warning for a sentence that the model reads only the beginning of, "" for others."""
+    """A warning for a sentence that the model truncates, "" for others."""
     tokens = len(encoder.tokenizer.encode(text))
     if tokens <= encoder.words:
         return ""
@@ -59,7 +59,7 @@ def too_long(text: str, encoder: Encoder) -> str:
 
 
 def warn_long(texts: Sequence[str], encoder: Encoder) -> None:
-    """Warn of each sentence that is too long."""
+    """Warn about each sentence that is too long."""
     for text in texts:
         if warning := too_long(text, encoder):
             print(f"warning: {warning}: {shown(text, 50)}", file=sys.stderr)

@@ -23,18 +23,18 @@ from utils.errors import OptionError, UserError, printable
 from utils.options import command_parser, parse
 from utils.program import run_program
 
-# What needs torch is imported where it is used, so that --help and a mistyped flag need not wait for it.
+# Modules that need torch are imported where they are used, so that --help and a mistyped flag don't wait for it.
 if TYPE_CHECKING:
     import torch
 
     from tools.visualize.runs import Run
 
 
-Figures = Mapping[str, Callable[[Path], None]]  # how to draw each, by its name
+Figures = Mapping[str, Callable[[Path], None]]  # drawing functions by name
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.visualize", __doc__)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw what the runs hold."""
+    """Draw all figures of the runs."""
     args = parse(build_parser(), argv)
     single = len(args["run_dirs"]) == 1
     if args["wrong"] is not None and (args["wrong"] < 1 or not single):
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 def of_one(
     run: Run, device: torch.device, given: dict[str, str], wrong: int | None
 ) -> dict[str, Callable[[Path], None]]:
-    """How to draw each figure of one run, by its name; with `wrong` that many failures alone."""
+    """Drawing functions for the figures of one run, by name; with `wrong` only that many failures."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
 
@@ -96,7 +96,7 @@ def of_one(
 
 
 def of_several(runs: Sequence[Run]) -> Figures:
-    """How to draw each figure that compares runs, by its name."""
+    """Drawing functions for the figures that compare runs, by name."""
     from tools.visualize import curves, densities
 
     return {
@@ -107,10 +107,10 @@ def of_several(runs: Sequence[Run]) -> Figures:
 
 
 def draw(figures: Figures, out: Path) -> tuple[list[Path], dict[str, list[str]]]:
-    """Draw what can be drawn; the files without their ending, and the names of the others by what was in their way."""
+    """Draw what can be drawn; returns the files' stems, and the names of skipped figures by reason."""
     drawn, skipped = [], defaultdict(list)
     for name, figure in figures.items():
-        print(f"drawing {name} …", flush=True)  # the first of one run waits for its model
+        print(f"drawing {name} …", flush=True)  # the first one loads the model
         try:
             figure(out / name)
             drawn.append(out / name)
@@ -120,9 +120,9 @@ def draw(figures: Figures, out: Path) -> tuple[list[Path], dict[str, list[str]]]
 
 
 def show_in_tensorboard(run: Path, drawn: Sequence[Path], epoch: int, kind: str) -> None:
-    """Write the pictures among a run's TensorBoard events, in place of its older ones of that kind.
+    """Write the pictures to a run's TensorBoard events, replacing older ones of that kind.
 
-    Elsewhere they would be a run.
+    In another folder they would show up as a separate run.
     """
     from torch.utils.tensorboard import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""Distributions over the epochs: per-pair losses with CCD's mixtures, and similarities of right and wrong pairs."""
+"""Distributions over epochs: per-pair losses with CCD's mixtures, and similarities of positive and negative pairs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from utils.figures import CLEAN, NOISY, legend_below, save
 
 _LOSS_EPOCHS, _SIMILARITY_EPOCHS = 5, 8
 _COLUMNS = 4
-_OVERLAP = 1.6  # height of a ridge in distances between two
+_OVERLAP = 1.6  # height of a ridge, relative to the distance between two
 _MIDDLES = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
 _SMOOTH = np.exp(-0.5 * (np.arange(-4, 5) / 1.5) ** 2)
 
 
 def _spread(count: int, wanted: int) -> list[int]:
-    """Positions of up to `wanted` of `count`, evenly, the first and the last among them."""
+    """Up to `wanted` evenly spaced positions among `count`, including the first and the last."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
 def losses_over_epochs(run: Run, file: Path) -> None:
-    """Histograms of the per-pair losses, by the truth, with both components.
+    """Draw histograms of per-pair losses by ground truth, with both components.
 
     Raises:
         NothingToDraw: no pairs were divided.
@@ -56,10 +56,11 @@ def losses_over_epochs(run: Run, file: Path) -> None:
 
 
 def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
-    """The density of positive and negative similarities over training, a field a run (paper, figure 3), to one scale.
+    """Draw the density of positive and negative similarities over training, one panel per run, to the same scale
+    (paper, figure 3).
 
     Raises:
-        NothingToDraw: no run has kept any.
+        NothingToDraw: no run has recorded any.
         DataError: a run's history is damaged.
     """
     kept = [(run, [epoch for epoch in run.history if epoch.similarity is not None]) for run in runs]
@@ -91,7 +92,7 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
 
 
 def _ridges(axes: plt.Axes, epochs: Sequence[int], densities: np.ndarray) -> None:
-    """A line for each of E epochs, later ones below; (E, 2, bins) densities in distances between two lines."""
+    """Draw a line for each of E epochs, later ones below; (E, 2, bins) densities, in units of the line distance."""
     for order, (positive, negative) in enumerate(densities):
         for values, colour, line, name in (
             (negative, NOISY, "--", "of another person"),

@@ -1,4 +1,4 @@
-"""What a run's model sees and finds: retrieval sheets, and token selection on images and captions."""
+"""Pictures from a run's model: retrieval sheets, and token selection on images and captions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.checkpoints import epoch_of
 from utils.figures import TITLE_LINE, save
 
 _PAIRS = 6
-_INK = (0.0, 0.447, 0.698)  # of chosen words; the stronger, the more the sentence attends to them
+_INK = (0.0, 0.447, 0.698)  # of selected words; opacity grows with attention
 
 _LEGEND = (
     "Each image beside itself with the patches greyed that do not enter TSE; of its caption blue words enter TSE, the "
@@ -32,10 +32,10 @@ _LEGEND = (
 
 
 def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
-    """The best images for captions of the test split, framed by right and wrong.
+    """Draw the best images for captions of the test split, framed by whether they are correct.
 
     Args:
-        wrong: 0, or up to how many captions to draw of those alone whose first image is of another person.
+        wrong: draw only up to this many captions whose first image shows another person; 0: any captions.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -54,7 +54,7 @@ def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
 
 
 def encoded_test(run: LoadedRun) -> tuple[Encoded, Gallery]:
-    """The test split's embeddings by a run's model, and the split.
+    """The test split, and its embeddings by a run's model.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -66,7 +66,7 @@ def encoded_test(run: LoadedRun) -> tuple[Encoded, Gallery]:
 
 
 def selection_sheet(run: LoadedRun, file: Path) -> None:
-    """Images of the test split, what token selection left of them, and a caption of each with its chosen words marked.
+    """Draw test images, their selected patches, and a caption of each with its selected words highlighted.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -91,7 +91,7 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
 
 
 def source(run: LoadedRun) -> str:
-    """What a picture is of, in a title."""
+    """The source of a picture, for its title."""
     epoch = epoch_of(run.file)
     after = "" if epoch is None else f" (epoch {epoch})"
     return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test{after}"
@@ -103,7 +103,7 @@ def _test_split(run: LoadedRun) -> Split:
 
 
 def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:
-    """Words line by line, chosen ones on a ground of their strength and underlined in print by its frame."""
+    """Draw words line by line; selected ones have a framed background whose opacity is their attention."""
     figure = axes.figure
     renderer: RendererAgg = figure.canvas.get_renderer()
     box = axes.get_window_extent(renderer)

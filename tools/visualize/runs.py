@@ -1,4 +1,4 @@
-"""Runs as figures need them: flags, records, history, and what to call each."""
+"""Runs as needed for figures: flags, records, history, and labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS
 
-_VALUE, _LINE = 24, 40  # letters of a flag's value, and of a line of several
-_PART = "_loss"  # ends the names of the loss's parts in a record: "bge_loss"
+_VALUE, _LINE = 24, 40  # characters of a flag's value, and of a line
+_PART = "_loss"  # suffix of the loss's parts in a record: "bge_loss"
 
 
 class NothingToDraw(UserError):
-    """Runs lack what a figure shows; the message says what."""
+    """Runs lack the data of a figure; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,27 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data set that it was trained and validated on, or its annotation file."""
+        """The data set it was trained and validated on, or its annotation file."""
         return str(self.flags["dataset_name"])
 
     @property
     def validated(self) -> list[dict[str, Any]]:
-        """The records of epochs with a validation."""
+        """The records of epochs with validation."""
         return [record for record in self.records if "val" in record]
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the highest R1 on validation; 0 without a validation."""
+        """The epoch with the highest validation R1; 0 without validation."""
         record = best_record(self.records, str(self.flags["trained"]))
         return record["epoch"] if record else 0
 
     @property
     def fused(self) -> str:
-        """The similarity of all embeddings together, which records list last; "" without a validation."""
+        """Name of the fused similarity, which is last in records; "" without validation."""
         return list(self.validated[0]["val"])[-1] if self.validated else ""
 
     def losses(self) -> dict[str, list[float]]:
-        """The parts of the training loss by epoch, under the names of their embeddings, and their sum."""
+        """The parts of the training loss per epoch, by embedding, and their sum."""
         known = {name.lower(): name for record in self.validated[:1] for name in record["val"]}
         keys = {known.get(key.removesuffix(_PART), key.removesuffix(_PART)): key for key in _parts(self.records)}
         if len(keys) != 1:
@@ -63,10 +63,10 @@ class Run:
 
     @cached_property
     def history(self) -> list[EpochHistory]:
-        """What the run has kept of its epochs.
+        """The recorded history of all epochs.
 
         Raises:
-            DataError: a file of it is damaged.
+            DataError: a file is damaged.
         """
         return read_history(self.folder)
 
@@ -75,8 +75,8 @@ def read_run(folder: Path) -> Run:
     """Read a run.
 
     Raises:
-        OptionError: not a run's folder, or one without a whole epoch; a flag's value is of the wrong type.
-        DataError: a file of it is damaged.
+        OptionError: not a run's folder, or one without a completed epoch; a flag's value is of the wrong type.
+        DataError: one of its files is damaged.
     """
     run = RunFolder(folder)
     if not run.config.is_file():
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _are_metrics(rows: object) -> bool:
-    """Whether every row of a validation says at least R1."""
+    """Whether every row of a validation has at least R1."""
     said = rows.values() if isinstance(rows, dict) else [None]
     return bool(said) and all(isinstance(of, dict) and isinstance(of.get("R1"), int | float) for of in said)
 
@@ -110,7 +110,7 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """A run in the words of some of its flags, as `shown` has them, in lines of some length."""
+    """Label of a run from some of its flags, formatted by `shown` and wrapped."""
     lines = [""]
     for word in (f"{name} {value!s:.{_VALUE}}" for name, value in values.items()):
         joined = f"{lines[-1]}, {word}" if lines[-1] else word
@@ -119,7 +119,7 @@ def label(values: Mapping[str, Any]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """What to call each run: by the flags in which they differ, else, and where that is not enough, by its folder."""
+    """Labels of runs: the flags in which they differ or, if these aren't unique, also the folder."""
     flags = [run.flags for run in runs]
     found = [label(values) for values in shown(flags, differing(flags))]
     if len(set(found)) < len(runs):
