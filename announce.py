@@ -36,7 +36,7 @@ from utils.settings import FLAGS, Options
 if TYPE_CHECKING:
     from processor.state import TrainState
 
-# Settings of a run's components, used only if such a component declares them.
+# Settings of components, used only if one of the run's components declares them.
 _OF_PARTS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
 
 
@@ -79,7 +79,7 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
 
 
 def _without_effect(options: Options) -> list[str]:
-    """The given flags that nothing in this run uses."""
+    """The given flags that have no effect in this run."""
     losses, heads = split_loss_names(options.loss_names), head_names(options.heads)
     chosen = {*losses, options.division, options.optimizer, options.lrscheduler, options.sampler}
     parts = [backbone_class(options.backbone), CORRESPONDENCES[options.division]]
@@ -131,7 +131,7 @@ def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> Non
 
 
 def log_end(options: Options, state: TrainState, data: RunData, run: RunFolder) -> None:
-    """Log the run's result in a line, and show it in TensorBoard beside the flags: the best epoch, and its test."""
+    """Log the run's result (best epoch and its test) in a line, and add it to TensorBoard's hyperparameter table."""
     if not is_main():
         return
     best = run.test_metrics().get(CHECKPOINTS[0], {})

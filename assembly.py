@@ -59,16 +59,16 @@ from utils.settings import Options, own_settings
 def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> RunFolder | None:
     """Check everything that can be checked, then train, select the best checkpoint and test.
 
-    Returns the run; `--test` makes none.
+    Returns the run; with `--test` there is none.
 
     Args:
-        resumed: the run to resume, from `checkpoint`, which need not exist if it was stopped in its first epoch.
+        resumed: the run to resume, from `checkpoint`, which needn't exist if the run was stopped in its first epoch.
     """
     device = choose_device(options.device)
-    options.precision = settle(options.precision, device)  # the run's own from here on, wherever it is resumed
+    options.precision = settle(options.precision, device)  # fixed from here on, on whatever device the run resumes
     check_run(options, device)
     seed_everything(options.seed)
-    remarks: list[str] = []  # on the weights, logged once there is a log file
+    remarks: list[str] = []  # about the weights, logged once there is a log file
     model, data = _prepare(options, device, remarks.append, resumed=resumed is not None)
     if options.test:
         _test_start(model, data, options, remarks)
@@ -86,7 +86,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     if checkpoint and checkpoint.is_file():
         state.restore(checkpoint, options)
     if resumed and is_main() and state.epoch < options.num_epoch:
-        (run.path / "test_metrics.json").unlink(missing_ok=True)  # of a test before the end
+        (run.path / "test_metrics.json").unlink(missing_ok=True)  # from a test before the end
     log_start(options, data, run, device, state.epoch if resumed else None)
     if resumed and is_main() and (began_with := run.extend(options.num_epoch)):
         log_extension(options.of(ScheduleSettings), options.lr, state.epoch, began_with)
@@ -115,10 +115,10 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
 def _prepare(
     options: Options, device: torch.device, log: Callable[[str], None], *, resumed: bool
 ) -> tuple[DualEncoder, RunData]:
-    """The initial model and the data: all that takes time before a run folder is created or changed."""
+    """The initial model and the data: everything slow that can fail before a run folder is created or changed."""
     try:
         status(f"reading {options.dataset_name}")
-        read = read_data(options.of(DataSettings))  # a mistyped folder is noticed before weights are fetched
+        read = read_data(options.of(DataSettings))  # a mistyped folder fails before weights are downloaded
         status(f"reading {options.pretrain_choice}")
         model = build(options, log).to(device)
         model.backbone.set_grad_checkpointing(options.grad_checkpointing)
@@ -135,17 +135,17 @@ def _prepare(
 
 
 def build(options: Options, log: Callable[[str], None] = lambda _: None) -> DualEncoder:
-    """The model that training starts with; `log` gets lines about its weights."""
+    """Build the model that training starts with; `log` gets lines about its weights."""
     return accelerate(build_model(options.of, log))
 
 
 def load(file: Path, options: Options) -> DualEncoder:
-    """The model that a checkpoint holds."""
+    """Load the model from a checkpoint."""
     return accelerate(model_from_checkpoint(file, options.of))
 
 
 def inputs(options: Options, model: DualEncoder) -> Inputs:
-    """What the model takes."""
+    """The model's input format."""
     return Inputs(options.img_size, options.text_length, model.backbone.tokenizer or Tokenizer())
 
 
@@ -170,7 +170,7 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
 
 
 def _masking(options: Options) -> Masking | None:
-    """How words are masked, if an objective asks for it."""
+    """How words are masked, if an objective requires it."""
     objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
     if not any(issubclass(objective, TokenObjective) and objective.masks_words for objective in objectives):
         return None
@@ -193,7 +193,7 @@ def _make_run(options: Options) -> RunFolder:
 
 
 def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:
-    """What a run's configuration keeps beside its flags."""
+    """The facts recorded in a run's configuration besides its flags."""
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts}
     return about | {"processes": world_size(), "towers": model.towers()}
 
@@ -209,7 +209,7 @@ def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Se
 
 @dataclass(frozen=True)
 class Request:
-    """What test.py was asked for: the run, its own options, which of its files to test, and how."""
+    """A request to test.py: the run, its options, which of its files to test, and how."""
 
     run: RunFolder
     own: Options
@@ -221,7 +221,7 @@ class Request:
 
 
 def test(options: Options, request: Request) -> None:
-    """Evaluate checkpoints on a split, print a table each and write their metrics."""
+    """Evaluate checkpoints on a split, print a table for each and write their metrics."""
     device = choose_device(options.device)
     options.precision = settle(options.precision, device)
     status(f"reading {options.dataset_name}")
@@ -245,7 +245,7 @@ def test(options: Options, request: Request) -> None:
 
 
 def _suffix(options: Options, run: Options) -> str:
-    """Of the files to write: other data or arithmetic than the run's must not overwrite the run's own results."""
+    """Suffix of output files, so that data or arithmetic other than the run's don't overwrite its own results."""
     precision = f"_{options.precision}" if options.precision != run.precision else ""
     return _data_suffix(options, run) + precision
 

@@ -1,4 +1,4 @@
-"""Which options go together, as far as only the components or the device know; `options.py` checks the rest."""
+"""Checks of option combinations that depend on components or the device; `options.py` checks the rest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from utils.settings import Options, own_settings
 
 
 def check_run(options: Options, device: torch.device) -> None:
-    """Check what can be checked before weights and data are read; `options.precision` is settled.
+    """Check what can be checked before reading weights and data; `options.precision` must be settled.
 
     Raises:
-        OptionError: which options don't go together.
+        OptionError: names the incompatible options.
     """
     check_optimizer(options.optimizer, options.precision)
     _check_scores(options)
@@ -26,10 +26,10 @@ def check_run(options: Options, device: torch.device) -> None:
 
 
 def check_parts(model: DualEncoder) -> None:
-    """Check that a batch encoded in parts, and each part twice, has the gradients of the whole batch.
+    """Check that encoding a batch in parts, and each part twice, gives the gradients of the whole batch.
 
     Raises:
-        OptionError: names a layer of a plugin's that sees the whole batch or draws.
+        OptionError: names a plugin's layer that depends on the whole batch or draws random numbers.
     """
     for name, module in model.train().named_modules():
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -38,7 +38,7 @@ def check_parts(model: DualEncoder) -> None:
 
 
 def _check_scores(options: Options) -> None:
-    """The correspondence must get what it needs: its objective, settings that fit the run."""
+    """Check that the correspondence has its objective, and settings that fit the run."""
     kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
     kind.check(own_settings(kind, options.of), options.num_epoch)
     if kind.objective and kind.objective not in names:
@@ -49,7 +49,7 @@ def _check_scores(options: Options) -> None:
 
 
 def _check_graphs(options: Options, device: torch.device) -> None:
-    """A step that is recorded must have fixed shapes and run on one GPU."""
+    """Check that a captured step has fixed shapes and runs on one GPU."""
     objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
     obstacles = {
         f"the device {device}": device.type != "cuda",

@@ -1,6 +1,6 @@
-"""Every flag there is: the rooms' settings, plugins, and which values go together.
+"""All flags: the packages' settings, plugins, and checks of combinations.
 
-Nothing heavy is imported here, so that `--help` and a mistyped flag are answered at once.
+No heavy imports, so that `--help` and a mistyped flag are answered immediately.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
 
 
 def parse(description: str, argv: Sequence[str]) -> dict[str, Any]:
-    """train.py's flags as given, plugins' among them.
+    """train.py's flags as given, including those of plugins.
 
     Raises:
-        OptionError: an unknown flag, a value of the wrong type, a plugin that does not import.
+        OptionError: an unknown flag, a value of the wrong type, a plugin that fails to import.
     """
     _load_named(argv)
     return options.parse(build_parser(description), argv)
@@ -54,7 +54,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
 
 
 def _load_named(argv: Sequence[str]) -> None:
-    """Load the plugins that the command line names, or the configuration or run that it names."""
+    """Load the plugins named on the command line, or in the configuration or run that it names."""
     load_plugins(options.named_plugins(argv))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("config", "resume", "resume_ckpt_file"):
@@ -67,10 +67,10 @@ def _load_named(argv: Sequence[str]) -> None:
 
 
 def resolve(given: Mapping[str, Any]) -> Options:
-    """Defaults, overridden by `--config`, overridden by the flags given; checked one by one and together.
+    """Defaults, overridden by `--config`, overridden by the flags given; checked individually and in combination.
 
     Raises:
-        OptionError: an unknown key, a wrong type, a value out of range, or values that don't go together.
+        OptionError: an unknown key, a wrong type, a value out of range, or an invalid combination.
     """
     resolved = options.resolve(given, special=_defaults_of_own_data)
     _check_together(resolved)
@@ -78,7 +78,7 @@ def resolve(given: Mapping[str, Any]) -> Options:
 
 
 def _defaults_of_own_data(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The published noise rate moves captions: on an annotation file of the user's it must be asked for."""
+    """The published noise rate permutes captions: for a user's own annotation file noise must be requested."""
     published = said.get("dataset_name", FLAGS["dataset_name"].default) in DATASETS
     return {} if published or said.get("noisy_file") else {"noisy_rate": 0.0}
 
@@ -87,7 +87,7 @@ def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
     """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
 
     Raises:
-        OptionError: the file is missing or no configuration.
+        OptionError: the file is missing or isn't a configuration.
     """
     check_root_dir(given.get("root_dir"))
     content = options.read_yaml(config)
@@ -98,10 +98,10 @@ def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
 
 
 def check_root_dir(root_dir: str | None) -> None:
-    """See that the folder given for a finished run's data exists: SynthPEDES would be rendered into a mistyped one.
+    """Check that the folder given for a finished run's data exists: SynthPEDES would be rendered into a mistyped one.
 
     Raises:
-        OptionError: it does not.
+        OptionError: it doesn't.
     """
     if root_dir is not None and not Path(root_dir).is_dir():
         raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the folder that contains the data set's")
@@ -121,7 +121,7 @@ def add_rerank(parser: argparse.ArgumentParser) -> None:
 
 
 def check_rerank(values: Sequence[float] | None) -> RerankSettings | None:
-    """What `--rerank` means; None where it was not given.
+    """Parse `--rerank`; None if not given.
 
     Raises:
         OptionError: not three numbers, or out of range.
@@ -136,10 +136,10 @@ def check_rerank(values: Sequence[float] | None) -> RerankSettings | None:
 
 
 def check_saved(names: Sequence[str]) -> list[Path]:
-    """The files of test.py's `--save`, each of a name that says what it is to hold.
+    """The files of test.py's `--save`, whose names select their content.
 
     Raises:
-        OptionError: another name, or no such folder.
+        OptionError: an unknown name, or no such folder.
     """
     files = [Path(name) for name in names]
     for file in files:
@@ -151,7 +151,7 @@ def check_saved(names: Sequence[str]) -> list[Path]:
 
 
 def _check_together(resolved: Options) -> None:
-    """See that values that are allowed one by one go together.
+    """Check combinations of values.
 
     Raises:
         OptionError: names the flag to change.

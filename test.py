@@ -17,7 +17,7 @@ from utils.settings import FLAGS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """test.py's parser."""
+    """Build test.py's parser."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("run_dir", nargs="?", help="a run folder (default: the latest run in --output_dir)")
     parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, instead of RUN_DIR")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     options, own = resolve_run(config, given), resolve_run(config, {})
 
     status("loading PyTorch")
-    from assembly import Request, test  # torch and the rest, once the flags are known to be right
+    from assembly import Request, test  # imports torch, only after checking the flags
 
     test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))
 

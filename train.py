@@ -15,12 +15,12 @@ from utils.run_folder import RunFolder
 
 
 def main(argv: Sequence[str]) -> RunFolder | None:
-    """Resolve the options, new or of a run to be resumed, and train; the run, if there is one."""
+    """Resolve the options of a new or resumed run, and train; returns the run, if there is one."""
     given = parse(str(__doc__), argv)
     options = None if _resumes(given) else resolve(given)
 
     status("loading PyTorch")
-    from assembly import broadcast_from_main, train  # torch and the rest, once the flags are known to be right
+    from assembly import broadcast_from_main, train  # imports torch, only after checking the flags
 
     if options is not None:
         return train(options, None)
@@ -38,7 +38,7 @@ def _resumes(given: Mapping[str, Any]) -> bool:
 
 
 def _checkpoint_to_resume(given: Mapping[str, Any]) -> Path:
-    """The last.pth that --resume or --resume_ckpt_file mean, written or still to be."""
+    """The last.pth that --resume or --resume_ckpt_file refers to, which may not exist yet."""
     if "config" in given:
         raise OptionError("--config: a run is resumed with its own configuration, drop this flag")
     if given.get("resume") and given.get("resume_ckpt_file"):
