@@ -1,4 +1,4 @@
-"""Fixtures of several test files. They import torch and matplotlib, so that what only distributes tests need not."""
+"""Fixtures shared by test files. torch and matplotlib are imported inside them, for a fast pytest-xdist controller."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 if TYPE_CHECKING:
     from datasets.annotations import Split
 
-# The files that take the longest. They are begun first, so that no process is left alone with one in the end.
+# The slowest files. They are started first, so that no worker is left with one at the end.
 LONG = ("distributed", "arithmetic", "training", "search", "visualize", "benchmarks", "reproduce", "page", "platforms")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first."""
+    """Put the slow files first."""
     places = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small data set in RSTPReid's format; files that need another one have a `root` of their own."""
+    """A folder with a small data set in RSTPReid's format; test files may override it."""
     from tests import datasets_on_disk
 
     folder = tmp_path_factory.mktemp("data")
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def split(root: Path) -> Split:
-    """Its training split."""
+    """The training split of `root`'s data set."""
     from datasets.annotations import read_splits
 
     return read_splits("RSTPReid", root, ["train"])["train"]
@@ -41,7 +41,7 @@ def split(root: Path) -> Split:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """The test's arithmetic is float64."""
+    """Run the test in float64."""
     from tests.float64 import in_float64
 
     with in_float64():
@@ -50,7 +50,7 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture
 def small_figures() -> Iterator[None]:
-    """A run's own figures are not drawn."""
+    """Don't draw a run's figures."""
     from tests.figures import of_one_pixel
 
     with of_one_pixel():

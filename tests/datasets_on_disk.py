@@ -20,7 +20,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow")
 
 
 def entries(dataset_name: str, persons: int = 6, images: int = 2, captions: int = 2) -> list[dict]:
-    """Annotations with train, val (where the set has one) and test persons."""
+    """Annotations with train, val (if the data set has one) and test persons."""
     _, path_key, first_id = FORMATS[dataset_name]
     splits = ["train", "test"] if dataset_name == "ICFG-PEDES" else ["train", "val", "test"]
     listed, number = [], first_id
@@ -56,7 +56,7 @@ def write(root: Path, dataset_name: str, listed: list[dict] | None = None, file:
 
 @contextmanager
 def away(image: Path) -> Iterator[None]:
-    """Within, an image can't be read though the file system still lists it as it was."""
+    """Make an image unreadable within the context, without changing its size and time stamp."""
     content, stat = image.read_bytes(), image.stat()
 
     def replace(by: bytes) -> None:

@@ -1,8 +1,8 @@
-"""A device that is not there: PyTorch's fake tensors have a device and a shape, but no numbers.
+"""An emulated device: PyTorch's fake tensors have a device and a shape, but no data.
 
-An operation on tensors of two devices raises, as on a GPU; only a single number of the CPU is allowed, as there. What a
-program reads is made up: True, 1 of a tensor of the CPU, else 0, and a few rows where their number depends on numbers.
-The engine of gradients asks for a driver, so a backward pass only gives a gradient to each leaf that it would reach.
+An operation on tensors of two devices raises, as on a GPU, except with a CPU scalar, also as there. Values read from
+tensors are made up: True, 1 for a CPU tensor, else 0, and a few rows if the shape depends on data. The autograd engine
+needs a driver, so the backward pass only assigns a gradient to each leaf that it would reach.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ aten: Any = torch.ops.aten
 
 
 class _MadeUp(TorchDispatchMode):
-    """What depends on numbers."""
+    """Makes up the results of operations that depend on data."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = operator.overloadpacket, kwargs or {}
@@ -50,7 +50,7 @@ def _number(tensor: Tensor) -> bool | int | float:
 
 
 def _backward(tensors: Tensor | Sequence[Tensor], *_: Any) -> None:
-    """Gradients by hand, for all leaves that autograd would reach."""
+    """Assign gradients to all leaves that autograd would reach."""
     nodes = [tensor.grad_fn for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors)]
     seen = set()
     while nodes:
@@ -64,7 +64,7 @@ def _backward(tensors: Tensor | Sequence[Tensor], *_: Any) -> None:
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: ARG001
-    """As `nn.Module`'s own, which swaps tensors where they stand: fake ones it can't."""
+    """Replaces `nn.Module._apply`, which swaps tensors in place and can't do so for fake ones."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -76,7 +76,7 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 
 
 def works(device: str) -> bool:
-    """Whether PyTorch can index a fake tensor of the device: for that it must be built for it, as for MPS on macOS."""
+    """Whether PyTorch can index a fake tensor of the device; it must be built for it, e.g. for MPS on macOS."""
     try:
         with FakeTensorMode():
             torch.empty(2, device=device)[0]
@@ -87,7 +87,7 @@ def works(device: str) -> bool:
 
 @contextmanager
 def fake(device: str) -> Iterator[torch.device]:
-    """Within, tensors are fake; those that are made without a device are the CPU's."""
+    """Make tensors fake within the context; those created without a device are on the CPU."""
     _per_channel.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)

@@ -1,4 +1,4 @@
-"""Figures that are kept to be looked at, and runs without theirs, which take half of the time of a short training."""
+"""Capturing figures for inspection, and disabling those of runs, which take half of the time of a short training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from processor import figures
 
 @contextmanager
 def kept(*modules: ModuleType) -> Iterator[dict[str, Figure]]:
-    """Within, the figures that modules draw are kept by their names, in place of files."""
+    """Keep the figures drawn by modules, by name, instead of writing files."""
     found: dict[str, Figure] = {}
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
@@ -28,7 +28,7 @@ def kept(*modules: ModuleType) -> Iterator[dict[str, Figure]]:
 
 @contextmanager
 def of_one_pixel() -> Iterator[None]:
-    """Within, each figure that a run draws of itself is a single pixel."""
+    """Replace each figure of a run by a single pixel."""
 
     def draw(*arguments: object) -> None:
         *_, file = arguments

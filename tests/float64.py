@@ -1,8 +1,8 @@
-"""Arithmetic in float64, for comparisons of more than a step or two.
+"""Arithmetic in float64, for comparisons over more than a step or two.
 
-In float32 a rounding sooner or later tips a maximum, a hinge or the choice of a token, and what follows is another
-training; which step that is depends on the processor. In float64 it does not happen: three epochs of training two
-ways end 5e-15 apart, in terms of the way that the weights have moved.
+In float32 rounding sooner or later changes a maximum, a hinge or a token selection, and training diverges from there;
+at which step depends on the CPU. In float64 this doesn't happen: after three epochs of training in two ways, weights
+differ by 5e-15, relative to their total change.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 
 from datasets.augmentation import _per_channel
 
-# Rounding is below it by orders of magnitude, and whatever is computed wrongly above.
+# Rounding errors are orders of magnitude below it, and bugs above.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Within, models and batches are made in float64, and what asks for float32 gets float64."""
+    """Create models and batches in float64 within the context, and replace requests for float32."""
     single = torch.Tensor.float
     torch.Tensor.float = torch.Tensor.double
     torch.set_default_dtype(torch.float64)
-    _per_channel.cache_clear()  # of the other type
+    _per_channel.cache_clear()  # has the other dtype
     try:
         yield
     finally:

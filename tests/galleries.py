@@ -1,4 +1,4 @@
-"""A run without training and a folder of somebody's pictures, for the commands that search."""
+"""An untrained run and a folder of images, for tests of search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = (96, 32)
 
 
 def write_run(run_dir: Path, seed: int = 1, clip: str = str(small_clip.FILE)) -> Path:
-    """A run's folder with a pretrained CLIP and fresh TSE heads."""
+    """A run's folder with a pretrained CLIP and untrained TSE heads."""
     torch.manual_seed(seed)
     flags = {
         "img_size": SIZE,
@@ -41,14 +41,14 @@ def write_run(run_dir: Path, seed: int = 1, clip: str = str(small_clip.FILE)) ->
 
 
 class Gallery(NamedTuple):
-    """A folder of pictures in subfolders: what each of them shows, by its path in it."""
+    """A folder of images in subfolders, with the content of each by relative path."""
 
     folder: Path
     captions: dict[str, str]
 
 
 def write_gallery(folder: Path, persons: int = 12) -> Gallery:
-    """Two rendered pictures a person, and a caption of each."""
+    """Two rendered images per person, and a caption of each."""
     rendered = folder.with_name(folder.name + "_rendered")
     recipe = Recipe({"test": persons}, {"test": 2}, 1, seed=5, difficulty=0.2, attributes_named=(6, 9), rich_colours=0)
     write_synthpedes(rendered, recipe)

@@ -23,7 +23,7 @@ from utils.settings import Options
 
 
 def pairwise(name: str, **settings: float) -> PairwiseObjective:
-    """A pairwise objective; settings that it does not have are ignored."""
+    """A pairwise objective; unknown settings are ignored."""
     kind = OBJECTIVES[name]
     assert issubclass(kind, PairwiseObjective)
     own = {field.name for field in fields(kind.Settings)}
@@ -36,12 +36,12 @@ def loss_of(name: str, trained: tuple[str, ...] = ("BGE", "TSE"), **settings: fl
 
 
 def named(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
-    """What `build_optimizer` takes of a model."""
+    """A model's arguments for `build_optimizer`."""
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), OptimizerSettings().head_lr)
 
 
 def stepping(model: nn.Module, loss: TrainingLoss) -> Any:
-    """As much of a training state as one step's gradients take, for a run without a division."""
+    """The part of a training state needed for one step's gradients, for a run without division."""
     every = All(None, Facts("all", 1, 0.0, "made up"))
     return SimpleNamespace(model=model, loss=loss, scaler=GradScaler(enabled=False), correspondence=every, epoch=0)
 

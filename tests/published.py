@@ -19,13 +19,13 @@ def weights(which: str) -> dict[str, torch.Tensor]:
 
 @cache
 def _weights(which: str) -> dict[str, torch.Tensor]:
-    """One normal draw a tensor in sorted name order, scaled by what it is; the seed is listed beside the shapes."""
+    """One normal draw per tensor in sorted name order, scaled by kind; the seed is stored with the shapes."""
     listed = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
     return drawn(listed[which], listed["seeds"][which])
 
 
 def irra_weights() -> dict[str, torch.Tensor]:
-    """The golden weights of IRRA, likewise."""
+    """The golden weights of IRRA, drawn likewise."""
     listed = json.loads((GOLDEN / "irra.json").read_text())
     return drawn(listed["irra"], listed["seed"])
 
@@ -52,7 +52,7 @@ def drawn(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
 
 
 def write_clip_config(file: Path) -> None:
-    """The golden CLIP's towers, in the form of open_clip's configurations."""
+    """Write the golden CLIP's towers as an open_clip configuration."""
     towers = {"vision_cfg": {"width": 64, "layers": 3}, "text_cfg": {"width": 64, "layers": 2, "heads": 1}}
     file.write_text(json.dumps({"quick_gelu": True, **towers}))
 

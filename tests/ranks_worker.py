@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py run: forked ones, and torchrun's by `ranks_worker.py FOLDER`."""
+"""Code run by the processes of tests/test_distributed.py: forked ones, and torchrun's by `ranks_worker.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without
 
 
 def batch_norm() -> tuple[nn.BatchNorm1d, list[torch.Tensor]]:
-    """A layer with weights of its own and batches of rows, the same in every process."""
+    """A layer and batches of rows, the same in every process."""
     generator = torch.manual_seed(0)
     layer = GlobalBatchNorm1d(3)
     nn.init.normal_(layer.weight, generator=generator)
@@ -37,12 +37,12 @@ def batch_norm() -> tuple[nn.BatchNorm1d, list[torch.Tensor]]:
 
 
 def loss_of(rows: torch.Tensor) -> torch.Tensor:
-    """A loss in which every row meets every other."""
+    """A loss in which all rows interact."""
     return (rows @ rows.T).softmax(dim=1).square().sum() + rows.pow(3).sum()
 
 
 def primitives(folder: Path) -> None:
-    """Rows through batch normalisation, gathered; the gradients, for the test to compare with one process's."""
+    """Save rows after batch normalisation and gathering, and their gradients, to compare with a single process."""
     layer, batches = batch_norm()
     found = []
     for rows in batches:
@@ -63,7 +63,7 @@ def primitives(folder: Path) -> None:
 
 
 def training(folder: Path, replace: Callable[[object, str, object], None] = setattr) -> None:
-    """The real commands in the lines of FOLDER/commands; of trainings all that the processes should have in common.
+    """Run the commands in the lines of FOLDER/commands, and save what all processes should have in common.
 
     That is each step's losses, each epoch's division and the final weights, in world<processes>/<line>/rank<rank>.pth.
     """
@@ -72,7 +72,7 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
     from processor import epoch, figures, run
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
-        replace(figures, name, lambda *_, **__: None)  # they take most of the time of so short a training
+        replace(figures, name, lambda *_, **__: None)  # figures take most of the time of such a short training
     backward, train_epoch = epoch.backward, run.train_epoch
     kept = {}
 
@@ -102,7 +102,7 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
 
 
 def in_double(folder: Path) -> None:
-    """Both of the above in float64."""
+    """Run both of the above in float64."""
     from tests.float64 import in_float64
 
     with in_float64():
@@ -111,14 +111,14 @@ def in_double(folder: Path) -> None:
 
 
 def failing(folder: Path) -> None:
-    """Fail in the way that FOLDER/how says."""
+    """Fail as specified in FOLDER/how."""
     how = (folder / "how").read_text()
     (folder / f"pid{rank()}").write_text(str(os.getpid()))
     distributed.all_reduce(torch.zeros(1))
     if how == "mistake of all":
         raise UserError("everybody's mistake")
     if rank() == 1:
-        program._OTHERS_FIRST = 1  # they know of nothing that they could report
+        program._OTHERS_FIRST = 1  # the other processes have no error to report
         if how == "mistake of one":
             raise UserError("a mistake of rank 1 alone")
         if how == "failure":
@@ -130,7 +130,7 @@ def failing(folder: Path) -> None:
 
 
 def run_as(environment: dict[str, str], printed: Path, work: Callable[[Path], None], folder: Path) -> None:
-    """Be the process that a launcher's environment describes, and print into a file."""
+    """Run `work` in a launcher's environment, printing to a file."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     with printed.open("a") as file:

@@ -1,6 +1,6 @@
-"""The smallest CLIP that the commands take, for tests in which it does not matter how well it retrieves.
+"""The smallest CLIP that the commands accept, for tests in which retrieval accuracy doesn't matter.
 
-With its heads it has a fifth of the parameters that the built-in one has. `python -m tests.small_clip` made the file.
+With heads it has a fifth of the built-in one's parameters. The file was written by `python -m tests.small_clip`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The house's picture stays true: who imports whom."""
+"""Import direction between packages."""
 
 from __future__ import annotations
 

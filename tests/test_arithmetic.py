@@ -50,10 +50,10 @@ class Steps(NamedTuple):
     Attributes:
         losses: (8, 2) on BGE and on TSE.
         similarities: (8, 2, B, B).
-        slopes: (8, 2, B, B) of the losses in the similarities.
-        moved: after one and after eight steps, each published name's norm of displacement, count of entries that
-            changed, and count of entries.
-        types: of all tensors, by their published names.
+        slopes: (8, 2, B, B) derivatives of the losses by the similarities.
+        moved: after one and after eight steps, by published name: norm of the change, number of changed elements, and
+            number of elements.
+        types: dtypes of all tensors by published name.
     """
 
     losses: np.ndarray
@@ -95,7 +95,7 @@ def golden_steps(loss_name: str, precision: str) -> Steps:
 
 
 def shuffled_linear(seed: int) -> Callable[..., Tensor]:
-    """A linear layer whose sums, forward and backward, are formed in another order."""
+    """A linear layer that sums in another order, forward and backward."""
     generator = torch.Generator().manual_seed(seed)
 
     def shuffled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -128,8 +128,8 @@ def ours(request) -> tuple[str, Steps]:
 
 @pytest.mark.slow
 def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums(ours):
-    """The bound: to first order a loss changes by Σ |∂L/∂s|·|δs|, δs what a similarity changes by when the same sums of
-    all steps so far are formed in another order; the largest of three orders, and of the steps so far.
+    """The bound: to first order a loss changes by Σ |∂L/∂s|·|δs|, where δs is the change of a similarity if all sums of
+    the steps so far are computed in another order; the maximum over three orders and the steps so far.
     """
     loss_name, own = ours
     apart = np.zeros_like(own.similarities)
@@ -197,7 +197,7 @@ def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused()
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
 def test_a_run_is_resumed_tested_exported_and_measured(tmp_path, monkeypatch, precision):
-    """A run that was killed in its second epoch and continued, beside one that was not."""
+    """A run that was killed in its second epoch and resumed, against one that wasn't."""
     root_dir = tmp_path / "data"
     datasets_on_disk.write(root_dir, "RSTPReid")
     build, starts = assembly.build, []
@@ -309,7 +309,7 @@ def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
 
 @pytest.mark.slow
 def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypatch):
-    """A thousand entries of 6e4: their norm is no float16 number, and each of them is."""
+    """A thousand entries of 6e4: their norm overflows float16, but none of them does."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
     from processor import epoch
 
@@ -334,7 +334,7 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_the_study_is_rehearsed(tmp_path, monkeypatch):
-    """Every arithmetic on a tiny draw, one epoch, in this process."""
+    """Every precision on a tiny data set for one epoch, in this process."""
 
     def in_this_process(_: runs.Run, command: list[str]) -> None:
         training_root.main(command[1:])
@@ -360,7 +360,7 @@ def test_the_study_is_rehearsed(tmp_path, monkeypatch):
 
 
 def test_every_report_names_both_arithmetics(tmp_path, monkeypatch):
-    """The paper's column beside a run's own."""
+    """The paper's precision in one column, a run's own in another."""
     monkeypatch.setattr(runs.Run, "train", lambda *_, **__: None)
     folder = tmp_path / "out/ablation/sdm_0.5/seed1/CUHK-PEDES/20260101_000000_RDE_SDM"
     folder.mkdir(parents=True)

@@ -26,7 +26,7 @@ CAPTIONS = ["a man in blue", HOSTILE, "a woman in a blue dress", "a tall person"
 
 @pytest.fixture
 def audited(tmp_path) -> tuple[Pairs, Path]:
-    """Four pairs on a page, the third marked already."""
+    """Four pairs on a page, the third already marked."""
     imgs, entries = tmp_path / "imgs", []
     imgs.mkdir()
     for n, caption in enumerate(CAPTIONS):

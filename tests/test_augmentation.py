@@ -1,4 +1,4 @@
-"""Augmentations against torchvision's: in value for a given draw, in distribution for many."""
+"""Augmentations against torchvision's: equal values for a given draw, equal distributions over many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def images(count: int) -> torch.Tensor:
 
 
 def by_torchvision(image: torch.Tensor, draw: np.ndarray) -> torch.Tensor:
-    """One image through torchvision's own functions, in the published order."""
+    """Augment one image with torchvision's functions, in the published order."""
     flip, top, left, e_top, e_left, e_height, e_width = draw.tolist()
     image = TF.hflip(image) if flip else image
     image = TF.crop(TF.pad(image, 10), top, left, *SIZE)

@@ -1,4 +1,4 @@
-"""What is looked at before hours, or hundreds of megabytes, are spent."""
+"""Checks made before hours of training or large downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast way against the plain one of `benchmarks`: values, gradients, batches, and a whole run."""
+"""The fast implementation against the plain one of `benchmarks`: values, gradients, batches, and a whole run."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def only(*parts: str) -> dict[str, bool]:
 @pytest.mark.numeric
 @pytest.mark.parametrize("plain_parts", [*([part] for part in PARTS), PARTS], ids="-".join)
 def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
-    """In float32, the only type that is left to oneDNN: a cosine's last place, 2⁻²⁴, is 4e-6 after division by τ."""
+    """In float32, the only dtype computed by oneDNN: a cosine's last place, 2⁻²⁴, is 4e-6 after division by τ."""
     fast, slow = golden_model().train(), golden_model().train()
     embeddings, gradients = step(fast, fast)
     expected, expected_gradients = step(slow, PlainModel(slow, **only(*plain_parts)))
@@ -135,7 +135,7 @@ def small_model() -> DualEncoder:
 
 
 def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
-    """Two epochs of CCD and training with everything on or off: the weights, and each epoch's division and loss."""
+    """Two epochs of CCD and training with all optimisations on or off: weights, and each epoch's division and loss."""
     model, found = small_model(), []
     state, plainly = training_state(model, lr=1e-4), PlainModel(model)
     optimizer = plain.build_optimizer(*learning(model, lr=1e-4))
@@ -171,7 +171,7 @@ def test_the_flop_counted_are_those_of_arithmetic():
         clip = Clip(VIT_B_16)
     images = torch.empty(2, 3, *image_size(VIT_B_16), device="meta")
     ids = torch.zeros(2, 77, dtype=torch.long, device="meta")
-    # 34.5 and 6.0 GFLOP a pair: 12 layers with 24·width² for the four products and 4·L·width for attention, a token.
+    # 34.5 and 6.0 GFLOP per pair: 12 layers, per token 24·width² for the four products and 4·L·width for attention.
     assert count_flop(lambda: clip.encode_image(images)) == pytest.approx(2 * 34.5e9, rel=0.01)
     assert count_flop(lambda: clip.encode_text(ids)) == pytest.approx(2 * 6.0e9, rel=0.01)
 
@@ -240,8 +240,8 @@ def test_the_command_fills_its_file_section_by_section(tmp_path, monkeypatch, ca
         (["start", "--precision", "int8"], "choose from fp32, bf16, fp16"),
         (["start", "--repeats", "0"], "--repeats 0: must be at least 1"),
         (["start", "--out", "/nowhere/x.json"], "--out /nowhere/x.json: there is no folder /nowhere"),
-        (["start", "--out", "tests"], "--out tests: what is there is no file of a benchmark"),
-        (["start", "--out", "README.md"], "--out README.md: what is there is no file of a benchmark"),
+        (["start", "--out", "tests"], "--out tests: the existing file holds no benchmark results"),
+        (["start", "--out", "README.md"], "--out README.md: the existing file holds no benchmark results"),
     ],
 )
 def test_user_errors_are_one_line(arguments, message):
@@ -278,7 +278,7 @@ def test_people_at_the_page_get_their_own_answers(capsys):
 
 
 def cells(line: str) -> list[str]:
-    """Of a row of a table."""
+    """The cells of a table row."""
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 

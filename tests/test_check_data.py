@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 
 def check(tmp_path: Path, *more: str, status: int) -> dict[str, dict]:
-    """Run the command on RSTPReid; its JSON file's findings by what was found."""
+    """Run the command on RSTPReid; returns the findings in its JSON file by description."""
     command = ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), *more]
     if status:
         with pytest.raises(SystemExit) as left:
@@ -37,7 +37,7 @@ def check(tmp_path: Path, *more: str, status: int) -> dict[str, dict]:
 
 @pytest.fixture(autouse=True)
 def sizes(monkeypatch):
-    """The sizes of the small data sets stand for the published ones."""
+    """Use the sizes of the small data sets as the published ones."""
     size = (12, 24, 6)
     monkeypatch.setitem(DATASETS["RSTPReid"].sizes, "train", size)
     monkeypatch.setitem(DATASETS["RSTPReid"].sizes, "val", size)

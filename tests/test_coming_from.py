@@ -1,4 +1,4 @@
-"""docs/coming_from.md names every flag of the published programs, and what it says of them is so."""
+"""docs/coming_from.md lists every flag of the published programs, with correct descriptions."""
 
 from __future__ import annotations
 

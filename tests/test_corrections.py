@@ -1,4 +1,4 @@
-"""Captions corrected by hand: the table that says which, and a run that trains with them."""
+"""Captions corrected by hand: reading the table, and a run that trains with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PERMUTATION = draw_permutation(24, 0.5)
 
 
 def rows_of(split, pairs) -> list[dict[str, str]]:
-    """As the audit writes them."""
+    """Rows as written by the audit."""
     rows = []
     for pair in pairs:
         image, caption = split.images[split.caption_images[pair]], split.captions[PERMUTATION[pair]]
@@ -48,8 +48,8 @@ def write(file: Path, rows: list[dict[str, str]], delimiter: str = ",") -> Path:
 def test_edited_captions_and_marks_are_read(split, tmp_path, delimiter, left_out):
     rows = rows_of(split, (5, 0, 3, 7, 23))
     rows[0]["caption"] = 'A man in "red"; he, too,\nwalks.'
-    rows[1]["caption"] = f"  {rows[1]['caption']}  "  # no other words
-    rows[2]["caption"] = "'-- a girl in blue"  # as a spreadsheet keeps what would be a formula
+    rows[1]["caption"] = f"  {rows[1]['caption']}  "  # only whitespace differs
+    rows[2]["caption"] = "'-- a girl in blue"  # as a spreadsheet escapes a formula
     rows[3]["caption"] = "'tis a boy"
     rows[4] |= {"exclude": "x", "caption": "whatever"}
     rows = [{name: value for name, value in row.items() if name != left_out} for row in rows]

@@ -1,4 +1,4 @@
-"""Operations, waits and bytes of a training step and of a scoring batch stay within bounds, whatever the batch."""
+"""Operations, waits and bytes of a training step and a scoring batch are bounded, independent of batch size."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_json_lines_may_hold_any_separator_and_name_their_bad_line(tmp_path):
 
 
 def spoil(change):
-    """The annotations of CUHK-PEDES with one change."""
+    """CUHK-PEDES's annotations with one change."""
     listed = datasets_on_disk.entries("CUHK-PEDES")
     change(listed)
     return listed

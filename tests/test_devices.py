@@ -1,4 +1,4 @@
-"""No operation mixes devices, seen without a GPU: everything that touches a device runs on fake tensors of one."""
+"""No operation mixes devices, tested without a GPU: all device code runs on fake tensors."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def batch_of(device: torch.device) -> Batch:
 
 
 def train_and_score(device: torch.device, **given: Any) -> None:
-    """One step, and the losses of a batch."""
+    """Take one step, and score a batch."""
     state, batch = state_of(device, **given), batch_of(device)
     settings = LoopSettings(grad_accum=given.get("grad_accum", 1))
     train_epoch(state, [batch], np.ones(PAIRS, np.float32), settings)

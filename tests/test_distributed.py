@@ -1,4 +1,4 @@
-"""Several processes equal one, and end together, on the CPU. Where it takes a launcher they have the users'."""
+"""Several processes give the results of one, and end together, on the CPU; with torchrun where a launcher is needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMMANDS = (
     "--heads BGE --trained BGE --division decl --loss_names DECL --decl_warmup 1",
     "--heads BGE --trained BGE --division crcl --loss_names CRCL --crcl_warmup 1",
 )
-IN_PARTS = (2, 4, 5, 6)  # by several processes
+IN_PARTS = (2, 4, 5, 6)  # run by several processes
 BY_FOUR = (1, 2, len(COMMANDS))  # TAL over the batch's statistics, SDM by identities, pairs that are excluded
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 PRELOADED = ["tests.ranks_worker", "tests.float64", "assembly", "solver.correspondence.ccd", "torch._dynamo"]
@@ -46,7 +46,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def run_together(processes: int, work: Callable[[Path], None], folder: Path, printed: Path) -> None:
-    """Work done by processes like torchrun's, but forked where all is imported: each of its would take seconds to."""
+    """Run `work` in processes like torchrun's, but forked after all imports, which would take each of them seconds."""
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
@@ -63,7 +63,7 @@ def run_together(processes: int, work: Callable[[Path], None], folder: Path, pri
 
 
 def prepare(folder: Path, dataset_name: str) -> str:
-    """Write a data set of 24 pairs and half of them noisy; the command that trains on it, in batches of 7."""
+    """Write a data set of 24 pairs, half of them noisy; returns the command that trains on it in batches of 7."""
     datasets_on_disk.write(folder, dataset_name)
     np.save(folder / "noise.npy", draw_permutation(24, 0.5))
     data = f"--dataset_name {dataset_name} --root_dir {folder} --noisy_rate 0.5 --noisy_file {folder}/noise.npy"
@@ -72,14 +72,14 @@ def prepare(folder: Path, dataset_name: str) -> str:
 
 
 def run_here(folder: Path, printed: Path) -> None:
-    """The commands by one process without a launcher, which is this one."""
+    """Run the commands in this process, without a launcher."""
     with pytest.MonkeyPatch.context() as patch, printed.open("w") as file, redirect_stdout(file):
         ranks_worker.training(folder, patch.setattr)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """The same trainings in float64 by 1, 2 and, of some, 4 processes, in batches of 7, an epoch's last of 3 or 6."""
+    """The same training runs in float64 by 1, 2 and, for some, 4 processes, in batches of 7, the last of 3 or 6."""
     folder = tmp_path_factory.mktemp("ranks")
     shared = prepare(folder, "RSTPReid") + " --optimizer SGD"  # Adam would hide a factor on the gradients
     marked = prepare(folder, "CUHK-PEDES") + f" --optimizer SGD --exclude {folder}/marks.csv --on_bad_image skip"
@@ -90,7 +90,7 @@ def runs(tmp_path_factory) -> Path:
         for number in IN_PARTS if processes > 1 else ():
             lines[number] += " --grad_accum 2"
         lines += [marked, f"{shared} --test", f"test.py --output_dir {folder}/world{processes}/0 --device cpu"]
-        if processes == 4:  # where rows of all processes meet, and some have none
+        if processes == 4:  # where rows of all processes interact, and some have none
             lines = [line if number in BY_FOUR else "" for number, line in enumerate(lines)]
         (folder / "commands").write_text("\n".join(lines))
         own = folder / f"world{processes}"
@@ -124,7 +124,7 @@ def test_gathered_rows_and_batch_norm_have_one_processs_values_and_gradients(run
 
 
 def kept(folder: Path, number: int, world: int) -> list[dict]:
-    """What each process kept of a line's training."""
+    """What each process saved from a line's training."""
     files = [folder / f"world{world}" / str(number) / f"rank{rank}.pth" for rank in range(world)]
     return [torch.load(file, weights_only=True) for file in files]
 
@@ -138,7 +138,7 @@ def the_run(folder: Path, number: int, world: int) -> Path:
     ("processes", "number"), [(2, number) for number in range(len(COMMANDS) + 1)] + [(4, number) for number in BY_FOUR]
 )
 def test_many_processes_equal_one(runs, number, processes):
-    """With pairs that are excluded and pairs without an image, too."""
+    """Also with excluded pairs and pairs without an image."""
     (expected,), every = kept(runs, number, 1), kept(runs, number, processes)
     assert len(expected["losses"]) >= 4
     assert number < len(COMMANDS) or len(expected["losses"]) == 6, "20 pairs are left of 24"
@@ -169,7 +169,7 @@ def test_many_processes_test_as_one_does_and_report_once(runs):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A training by two processes whose launcher got a SIGTERM in the second epoch, in logs/; what was printed."""
+    """A run of two processes whose launcher got SIGTERM in the second epoch, in logs/, and its output."""
     folder = tmp_path_factory.mktemp("stopped")
     command = f"{prepare(folder, 'RSTPReid')} --optimizer SGD --lr 1e-2 --output_dir {folder}/logs"
     (folder / "command").write_text(command)
@@ -179,7 +179,7 @@ def stopped(tmp_path_factory) -> Path:
     for line in launcher.stdout:
         printed.append(line)
         if "Epoch 2/2" in line:
-            launcher.send_signal(signal.SIGTERM)  # the loop goes on for as long as any process is left that could print
+            launcher.send_signal(signal.SIGTERM)  # the loop continues while any process is left that could print
     (folder / "printed").write_text("".join(printed))
     assert launcher.wait() != 0
     return folder
@@ -187,7 +187,7 @@ def stopped(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_runs(stopped) -> Path:
-    """The commands as they are, in float32 and less, by one process without a launcher and by two."""
+    """The commands unchanged, in float32 and lower precision, by one process without a launcher and by two."""
     rstp = (stopped / "command").read_text()
     short = f"{rstp} --num_epoch 1 --warmup_epochs 0"
     (run_dir,) = stopped.glob("logs/*/*")
@@ -201,7 +201,7 @@ def real_runs(stopped) -> Path:
         ]
         adam = f"{short} --optimizer Adam --lr 1e-4"
         lines += [f"{adam} --output_dir {own}/{n} --precision fp16_{of}" for n, of in ((3, "weights"), (4, "adam"))]
-        if world == 2:  # every pair trains: half a precision's division may be another
+        if world == 2:  # all pairs train, as the division may differ in half precision
             half = f"{short} --division all"
             of = enumerate(("bf16", "fp16", "fp32"), start=5)
             lines += [f"{half} --output_dir {own}/{n} --precision {precision}" for n, precision in of]
@@ -213,15 +213,15 @@ def real_runs(stopped) -> Path:
     return stopped
 
 
-# Of a loss in float32: cosines are off by a few times 2⁻²⁴, and two softmaxes divide that by τ = 0.015 or 0.02.
+# For a loss in float32: cosines are off by a few times 2⁻²⁴, divided by τ = 0.015 or 0.02 in two softmaxes.
 ROUNDING = 2 * 4 * 2**-24 / 0.015
 
 
 def assert_same_step(found: dict, expected: dict, of_expected: int = 0) -> None:
-    """The first step that was found and that of an epoch that was expected, both from the same weights.
+    """Compare division and losses of the first step found with those expected, both from the same weights.
 
-    Its division and its losses: a rounding that tips the choice of a token or a maximum over tokens makes gradients
-    jump, and later steps are another training. `test_many_processes_equal_one` compares all of it in float64.
+    Later steps aren't comparable: rounding can change a token selection or a maximum over tokens, so that gradients
+    jump and training diverges. `test_many_processes_equal_one` compares whole runs in float64.
     """
     torch.testing.assert_close(found["labels"][0], expected["labels"][of_expected], rtol=0, atol=0)
     step = len(expected["losses"]) // len(expected["labels"]) * of_expected
@@ -275,7 +275,7 @@ def test_a_run_whose_launcher_was_stopped_is_resumed_by_any_number_of_processes(
 
 
 def test_a_run_is_compared_by_all_that_it_leaves(real_runs, tmp_path):
-    """By `benchmarks.kill_resume`, that is, which must not find runs the same because it doesn't look."""
+    """`benchmarks.kill_resume` must not find runs equal because it compares too little."""
     run_dir = shutil.copytree(the_run(real_runs, 0, 2), tmp_path / "run")
     assert differences(run_dir, the_run(real_runs, 0, 2)) == []
     content = torch.load(run_dir / "last.pth", weights_only=True)
@@ -305,7 +305,7 @@ def test_a_failure_ends_all_processes_with_its_reason(tmp_path, how, told):
 
 
 def assert_ended(folder: Path) -> None:
-    """Both processes are gone, within a minute."""
+    """Check that both processes end within a minute."""
     pids = [int((folder / f"pid{rank}").read_text()) for rank in range(2)]
     deadline = time.monotonic() + 60
     while any(map(_runs, pids)):

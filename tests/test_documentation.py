@@ -1,6 +1,6 @@
 """The documentation: its examples run, and every link, flag and module that it names exists.
 
-A block of a page that begins with ```sh run is run here, line by line, on a small data set; ```sh run slow is one that
+A code block that begins with ```sh run is run here, line by line, on a small data set; ```sh run slow marks one that
 trains or needs a trained run.
 """
 
@@ -31,7 +31,7 @@ from tests.test_training import SMALL
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in ROOT.glob("**/*.md") if not {".venv", "data", "logs"} & {*path.relative_to(ROOT).parts})
 DOCS = [page for page in PAGES if page.parent.name == "docs" or page.parent == ROOT]
-OTHERWISE = {"extending.md", "guarantees.md"}  # whose examples test_extending.py, and whose tests make test, run
+OTHERWISE = {"extending.md", "guarantees.md"}  # run by test_extending.py, and by make test
 BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.S | re.M)
 EXAMPLES = [
     pytest.param(code, marks=[pytest.mark.slow] * ("slow" in info), id=f"{page.name}-{number}")
@@ -42,7 +42,7 @@ EXAMPLES = [
 
 
 def prose(page: Path) -> str:
-    """A page without its blocks of code."""
+    """A page without its code blocks."""
     return BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
@@ -81,7 +81,7 @@ def trained(tmp_path_factory, root_dir) -> Path:
 
 
 def small(arguments: Sequence[str], root_dir: Path) -> list[str]:
-    """What train.py is given, with what makes it small wherever the example does not say otherwise."""
+    """Arguments of train.py, with small defaults for those the example doesn't give."""
     if "--resume" in arguments:
         return ["2" if word == "80" else word for word in arguments]
     less = [*SMALL, "--num_epoch", "1", "--warmup_epochs", "0", "--precision", "fp32"]
@@ -96,7 +96,7 @@ def without_figures(root: ModuleType, arguments: Sequence[str]) -> None:
 
 
 def program(module: str) -> Callable[[list[str]], None]:
-    """A module's `main`, as python -m has it."""
+    """The `main` that python -m would run."""
     package = find_spec(module)
     assert package, f"no module {module}"
     return importlib.import_module(f"{module}.__main__" if package.submodule_search_locations else module).main
@@ -136,7 +136,7 @@ def test_every_page_has_an_example_that_runs():
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls a page's headings."""
+    """GitHub's anchors for a page's headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -155,7 +155,7 @@ def test_no_link_is_dead(page):
 
 @cache
 def flags_of_the_project() -> set[str]:
-    """Every flag that a program of the project declares."""
+    """All flags declared by the project's programs."""
     from options import build_parser
 
     declared = set(re.findall(r"--[a-zA-Z]\w*", build_parser("").format_help()))
@@ -174,7 +174,7 @@ def test_messages_that_troubleshooting_quotes_are_printed():
     for message in quoted:
         for part in re.split(
             r"…|\b[A-Z]\b|\b[\w.]+\.json\b|PyTorch|seems to be GBK", message
-        ):  # what a message fills in
+        ):  # a message's placeholders
             assert part.strip() in sources, f"{message}: {part}"
 
 

@@ -1,4 +1,4 @@
-"""What a fork or a plugin adds to the model: heads, backbones, layers of its own, frozen towers; and `accelerate`."""
+"""Extensions of the model by forks and plugins: heads, backbones, layers, frozen towers; and `accelerate`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SMALL = Options(pretrain_choice=str(small_clip.FILE), img_size=SIZE, stride_size
 
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch):
-    """What a test registers is forgotten after it."""
+    """Remove what a test registers."""
     for registry in (HEADS, BACKBONES):
         monkeypatch.setattr(registry, "_found", {name: registry[name] for name in registry})
 
@@ -61,7 +61,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 def gradients(model: DualEncoder) -> tuple[Tensor, dict[str, Tensor]]:
-    """All embeddings of a batch side by side, and the gradients of their squares' sum."""
+    """A batch's embeddings, concatenated, and the gradients of their sum of squares."""
     model.zero_grad()
     image, text = model(*inputs())
     embeddings = torch.cat([*image.values(), *text.values()], dim=1)
@@ -88,7 +88,7 @@ def test_unknown_and_repeated_heads_are_refused(heads, message):
 
 
 class Mean(Head):
-    """The mean of all tokens, by a layer of its own."""
+    """The mean of all tokens after a linear layer."""
 
     def __init__(self, width: int, tokens: int, settings: None) -> None:
         super().__init__(width, tokens, settings)
@@ -152,7 +152,7 @@ def test_a_union_has_every_position_once_in_order_of_first_mention():
 
 
 class OpenClipBackbone(Backbone):
-    """A plugin's: open_clip's own model with random weights, which tells no attention; cosines stand in for it."""
+    """A plugin's backbone: an open_clip model with random weights and cosines instead of attention, which it hides."""
 
     width, grid, image_tokens, text_tokens = 48, (6, 2), 12, 20
 
@@ -240,7 +240,7 @@ def test_weights_without_a_published_name_are_saved_and_loaded_under_their_own()
     model, other = built(), built()
     for changed in (model, other):
         changed.classifier = nn.Linear(4, 2)
-        changed.backbone.logit_scale = nn.Parameter(torch.rand(()))  # which published files have, unused
+        changed.backbone.logit_scale = nn.Parameter(torch.rand(()))  # unused in published files
         changed.backbone.visual.adapter = nn.Linear(3, 3)
         changed.heads["TSE"]["text"].gate = nn.Linear(2, 2)
     names = {

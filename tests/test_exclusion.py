@@ -1,4 +1,4 @@
-"""Pairs excluded by hand: the list that says which, and a run without them."""
+"""Pairs excluded by hand: reading the list, and a run without them."""
 
 from __future__ import annotations
 

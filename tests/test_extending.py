@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, as they stand there: each is one file, and works in every command."""
+"""The examples of docs/extending.md, verbatim: each is one file, and works in every command."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_examples_are_trained_killed_resumed_tested_indexed_and_queried(folder, 
     files = ",".join(str(folder / name) for name in names.split(","))
     given = ["--plugin", files, "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
     given += ["--noisy_rate", "0.5", *FLAGS[names]]
-    if "csv_people.py" not in names:  # which has no noise
+    if "csv_people.py" not in names:  # it has no noise
         np.save(folder / "noise.npy", draw_permutation(24, 0.5))
         given += ["--noisy_file", str(folder / "noise.npy")]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -113,7 +113,7 @@ class Alike(TokenObjective):
 @pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("precision", ["fp16_weights", "bf16"])
 def test_examples_are_trained_in_the_recipes_precision_on_a_gpu(folder, tmp_path, precision):
-    """Their layers stay float32, as what they get."""
+    """Their layers and inputs stay float32."""
     (folder / "alike.py").write_text(TOKENS)
     files = ",".join(str(folder / name) for name in ("alike.py", "attended.py", "identity_loss.py"))
     given = ["--plugin", files, "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
@@ -194,7 +194,7 @@ class Bad(Correspondence):
 
 
 def forget(plugin: str) -> None:
-    """Have this process know no more of the plugins of that name, or that begin so, than another would."""
+    """Unload plugins whose names start with `plugin`, so that this process has the state of a new one."""
     for registry in (OBJECTIVES, HEADS, CORRESPONDENCES, BACKBONES):
         for name in registry._found.keys() - registry._modules.keys():
             if registry._found[name].__module__.startswith(f"plugin_{plugin}"):
@@ -205,7 +205,7 @@ def forget(plugin: str) -> None:
 
 @pytest.fixture
 def own_registries():
-    """What a test's plugin registers is forgotten after it."""
+    """Remove what a test's plugin registers."""
     yield
     forget("bad_")
 
@@ -376,7 +376,7 @@ def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_f
     (tmp_path / "new").mkdir()
     moved, command = plugin.rename(tmp_path / "new/draws.py"), [str(run_dir), "--device", "cpu"]
     forget("draws")
-    evaluation_root.main(command)  # by the copy in the run's folder
+    evaluation_root.main(command)  # with the copy in the run's folder
     (run_dir / "draws.py").unlink()
     forget("draws")
     evaluation_root.main([*command, "--plugin", str(moved)])

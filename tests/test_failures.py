@@ -1,4 +1,4 @@
-"""Training when something goes wrong on the way: numbers that are none, images that are none, interrupts."""
+"""Failures during training: NaN and infinite values, broken images, full disks, interrupts."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(root_dir,
     ],
 )
 def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
-    """Loss and gradients are finite in the one step of each epoch; the second epoch's is too large."""
+    """Each epoch has one step, with finite loss and gradients; that of the second epoch is too large."""
     more = ["--lr", lr, "--warmup_factor", first_lr_factor, "--num_epoch", epochs, "--eval_period", epochs]
     with pytest.raises(UserError, match=f"^epoch 2, {told}") as caught:
         train(root_dir, tmp_path, "--batch_size", "24", *more)
@@ -194,7 +194,7 @@ def test_a_broken_training_image_is_reported_or_excluded_with_its_pairs(tmp_path
         assert str(caught.value).startswith(f"image {broken} can't be read")
         assert "; training pairs 10, 11 (--on_bad_image skip skips them)" in str(caught.value)
         run_dir = train(tmp_path, tmp_path / "logs", "--on_bad_image", "skip")
-        with pytest.raises(UserError, match="training pairs 10, 11"):  # the decoded images know it, too
+        with pytest.raises(UserError, match="training pairs 10, 11"):  # recorded in the image cache, too
             train(tmp_path, tmp_path / "logs")
     log = (run_dir / "train_log.txt").read_text()
     assert f"skipped: image {broken} can't be read" in log
@@ -205,7 +205,7 @@ def test_a_broken_training_image_is_reported_or_excluded_with_its_pairs(tmp_path
     for record in records(run_dir):
         assert record["ccd"]["clean"] + record["ccd"]["noisy"] + record["ccd"]["uncertain"] == 22
     (run_dir / "test_metrics.json").unlink()
-    training_root.main(["--resume", str(run_dir)])  # as it began, though the picture is there again
+    training_root.main(["--resume", str(run_dir)])  # without the image, as at its start, though it is readable again
     (run_dir / "test_metrics.json").unlink()
     datasets_on_disk.write(tmp_path, "RSTPReid")
     with pytest.raises(UserError, match=r"the unreadable images changed .*: then of pairs \[10, 11\], now of \[\]"):
@@ -289,7 +289,7 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         stream.write(content["model"])
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint({"model": b"weights"}, tmp_path / "last.pth")

@@ -1,4 +1,4 @@
-"""Figures say what they show, and their legends hide none of it."""
+"""Figures are labelled, and legends don't hide curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adam in float16, as PyTorch steps float16 weights and as `Float16Adam` rounds for float32 ones."""
+"""Adam in float16: PyTorch's on float16 weights, and `Float16Adam`'s rounding for float32 ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-3}
 
 
 def gradients(count: int, seed: int, steps: int = 20) -> list[Tensor]:
-    """Of `count` float16 parameters, of all magnitudes from 1e-7 to 1e3, some of them 0."""
+    """Gradients of `count` float16 parameters, with magnitudes from 1e-7 to 1e3, some of them 0."""
     generator = torch.Generator().manual_seed(seed)
     scale = 10 ** (10 * torch.rand(steps, count, generator=generator) - 7)
     return list((torch.randn(steps, count, generator=generator) * scale).half())
@@ -33,7 +33,7 @@ def half_weights(count: int = 5000) -> torch.nn.Parameter:
 
 
 def test_all_tensors_together_are_stepped_as_one_by_one(monkeypatch):
-    """The form that a GPU takes, on a CPU: its decay of v alone rounds 0.999 first, there and nowhere else."""
+    """The foreach implementation used on a GPU, run on a CPU; it differs only in rounding 0.999 before decaying v."""
     groups = [half_weights(), half_weights()]
     plain, together = (
         torch.optim.Adam([{"params": [group], "weight_decay": 4e-5}], **ADAM, foreach=foreach)
@@ -78,7 +78,7 @@ def test_what_is_not_rounded_is_stepped_as_pytorchs_adam_does():
 
 @pytest.mark.parametrize(("gradient", "rates"), [(5.4e-3, 5.4), (5.5e-3, 0.63)])
 def test_a_step_is_up_to_six_rates_long_where_the_second_moment_vanishes(gradient, rates):
-    """lr·m/eps below 5.46e-3, the root of half of float16's smallest number over 1 − β₂; a fused step is below lr."""
+    """lr·m/eps below 5.46e-3, √(half of float16's smallest number / (1 − β₂)); a fused step is below lr."""
     moved = {}
     for kind in ("rounded", "plain", "fused"):
         weight = torch.nn.Parameter(torch.zeros(1))
@@ -94,14 +94,14 @@ def test_a_step_is_up_to_six_rates_long_where_the_second_moment_vanishes(gradien
 
 
 def test_adamws_eps_is_0_in_float16():
-    """Where the second moment vanishes it divides by 0; `solver.settings.check_optimizer` refuses it."""
+    """It divides by 0 where the second moment vanishes; `solver.settings.check_optimizer` refuses it."""
     weight = torch.nn.Parameter(torch.zeros(2).half())
     moved = stepped(torch.optim.AdamW([weight], eps=1e-8), weight, [torch.tensor([1e-3, 0.0])])
     assert not moved[0].isfinite().any()
 
 
 def test_gradients_beyond_float16_freeze_its_weights_and_not_ours():
-    """From 8,094 on (1 − β₂)g² is infinite in float16, for ever: Adam divides by it."""
+    """From 8,094 on, (1 − β₂)g² overflows float16; Adam divides by the moment, which stays infinite."""
     half, own = torch.nn.Parameter(torch.zeros(2).half()), torch.nn.Parameter(torch.zeros(2))
     after = [torch.tensor([value, 1.0]) for value in (9e3, *[1.0] * 20)]
     frozen = stepped(torch.optim.Adam([half], **ADAM), half, after)

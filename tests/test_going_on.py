@@ -1,4 +1,4 @@
-"""Going on from a run: more epochs, fine-tuning, the validation split, its failures."""
+"""Continuing from a run: more epochs, fine-tuning, the validation split, failed queries."""
 
 from __future__ import annotations
 

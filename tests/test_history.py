@@ -1,4 +1,4 @@
-"""What a run keeps of every epoch."""
+"""A run's record of every epoch."""
 
 from __future__ import annotations
 

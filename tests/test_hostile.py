@@ -1,4 +1,4 @@
-"""Files that somebody might download or scrape: a right result or our own error, and nothing in them is run."""
+"""Untrusted files: they give a correct result or one of our errors, and no code in them is run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ any_json = st.recursive(
 
 
 def result_or_our_error(read: Callable[[], object]) -> object:
-    """What `read` gives, None where it tells a user's mistake in one line; any other error goes on."""
+    """The result of `read`, or None for a user error of one line; other errors propagate."""
     try:
         return read()
     except UserError as error:
@@ -61,7 +61,7 @@ def result_or_our_error(read: Callable[[], object]) -> object:
 
 
 def damaged(draw: st.DrawFn, content: bytes, other: bytes) -> bytes:
-    """The content cut off, with bytes flipped, or with a stretch of another file in it."""
+    """The content truncated, with bytes flipped, or with part of another file in it."""
     kind, at = draw(st.sampled_from(("cut", "flipped", "swapped"))), draw(st.integers(0, len(content) - 1))
     if kind == "cut":
         return content[:at]
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_whole_or_refused(checkpoint, data):
 def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
     content = save({name: value for name, value in published.weights("clip").items() if "resblocks" not in name})
     file = tmp_path_factory.mktemp("clip") / "clip.safetensors"
-    at = data.draw(st.integers(0, 3000))  # the header, where all that can be misread stands
+    at = data.draw(st.integers(0, 3000))  # the header, the only part that can be misread
     file.write_bytes(content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :])
     result_or_our_error(lambda: read_clip(str(file)))
 
@@ -209,7 +209,7 @@ def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
 @pytest.mark.parametrize("which", ["clip", "rde"])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (7, 7), (64, 3, 0, 0), (1, 1, 1, 1), None])
 def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
-    """One after the other, those tensors that fix the sizes of a model; None leaves it out."""
+    """For each tensor that determines a model's sizes; None omits it."""
     file = tmp_path / "file.pth"
     options = Options(pretrain_choice=str(file), img_size=(96, 32), stride_size=8, vocab_size=512)
     weights = published.weights(which)
@@ -268,7 +268,7 @@ def test_a_crafted_pickle_runs_nothing(tmp_path, what, how):
 
 
 class Armed(torch.nn.Module):
-    """A TorchScript module that runs code of its own when it is loaded."""
+    """A TorchScript module that runs its own code when loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ def test_configurations_that_mislead_are_refused(tmp_path, text):
 
 
 def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
-    """PostScript under a picture's name would be given to Ghostscript."""
+    """PostScript with an image's file name would be passed to Ghostscript."""
     spy = tmp_path / "bin/gs"
     spy.parent.mkdir()
     spy.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")

@@ -1,4 +1,4 @@
-"""What the log says first, per epoch and last."""
+"""The log's first lines, those of each epoch, and the last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses against the published numbers, slow oracles in float64, and what the paper proves of them."""
+"""Losses against the published numbers, slow oracles in float64, and the paper's lemmas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_losses_and_gradients_equal_the_published_ones(case, loss, tau, margin):
     key = f"{loss}.tau{tau}.margin{margin}"
     np.testing.assert_allclose(per_pair.detach(), golden[key], rtol=1e-5, atol=1e-6)
     for gradient, name in ((image.grad, "grad_image"), (text.grad, "grad_text")):
-        # Where a pair is solved, softmax terms of size 1/temperature cancel to rounding: hence the absolute bound.
+        # For a solved pair, softmax terms of size 1/temperature cancel up to rounding: hence the absolute bound.
         np.testing.assert_allclose(gradient, golden[f"{key}.{name}"], rtol=1e-4, atol=1e-6)
 
 
@@ -48,7 +48,7 @@ def test_positive_similarity_equals_the_published_one(case):
 
 
 def slow_loss(name: str, s: np.ndarray, pids: np.ndarray, tau: float, m: float, temperature: float) -> list[float]:
-    """Straight from the formulas, a pair and a direction at a time."""
+    """Directly from the formulas, one pair and direction at a time."""
     losses = []
     for i in range(len(pids)):
         total = 0.0

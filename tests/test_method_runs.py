@@ -77,7 +77,7 @@ def test_a_method_is_trained_killed_resumed_tested_and_searched(folder, tmp_path
 
 
 def test_crcls_rounds_begin_from_the_same_weights(folder, tmp_path, monkeypatch):
-    """The second round's warm-up keeps labels as the first one's: given the labels it steps as a first epoch does."""
+    """The second round's warm-up keeps labels like the first one's: with these labels it equals a first epoch."""
     begun = []
     from processor import run
 
@@ -98,7 +98,7 @@ def test_crcls_rounds_begin_from_the_same_weights(folder, tmp_path, monkeypatch)
 
 
 def test_irras_released_runs_are_tested_and_searched_as_they_are(folder, tmp_path):
-    """Their checkpoint's names and their configs.yaml: the similarities of the model that was saved."""
+    """Their checkpoint's names and their configs.yaml give the similarities of the saved model."""
     training_root.main([*command(folder, METHODS["irra"] + " --num_epoch 1"), "--output_dir", str(tmp_path / "own")])
     (own,) = (tmp_path / "own").glob("*/*")
     run_dir = tmp_path / "logs/RSTPReid/20230101_000000_irra"

@@ -157,7 +157,7 @@ def test_where_no_word_is_drawn_the_first_is_masked():
     found = [mask_words(ids, np.random.default_rng(seed), Masking(0.0, 1.0, all_see=True)) for seed in range(40)]
     masks = {(tuple(masked), tuple(labels)) for masked, labels in found}
     assert masks == {
-        ((MASK + 1, 7, MASK + 2, 0, 0), (0, 7, 0, 0, 0)),  # drawn, and left as it is
+        ((MASK + 1, 7, MASK + 2, 0, 0), (0, 7, 0, 0, 0)),  # drawn but left unchanged
         ((MASK + 1, MASK, MASK + 2, 0, 0), (0, 7, 0, 0, 0)),
     }
 
@@ -213,7 +213,7 @@ def test_decl_doubts_the_published_pairs(case):
 
 @pytest.mark.numeric
 def test_decls_loss_is_both_parts_and_its_negatives_become_fewer():
-    """A pair and a negative at a time."""
+    """One pair and negative at a time."""
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
     weight = torch.tensor([1.0, 0.0, 1.0] * 10)

@@ -27,7 +27,7 @@ def test_metrics_equal_the_published_ones(case):
 
 
 def slow_metrics(similarity: np.ndarray, query_pids: np.ndarray, gallery_pids: np.ndarray) -> dict[str, float]:
-    """One query at a time, straight from the definitions."""
+    """One query at a time, directly from the definitions."""
     first, precisions, penalties = [], [], []
     for row, pid in zip(similarity, query_pids, strict=True):
         ranked = [gallery_pids[g] for g in sorted(range(len(row)), key=lambda g: (-row[g], g))]

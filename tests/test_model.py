@@ -64,7 +64,7 @@ def test_embeddings_equal_the_published_ones(golden, accelerated):
 
 
 def trl_as_published(objective: TRL, s: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """TRL with the one difference that the published code has from the method."""
+    """TRL as in the published code, which differs from the method in one respect."""
     hardest = s.masked_fill(positive, 0.0).amax(dim=1)
     settings = objective.settings
     return (settings.margin - positive_similarity(s, positive, settings.tau) + hardest).clamp_min(0)
@@ -73,8 +73,8 @@ def trl_as_published(objective: TRL, s: torch.Tensor, positive: torch.Tensor) ->
 @pytest.mark.parametrize("loss", ["TAL", "TRL", "InfoNCE", "SDM"])
 @pytest.mark.parametrize(("mode", "tse_bn"), [("eval", "frozen"), ("train", "batch")])
 def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, tse_bn, loss, monkeypatch):
-    # With fewer words than are chosen, padding enters the BatchNorm's statistics, and the published code leaves it to
-    # topk which padding. That one arbitrary choice is taken from topk here; ours is the earliest padding.
+    # With fewer words than are selected, padding enters the BatchNorm's statistics, and in the published code topk
+    # decides which. This arbitrary choice is taken from topk here; ours is the earliest padding.
     monkeypatch.setattr(tse, "select_tokens", lambda scores, count: scores.topk(count, dim=1).indices)
     # Published TRL takes its hardest negative over s·q, so never below 0.
     monkeypatch.setattr(TRL, "one_direction", trl_as_published)
@@ -97,12 +97,12 @@ def test_losses_and_every_gradient_norm_equal_the_published_ones(golden, mode, t
     norms = {names[name]: p.grad.norm().item() for name, p in model.named_parameters()}
     assert norms.keys() == expected.keys()
     for name, norm in expected.items():
-        # A bias before a batch norm has a gradient of pure rounding: it is compared with the scale of its neighbours.
+        # The gradient of a bias before a BatchNorm is pure rounding: it is compared at the scale of its neighbours.
         assert norms[name] == pytest.approx(norm, rel=1e-3, abs=1e-5), name
 
 
 def slow_resize(grid: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Bilinear interpolation with half-pixel centres, a cell at a time: (r, c, D) → (rows, columns, D)."""
+    """Bilinear interpolation with half-pixel centres, cell by cell: (r, c, D) → (rows, columns, D)."""
     resized = np.empty((rows, columns, grid.shape[2]))
     for y in range(rows):
         for x in range(columns):
@@ -139,7 +139,7 @@ def test_a_linear_layer_by_convolution_equals_pytorchs_in_value_and_gradients(sh
         results.append([value, *torch.autograd.grad(value, parameters, towards)])
     for value, wanted in zip(*results, strict=True):
         assert value.is_contiguous()
-        # Two sums of up to 343 products, whose roundings of at most 2⁻²⁴ each add up like steps of a random walk.
+        # Two sums of up to 343 products, whose rounding errors of at most 2⁻²⁴ add up like a random walk.
         assert (value - wanted).norm() <= 2 * 343**0.5 * 2**-24 * wanted.norm()
 
 
@@ -179,7 +179,7 @@ def test_quick_gelu_equals_its_formula_in_value_and_gradient(precision, bound, a
 
 
 def slow_attention(block: Block, x: torch.Tensor, width: int, *, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Self-attention by heads `width` wide with all probabilities formed: (L, D) → (L, D), (heads, L, L)."""
+    """Self-attention with heads of `width` channels and the full attention matrix: (L, D) → (L, D), (heads, L, L)."""
     L, D = x.shape
     q, k, v = (block.attn.in_proj(x)).chunk(3, dim=1)
     heads, maps = [], []
@@ -208,7 +208,7 @@ def test_attention_and_the_one_row_formed_equal_the_slow_way(causal, heads):
 
 
 def slow_tse(head: TokenSelectionEmbedding, tokens: torch.Tensor, ranked: list[int]) -> torch.Tensor:
-    """The embedding of one sample from its chosen positions, a token at a time."""
+    """The embedding of one sample from its selected positions, token by token."""
     rows = []
     for position in ranked:
         x = tokens[position] / (tokens[position].norm() + 1e-8)
@@ -321,7 +321,7 @@ def test_leaving_unused_tokens_out_of_the_last_block_changes_nothing(golden, tse
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
 def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
-    ids = torch.from_numpy(golden["caption_ids"])[[0, 1, 7]]  # 3, 10 and 1 words: fewer than are chosen
+    ids = torch.from_numpy(golden["caption_ids"])[[0, 1, 7]]  # 3, 10 and 1 words: fewer than are selected
     results = []
     for length in (77, 30, 12):
         model = golden_model(tse_bn).train()

@@ -1,4 +1,4 @@
-"""ONNX: both towers give the model's embeddings, and the search answers with them."""
+"""ONNX: both towers give the model's embeddings, and search works with them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_images_have_the_models_embeddings(run_dir, exported, gallery, count):
 
 @pytest.mark.parametrize("length", [2, 9, 40, 77])
 def test_captions_of_any_length_have_the_models_embeddings(run_dir, exported, length):
-    """An empty caption, one of few words, equal tokens, one that is cut."""
+    """An empty caption, one of few words, equal tokens, a truncated one."""
     captions = ["", "a man", "red red red red red red", "a woman in a long red coat with a bag " * 9]
     ids = Tokenizer()(captions, length)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Models of open_clip as backbones: their own embeddings from the same weights, and whole runs of small ones."""
+"""open_clip models as backbones: the embeddings of open_clip from the same weights, and whole runs of small models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CAPTIONS = ["A woman in a red coat.", "he walks", "", "A man with a very long de
 
 
 def own(given: dict) -> dict:
-    """What timm gives a model's function besides how to fetch weights."""
+    """timm's arguments for a model function, without those for downloading weights."""
     return {name: value for name, value in given.items() if name in ("num_classes", "global_pool")}
 
 
@@ -89,7 +89,7 @@ LENGTH = {"tiny-ViT": 77, "tiny-EVA02": 77, "tiny-SigLIP2": 20}
 
 @pytest.fixture(autouse=True)
 def configs(tmp_path, monkeypatch):
-    """The small models stand among open_clip's."""
+    """Add the small models to open_clip's."""
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
     monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
     (tmp_path / "configs").mkdir()
@@ -99,7 +99,7 @@ def configs(tmp_path, monkeypatch):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer of whole words, in the layout of Gemma's: padding 0, the end 1, which it adds."""
+    """Write a word-level tokenizer in the layout of Gemma's: padding is 0, and it appends the end token 1."""
     words = sorted({word for caption in CAPTIONS for word in caption.lower().replace(".", "").split()})
     vocabulary = {token: n for n, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *words])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -111,11 +111,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_weights(folder: Path, name: str, size: tuple[int, int] = SIZE) -> tuple[torch.nn.Module, Path]:
-    """A model of open_clip's with random weights, as itself for an image size, and its file."""
+    """An open_clip model with random weights at an image size, and its weights file."""
     torch.manual_seed(0)
     native = open_clip.create_model(name, pretrained=None)
     for parameter in native.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)  # nothing is left at 0 or 1
+        parameter.data += 0.05 * torch.randn_like(parameter)  # no parameter stays at 0 or 1
     folder.mkdir(exist_ok=True)
     write_tokenizer(folder)
     file = folder / "open_clip_model.safetensors"
@@ -145,7 +145,7 @@ def test_embeddings_equal_open_clips_own(tmp_path, name, size):
         expected = single.encode("a woman in a red coat").ids
         assert of_theirs[0, : len(expected)].tolist() == expected, "canonical, as open_clip's tokenizer has it"
         assert of_theirs[3, -1] == 1
-    if name == "tiny-ViT" and size == SIZE:  # open_clip resizes its own positions otherwise than we do
+    if name == "tiny-ViT" and size == SIZE:  # open_clip resizes positions differently
         theirs.visual.positional_embedding.data = model.backbone.visual.positional_embedding.data.clone()
     with torch.no_grad():
         expected = theirs.encode_image(images), theirs.encode_text(of_theirs)
@@ -160,7 +160,7 @@ def test_embeddings_equal_open_clips_own(tmp_path, name, size):
 
 
 def embeddings(model: torch.nn.Module, name: str) -> tuple:
-    """All of two images and four captions."""
+    """All embeddings of two images and four captions."""
     images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     ids = (model.backbone.tokenizer or Tokenizer())(CAPTIONS, LENGTH[name])
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_towers_in_onnx_give_the_models_embeddings(tmp_path, name):
     pytest.importorskip("onnxscript")
     _, file = write_weights(tmp_path / "w", name)
     options = resolve(flags(name, file))
-    model = build_model(options.of).eval()  # as tools.export has it
+    model = build_model(options.of).eval()  # as in tools.export
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, *SIZE), dtype=np.uint8)
     ids = assembly.inputs(options, model).tokenizer(CAPTIONS, LENGTH[name])[:, :17]
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_towers_in_onnx_give_the_models_embeddings(tmp_path, name):
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", NAMES)
 def test_the_attention_is_the_last_blocks(tmp_path, name):
-    """Against probabilities that torch's own attention returns, and timm's without its fused kernel."""
+    """Against the attention weights of torch's own module, and of timm's without its fused kernel."""
     _, file = write_weights(tmp_path / "w", name)
     backbone = assembly.build(resolve(flags(name, file))).eval().backbone
     images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
@@ -274,7 +274,7 @@ def test_the_attention_is_the_last_blocks(tmp_path, name):
     torch.testing.assert_close(total, torch.ones(2))
     if name == "tiny-SigLIP2":
         assert not of_image.attention[:, 0].any()
-        with torch.no_grad():  # attended to alone, a patch is what is pooled
+        with torch.no_grad():  # a patch attended to alone is the pooled vector
             patches = backbone.trunk.forward_features(images)
             alone = backbone.pool(patches[:, 4:5])
         torch.testing.assert_close(of_image.features[:, 5], alone)
@@ -313,7 +313,7 @@ def test_siglips_words_are_masked_by_its_own_mask(tmp_path):
         pytest.param(
             {"backbone": "open_clip:convnext_base"},
             "the attention of this kind of image tower can't be read",
-            marks=pytest.mark.slow,  # open_clip builds it whole
+            marks=pytest.mark.slow,  # open_clip builds the full-size model
         ),
         ({"backbone": "open_clip:coca_ViT-B-32"}, "a captioner or another library's text tower is not supported"),
         ({"pretrain_choice": "ViT-B/16"}, "takes a file of open_clip's weights"),
@@ -341,7 +341,7 @@ def test_what_is_missing_beside_the_weights_is_named(tmp_path):
 
 
 def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_path):
-    """In the published code's CLIP they are float16; open_clip has them outside of linear layers."""
+    """They are float16 in the published code's CLIP; in open_clip they are parameters outside linear layers."""
     _, file = write_weights(tmp_path / "w", "tiny-ViT")
     model = assembly.build(resolve(flags("tiny-ViT", file) | {"precision": "fp16_adam"}))
     kept = {name for name, _ in model.named_parameters()} - model.rounded_parameters()
@@ -364,7 +364,7 @@ def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_pa
     ],
 )
 def test_what_the_weights_configuration_says_is_what_the_name_says(tmp_path, config, message):
-    """No tensor shows it: the weights would load and give other embeddings."""
+    """Tensors don't show it: the weights would load and give wrong embeddings."""
     _, file = write_weights(tmp_path / "w", "tiny-ViT")
     file.with_name("open_clip_config.json").write_text(json.dumps(config))
     if not message:

@@ -1,4 +1,4 @@
-"""Training on an annotation file of one's own."""
+"""Training on your own annotation file."""
 
 from __future__ import annotations
 

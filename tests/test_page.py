@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
-PATIENCE = 180  # seconds that a busy machine may take
+PATIENCE = 180  # timeout in seconds, for a busy machine
 HOSTILE = "<img src=x onerror=document.title=1>.jpg"
 
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory) -> tuple[Gallery, Path]:
-    """A gallery, one of whose files has HTML for a name, and its index."""
+    """A gallery with a file whose name is HTML, and its index."""
     folder = tmp_path_factory.mktemp("page")
     gallery = write_gallery(folder / "mine", persons=6)
     (gallery.folder / "camera 0/00.jpg").rename(gallery.folder / HOSTILE)
@@ -96,7 +96,7 @@ def browser() -> Iterator[object]:
 
 
 def first_files(indexed, text: str, top: int, out: Path, similarity: str = "BGE") -> list[str]:
-    """The files that the command finds."""
+    """The files found by the command."""
     search.main(
         ["query", text, "--index", str(indexed[1]), "--top", str(top), "--out", str(out), "--similarity", similarity]
     )
@@ -174,7 +174,7 @@ def test_user_errors_are_shown_on_the_page(address, browser):
 def test_examples_and_the_choice_of_embedding_search_and_all_is_seen(
     indexed, address, browser, tmp_path, width, columns
 ):
-    """Results run from left to right, nothing is beside the screen, and what a click shows is on it."""
+    """Results run from left to right, nothing is off-screen, and a click's details are visible."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(address)
@@ -234,7 +234,7 @@ def test_all_of_it_is_done_by_keyboard(address, browser, width, columns):
 
 
 def test_a_gallery_without_captions_has_examples_that_pictures_stand_out_for(indexed, monkeypatch):
-    """Of two pictures one answers "black trousers"; to every other sentence both are alike."""
+    """One of two images matches "black trousers"; both match all other sentences equally."""
     similar = {"a man in black trousers": 0.1, "a woman in black trousers": 0.2, "a man in a red shirt": 0.05}
 
     class Of:
@@ -263,7 +263,7 @@ def test_nothing_but_thumbnails_is_served_and_only_locally(indexed, address):
         quoted = str(path).replace(" ", "%20")
         assert status(address, f"gradio_api/file={quoted}") in (403, 404)
     assert status(address, "", Host="evil.example") == 400
-    with pytest.raises(ConnectionRefusedError):  # all of 127/8 is this machine: a server on every address would answer
+    with pytest.raises(ConnectionRefusedError):  # all of 127/8 is this machine: bound to 0.0.0.0, it would respond
         socket.create_connection(("127.0.0.2", int(address.rsplit(":", 1)[1])), timeout=5).close()
 
 

@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as Linux can stand in for them: without the modules that only Unix has."""
+"""Windows and macOS, emulated on Linux: without Unix-only modules."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from utils.settings import FLAGS
 
 pytestmark = pytest.mark.numeric
 
-# How far a cosine similarity may be from float32's, in terms of the type's last place (2⁻⁸, 2⁻¹¹): about a half.
+# Bounds on the difference of a cosine similarity from float32's: about half of the dtype's last place (2⁻⁸, 2⁻¹¹).
 BOUNDS = {"bf16": 2e-3, "fp16": 3e-4, "fp16_weights": 3e-4}
 
 

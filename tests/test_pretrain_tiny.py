@@ -1,4 +1,4 @@
-"""`python -m tools.pretrain_tiny`: the same bytes each time, whole or not at all, and embeddings in a narrow cone."""
+"""`python -m tools.pretrain_tiny`: reproducible bytes, atomic writing, and embeddings in a narrow cone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pretrained weights in every format they are published in, and the fetching of them, from a server of our own."""
+"""Pretrained weights in all published formats, and downloading them, from a local server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.settings import Options
 
 
 def expected() -> dict[str, torch.Tensor]:
-    """What must come out of a float16 file of the golden CLIP."""
+    """Weights expected from a float16 file of the golden CLIP."""
     return {name: value.half().float() for name, value in published.weights("clip").items()}
 
 
@@ -49,7 +49,7 @@ def test_plain_state_dicts_are_read(tmp_path):
 
 
 class Archived(torch.nn.Module):
-    """A module whose TorchScript archive has the names and types of OpenAI's."""
+    """A module whose TorchScript archive has the names and dtypes of OpenAI's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def server():
-    """Serves CONTENT, or as many bytes of it as `server.breaks_after` says; counts the requests."""
+    """Serves CONTENT, up to `server.breaks_after` bytes of it; counts the requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

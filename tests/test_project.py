@@ -1,4 +1,4 @@
-"""The project's files agree: dependencies, versions, workflows, hooks."""
+"""Consistency of the project's files: dependencies, versions, workflows, hooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
 def listed(file: Path) -> set[str]:
-    """A file's own requirements, without the files that it includes."""
+    """A file's own requirements, without included files."""
     lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
     return {str(Requirement(line)) for line in lines if line and not line.startswith("-r ")}
 

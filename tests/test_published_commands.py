@@ -1,4 +1,4 @@
-"""Commands and configurations that users of the published code have mean the same here."""
+"""Commands and configurations of the published code have the same meaning here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("small_figures")
 
 ROOT = Path(__file__).parents[1]
 IDLE = {name for name, flag in FLAGS.items() if flag.idle}
-# As the published script starts it, with its defaults.
+# The published script's command, with its defaults.
 PUBLISHED_COMMAND = """--noisy_rate 0.0 --noisy_file ./noiseindex/CUHK-PEDES_0.0.npy --name RDE --img_aug --txt_aug
 --batch_size 64 --select_ratio 0.3 --tau 0.015 --root_dir /data --output_dir run_logs --margin 0.1
 --dataset_name CUHK-PEDES --loss_names TAL+sr0.3_tau0.015_margin0.1_n0.0 --num_epoch 60"""
@@ -36,7 +36,7 @@ WITHOUT_EFFECT = ["--lr_factor", "3.0", "--cmt_depth", "2", "--masked_token_rate
 WITHOUT_EFFECT += ["--masked_token_unchanged_rate", "0.2", "--MLM", "--local_rank", "0"]
 WITHOUT_EFFECT += ["--temperature", "0.5", "--momentum", "0.5", "--milestones", "1", "--gamma", "0.5", "--power", "0.5"]
 WITHOUT_EFFECT += ["--num_instance", "2"]
-# What argparse's namespace of the published program becomes, but for flags that both have.
+# Keys in the published program's saved namespace beyond the flags common to both.
 AUTHORS_CONFIG = """cmt_depth: 4
 distributed: false
 img_size: !!python/tuple
@@ -76,7 +76,7 @@ def test_at_rate_0_no_noise_file_is_looked_at(tmp_path):
 
 
 def flags_of_run_rde(tmp_path: Path, *arguments: str, **variables: str) -> dict:
-    """What run_rde.sh would train."""
+    """The flags with which run_rde.sh would train."""
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     spy.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A run's report in a real browser: of RDE, IRRA and DECL, of one epoch and own captions, and of what lacks things."""
+"""A run's report in a real browser: of RDE, IRRA and DECL, of one epoch and own captions, and of incomplete runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = 'a <b>red</b> "coat" & <script>document.title=2</script><img src="http
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """RSTPReid, and a file of one's own beside it; every first caption is hostile."""
+    """RSTPReid, and a user's own file beside it; every first caption is hostile."""
     folder = tmp_path_factory.mktemp("data")
     listed = datasets_on_disk.entries("RSTPReid")
     for entry in listed:
@@ -42,7 +42,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(root, tmp_path_factory) -> dict[str, Path]:
-    """Runs that were trained with their reports, by what they are."""
+    """Trained runs with their reports, by kind."""
     logs = tmp_path_factory.mktemp("logs")
     own = ["--dataset_name", str(root / "RSTPReid/own.json"), *SMALL, "--num_epoch", "1", "--warmup_epochs", "0"]
     given = {

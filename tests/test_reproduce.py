@@ -44,7 +44,7 @@ ROWS = [(table, row) for table, content in TABLES.items() for row in content.row
 
 @pytest.fixture
 def in_process(monkeypatch) -> None:
-    """The command's programs run within this process: importing torch takes one of its own some seconds."""
+    """Run the command's programs in this process: a new one would take seconds to import torch."""
 
     def run(command: Sequence[str], stdout: TextIO, **_: object) -> SimpleNamespace:
         program = {"train.py": training_root, "test.py": evaluation_root}[Path(command[1]).name]
@@ -61,7 +61,7 @@ def in_process(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> list[str]:
-    """Arguments that make every run small."""
+    """Arguments for small runs."""
     root = tmp_path_factory.mktemp("data")
     annotations = datasets_on_disk.write(root, "RSTPReid")
     more = [
@@ -96,7 +96,7 @@ def small(tmp_path_factory) -> list[str]:
 )
 def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small, monkeypatch, capsys, table, more):
     monkeypatch.setattr(runs, "FAR", replace(runs.FAR, identities={"test": 3}, images_per_identity={"test": 2}))
-    output_dir = tmp_path_factory.getbasetemp() / "reproduce"  # shared: rows of several tables are read off one run
+    output_dir = tmp_path_factory.getbasetemp() / "reproduce"  # shared: rows of several tables use the same run
     command = ["--table", table, *more, "--output_dir", str(output_dir), *small]
     reproduce.main(command)
     (report,) = output_dir.glob(f"table_{table}_*.json")
@@ -142,7 +142,7 @@ def test_a_row_runs_on_synthpedes_itself(tmp_path, monkeypatch, capsys):
     (config,) = tmp_path.glob("**/seed1/*/*/configs.yaml")
     audit.main([str(config.parent), "--top", "1"])
     judgement = json.loads((config.parent / "audit/audit.json").read_text())
-    # A random order's average precision spreads by 1 / (2·√240) = 0.03 about the share of wrong captions.
+    # A random order's average precision has spread 1 / (2·√240) = 0.03 around the share of wrong captions.
     assert judgement["average_precision"]["BGE"] > judgement["chance"] + 0.1
 
 
@@ -251,7 +251,7 @@ def test_a_run_that_is_still_going_on_is_left_to_its_process(tmp_path, small, ca
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_runs_that_fail_are_reported_and_the_others_run(tmp_path, small, capsys):
-    """TRL's folder is in the way as a file."""
+    """A file blocks TRL's folder."""
     (tmp_path / "SynthPEDES/figure3").mkdir(parents=True)
     (tmp_path / "SynthPEDES/figure3/trl").touch()
     with pytest.raises(UserError, match=r"1 of the runs failed"):
@@ -279,7 +279,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
         time.sleep(0.05)
     process.kill()
     process.wait()
-    with pytest.raises(UserError, match="another process is training this run"):  # its child goes on
+    with pytest.raises(UserError, match="another process is training this run"):  # its child continues
         runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train()
     (run_dir,) = (path.parent for path in found)
     os.kill(int(_holder(seed1)), signal.SIGKILL)
@@ -305,7 +305,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
 
 
 def _holder(folder: Path) -> str:
-    """The process that trains in a folder."""
+    """The process that is training in a folder."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")

@@ -1,4 +1,4 @@
-"""`python -m tools.reproduce` several times at once, and what it would run."""
+"""`python -m tools.reproduce` in parallel, and its dry run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
 
 
 def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
-    """Four processes, four seeds: each is trained once, the last to end sees them all, and one reports at a time."""
+    """Four processes, four seeds: each is trained once, the last to finish sees all, and one reports at a time."""
     started, all_started, reports = [], threading.Barrier(4), []
     reporting, at_once = threading.Lock(), []
 

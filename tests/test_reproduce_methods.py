@@ -1,4 +1,4 @@
-"""What the table of methods reports besides retrieval, and its figure."""
+"""The table of methods: values besides retrieval metrics, and its figure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_a_run_knows_of_wrong_pairs(run):
     keep(run, [True, False, False, True], [0.9, 0.1, 0.4, 0.8], [True, False, True, False], [2])
     found = run.knowledge()
     assert found["precision"] == found["recall"] == 50, "one of two flagged is wrong, one of two wrong is flagged"
-    # By falling suspicion: wrong, right, wrong, right, and the excluded pair, which nobody judged, last.
+    # By decreasing suspicion: wrong, right, wrong, right, and last the excluded pair, which has no vote.
     assert found["average precision"] == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 

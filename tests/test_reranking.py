@@ -22,7 +22,7 @@ pytestmark = pytest.mark.numeric
 
 
 def unit(rng: np.random.Generator, count: int, persons: int) -> torch.Tensor:
-    """Vectors of some persons each."""
+    """Unit vectors of several persons."""
     centres = rng.normal(size=(persons, 12)) + 1
     vectors = centres[np.arange(count) % persons] + 0.7 * rng.normal(size=(count, 12))
     return torch.nn.functional.normalize(torch.from_numpy(vectors).float(), dim=1)

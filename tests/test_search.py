@@ -1,4 +1,4 @@
-"""Search through the real commands: somebody's own folder of pictures, and what can be wrong with it."""
+"""Search through the real commands: a user's image folder, and what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def index(run_dir: Path, gallery: Path, folder: Path, *more: str) -> None:
 
 
 def by_the_model(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Paths, and (captions, images) similarities by the model alone, one image and one caption at a time."""
+    """Paths, and (captions, images) similarities computed directly, one image and caption at a time."""
     model = load_run(run_dir, torch.device("cpu")).model
     paths = sorted(gallery.captions)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, ca
 
 def turned(picture: Image.Image, file: Path) -> Image.Image:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     picture.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
     return picture
 
@@ -382,7 +382,7 @@ def test_names_that_are_not_utf8_are_kept(run_dir, gallery, tmp_path, capsys):
     index(run_dir, pictures, folder, *(["--faiss"] if find_spec("faiss") else []))
     search.main(["query", "a man", "--index", str(folder), *(["--faiss"] if find_spec("faiss") else [])])
     search.main(["export", "--index", str(folder), "--out", str(out)])
-    capsys.readouterr().out.encode()  # all that is printed can be written, and steers no terminal
+    capsys.readouterr().out.encode()  # the output can be encoded, and has no control characters
     hits = json.loads((folder / "query.json").read_text())[0]["results"]
     lines = [json.loads(line) for line in (out / "vectors.jsonl").read_text().splitlines()]
     assert len(lines) == len(hits) == 8
@@ -479,7 +479,7 @@ def test_an_index_from_before_embeddings_had_names_is_searched(run_dir, gallery,
 
 
 def test_vectors_of_any_embeddings_are_weighed_and_scored():
-    """Three by hand: [a, b, c]/√3, whose inner product is the mean of the cosines."""
+    """Three embeddings by hand: [a, b, c]/√3, whose inner product is the mean of the cosines."""
     encoder = object.__new__(Encoder)
     encoder.widths, encoder.similarities = {"A": 2, "B": 3, "C": 4}, ["A", "B", "C", "A+B+C"]
     rng = np.random.default_rng(0)
@@ -526,7 +526,7 @@ def test_many_batches_are_merged_and_the_latest_counts(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
-    """Through its client, to Milvus Lite; with names that are not UTF-8, a broken file and a second time."""
+    """With Milvus Lite; with names that aren't UTF-8, a broken file and a second run."""
     pytest.importorskip("milvus_lite")
     pictures, uri = tmp_path / "pictures", str(tmp_path / "lite.db")
     shutil.copytree(gallery.folder, pictures)
@@ -629,7 +629,7 @@ def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
     for more, name in ([], "exact"), (["--faiss"], "faiss"):
         search.main(["query", "a man in a red coat", "--index", str(folder), "--out", str(tmp_path / name), *more])
     found = [json.loads((tmp_path / f"{name}.json").read_text())[0]["results"] for name in ("exact", "faiss")]
-    for ours, theirs in zip(*found, strict=True):  # products of other heights, which round in another place
+    for ours, theirs in zip(*found, strict=True):  # matrix products of different heights round differently
         assert ours == pytest.approx(theirs, abs=1e-6)
     Image.new("RGB", (9, 9)).save(gallery.folder / "more.png")
     try:
@@ -652,9 +652,9 @@ def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
 
 @pytest.fixture(scope="module")
 def clustered() -> tuple[np.ndarray, Faiss, dict[str, np.ndarray]]:
-    """Many vectors, ten a person and all in a cone; FAISS over them; pictures and sentences to search for.
+    """Many vectors in a cone, ten per person; their FAISS index; image and sentence queries.
 
-    Sentences lie in another cone, and each nearer to its person than to others.
+    Sentences lie in another cone, each closer to its person than to others.
     """
     pytest.importorskip("faiss")
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Settings own their flags, registries their names, and plugins add to both."""
+"""Settings declare flags, registries declare names, and plugins extend both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_flags_of_the_first_version_keep_their_meaning(name):
-    """As they were in one table, before settings owned them."""
+    """As in the former flag table, before settings declared them."""
     flag, before = FLAGS[name], BEFORE[name]
     default = list(flag.default) if isinstance(flag.default, tuple) else flag.default
     assert default == before["default"]
@@ -48,7 +48,7 @@ def test_help_lists_every_flag_under_its_settings_heading():
 
 
 def test_flags_are_parsed_without_torch():
-    """`--help` and a mistyped flag are answered at once."""
+    """So that `--help` and a mistyped flag are answered immediately."""
     program = "import sys, options; options.parse('', []); print({'torch', 'sklearn', 'numpy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "set()\n"

@@ -99,7 +99,7 @@ def test_votes_equal_the_published_ones(case, name, settings):
 
 
 def mixed_losses(seed: int, clean: int = 700, noisy: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of two overlapping kinds of pairs, and which are clean."""
+    """Overlapping losses of clean and noisy pairs, and which are clean."""
     rng = np.random.default_rng(seed)
     loss = np.concatenate([rng.normal(0.2, 0.08, clean), rng.normal(0.9, 0.15, noisy)]).astype(np.float32)
     return loss, np.arange(clean + noisy) < clean

@@ -1,4 +1,4 @@
-"""SynthPEDES: the bytes, the layout, the truth of the captions, and what a killed process leaves."""
+"""SynthPEDES: reproducible bytes, layout, correct captions, and interruptions."""
 
 import json
 import os
@@ -28,7 +28,7 @@ SMALL = Recipe(
     rich_colours=0.5,
 )
 
-# Written down again, apart from the vocabulary of the package: which kind a word may speak of.
+# Repeated independently of the package's vocabulary: the kinds that a word may refer to.
 WORDS = {
     "t-shirt": "tee t-shirt short-sleeved shirt",
     "shirt": "shirt long-sleeved button-up",
@@ -98,7 +98,7 @@ def _records(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """The small set, as one process writes it."""
+    """The small set, written by one process."""
     folder = tmp_path_factory.mktemp("written") / "set"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 1)
@@ -210,7 +210,7 @@ def test_splits_share_no_attribute_combination_and_most_people_have_a_sibling():
     fields = np.array([list(vars(who).values()) for who in splits["test"]])
     differing = (fields[:, None] != fields[None]).sum(axis=2)
     np.fill_diagonal(differing, 99)
-    assert (differing.min(axis=1) <= 4).mean() > 0.5  # two traits are at most four fields: a trait has its colour
+    assert (differing.min(axis=1) <= 4).mean() > 0.5  # two attributes are at most four fields, as each has a colour
 
 
 def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def save_to_disk(folder: Path, by_split: dict[str, list[dict]]) -> None:
 
 
 def save_hub(folder: Path, by_split: dict[str, list[dict]]) -> None:
-    """As the data sets of the hub are laid out."""
+    """The layout of data sets on the Hugging Face hub."""
     (folder / "data").mkdir(parents=True)
     (folder / "README.md").write_text("about")
     for name, rows in by_split.items():
@@ -170,7 +170,7 @@ def test_what_is_no_table_is_one_line(tmp_path, write, message):
 @pytest.mark.parametrize("rows", [1, 5000])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
 def test_a_table_in_gbk_is_called_so(tmp_path, ending, rows):
-    """Also where the first such caption is beyond what is read at once, and what is read at once splits a letter."""
+    """Also if the first such caption is beyond the first chunk, and a chunk ends within a character."""
     file = tmp_path / f"mine.{ending}"
     text = "id,file_path,captions,split\n" + "1,a.jpg,a man,train\n" * (rows - 1) + "1,a.jpg,一个穿红衣服的人,train\n"
     file.write_text(text.replace(",", {"csv": ",", "tsv": "\t"}[ending]) * 3, encoding="gbk")
@@ -186,7 +186,7 @@ def test_pyarrow_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_sentences_are_offered_whatever_folder_the_images_are_in(folder, listed):
-    """Absolute paths, as of embedded images, lie in no `imgs`."""
+    """Absolute paths, such as those of embedded images, aren't in `imgs`."""
     images, captions = folder / "imgs", {caption for entry in listed for caption in entry["captions"]}
     for entry in listed:
         entry_of = {**entry, "file_path": str(images / entry["file_path"])}

@@ -66,7 +66,7 @@ SMALL += ["--num_workers", "0", "--batch_size", "8", "--num_epoch", "3", "--warm
 
 
 def printed_by(program: ModuleType, *arguments: object) -> str:
-    """What a command prints, run within this process: importing torch takes one of its own some seconds."""
+    """A command's output, run in this process: a new one would take seconds to import torch."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         program.main([*map(str, arguments)])
     return printed.getvalue()
@@ -81,7 +81,7 @@ def root_dir(tmp_path_factory) -> Path:
 
 
 def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
-    index = root_dir / "noise.npy"  # the shipped one is for the real RSTPReid
+    index = root_dir / "noise.npy"  # the shipped one fits only the real RSTPReid
     np.save(index, draw_permutation(24, 0.5))
     wanted = ["--dataset_name", "RSTPReid", "--root_dir", root_dir, "--output_dir", output_dir, "--noisy_rate", "0.5"]
     wanted += ["--noisy_file", index]
@@ -89,7 +89,7 @@ def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
 
 
 def assert_left_the_same(run_dir: Path, other: Path) -> None:
-    """Records, test results and histories."""
+    """Compare records, test results and histories."""
     assert records(run_dir) == records(other)
     assert RunFolder(run_dir).test_metrics() == RunFolder(other).test_metrics() != {}
     histories = [{file.name: file.read_bytes() for file in (run / "epochs").iterdir()} for run in (run_dir, other)]
@@ -98,7 +98,7 @@ def assert_left_the_same(run_dir: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
-    """A finished run, and what it printed."""
+    """A finished run, and its output."""
     output_dir = tmp_path_factory.mktemp("logs")
     label = "TAL+sr0.3_tau0.015_margin0.1_n0.5"
     printed = printed_by(training_root, *arguments(root_dir, output_dir, "--loss_names", label, "--name", "first"))
@@ -109,7 +109,7 @@ def trained(root_dir, tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture
 def copied(trained, tmp_path) -> Path:
-    """The finished run again, to be changed."""
+    """A copy of the finished run, to modify."""
     return shutil.copytree(trained[0], tmp_path / "run")
 
 
@@ -169,7 +169,7 @@ def test_test_py_repeats_the_runs_own_test(trained):
     (run_dir / "test_metrics.json").unlink()
     assert "BGE+TSE" in printed_by(evaluation_root, "--output_dir", run_dir.parents[1])  # the newest run
     assert json.loads((run_dir / "test_metrics.json").read_text()) == own
-    more = ("--device", "cpu", "--test_batch_size", "5")  # whose rounding may order two images another way
+    more = ("--device", "cpu", "--test_batch_size", "5")  # rounding may swap two images
     printed_by(evaluation_root, "--config_file", run_dir / "configs.yaml", *more)
     assert json.loads((run_dir / "test_metrics.json").read_text()).keys() == own.keys()
 
@@ -289,7 +289,7 @@ def test_tensorboard_holds_losses_rates_division_and_validation(trained):
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_as_if_it_had_never_stopped(trained, root_dir, tmp_path):
-    """Processes that load data outlive a killed parent by seconds; they must not keep its run."""
+    """Data loader workers outlive a killed parent by seconds; they mustn't keep the run locked."""
     program = [sys.executable, str(ROOT / "train.py"), *arguments(root_dir, tmp_path, "--num_workers", "2")]
     child = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
@@ -307,13 +307,13 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(trained, root_dir, tmp_
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL: nothing of ours may catch it."""
+    """Simulates SIGKILL: none of our code may catch it."""
 
 
 def train_killed_and_continued(
     given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch, epoch: int = 2, name: str = "last.pth"
 ) -> None:
-    """Train, die while an epoch's checkpoint is written, and go on."""
+    """Train, die while an epoch's checkpoint is written, and resume."""
     save, saved = state.save_checkpoint, []
 
     def dies(content, file):
@@ -342,7 +342,7 @@ def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir,
 
 @pytest.mark.slow
 def test_from_an_older_copy_the_best_epoch_is_selected_again(copied):
-    """best.pth has gone on since the copy was made, and what it was then is lost."""
+    """best.pth has been overwritten since the copy was made."""
     last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
     torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, copied / "copy.pth")
     torch.save(best | {"epoch": 3}, copied / "best.pth")
@@ -362,7 +362,7 @@ def test_only_unfinished_runs_are_resumed(trained):
 @pytest.mark.numeric
 @pytest.mark.usefixtures("float64")
 def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
-    """Their checkpoint layout and their configs.yaml, with the golden weights: the golden model's similarities."""
+    """Their checkpoint layout and configs.yaml with the golden weights give the golden model's similarities."""
     run_dir = tmp_path / "logs/RSTPReid/20240101_000000_RDE"
     run_dir.mkdir(parents=True)
     weights = {f"module.{name}": value for name, value in published.weights("rde").items()}
@@ -389,7 +389,7 @@ def test_the_authors_released_runs_are_evaluated_as_they_are(tmp_path):
 
 @pytest.mark.numeric
 def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
-    """Read as test.py reads it, with the options of the authors' configs.yaml."""
+    """Loaded as by test.py, with the options of the authors' configs.yaml."""
     weights = {f"module.{name}": value for name, value in published.weights("rde").items()}
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(layer.parameters())
@@ -539,7 +539,7 @@ def test_a_drawn_noise_index_is_kept_with_the_run(root_dir, tmp_path):
 
 @pytest.mark.slow
 def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):
-    """The baseline trains BGE alone, on the truly clean pairs."""
+    """The baseline trains only BGE, on the truly clean pairs."""
     more = ["--trained", "BGE", "--loss_names", "InfoNCE", "--division", "oracle", "--record_test", "--num_epoch", "1"]
     training_root.main(arguments(root_dir, tmp_path, *more))
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
@@ -616,8 +616,8 @@ def test_a_broken_image_is_reported_before_training(tmp_path):
 @pytest.mark.slow
 def test_a_machine_that_cannot_compile_is_reported(root_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")  # where inductor looks for a compiler
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing was compiled before
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # without processes to compile in
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # an empty cache
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # without compile workers
     command = [sys.executable, ROOT / "train.py", *arguments(root_dir, tmp_path / "logs", "--compile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -740,7 +740,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(copied, change):
 
 
 def stepped(options: Options, folder: Path) -> TrainState:
-    """A training state after a step, saved in the folder as after an epoch."""
+    """A training state after one step, saved in the folder as after an epoch."""
     whole = state_of(options)
     ids = torch.zeros(2, options["text_length"], dtype=torch.long)
     ids[:, :6] = torch.arange(1, 7)
@@ -779,7 +779,7 @@ def test_an_optimizers_saved_state_is_restored(tmp_path, more):
 
 
 def test_moments_get_memory_of_their_own(tmp_path, monkeypatch):
-    """Fused steps rely on each lying in memory as its parameter does, and go wrong without a word where it doesn't."""
+    """Fused steps assume that each has its parameter's memory layout, and are silently wrong otherwise."""
     options = options_with()
     stepped(options, tmp_path)
     content, expected = (load_checkpoint(tmp_path / "last.pth") for _ in range(2))

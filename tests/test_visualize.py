@@ -1,4 +1,4 @@
-"""Figures, audit and export of a run that was really trained, through the real commands."""
+"""Figures, audit and export of a trained run, through the real commands."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run_dir(root, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(root, tmp_path_factory) -> list[Path]:
-    """Runs with other margins, one of them without CCD."""
+    """Runs with different margins, one of them without CCD."""
     folder = tmp_path_factory.mktemp("others")
     return [train(root, folder / "a", "--margin", "0.3"), train(root, folder / "b", "--division", "all")]
 
@@ -171,7 +171,7 @@ def drawn() -> Iterator[dict[str, Figure]]:
 
 
 def copy_of(run_dir: Path, folder: Path, **flags: object) -> Path:
-    """A run's records without its checkpoints, with other flags."""
+    """A copy of a run without its checkpoints, with changed flags."""
     shutil.copytree(run_dir, folder, ignore=shutil.ignore_patterns("*.pth", "figures", "export", "events*"))
     run = RunFolder(folder)
     run.write_config(run.flags() | flags, run.facts())
@@ -258,7 +258,7 @@ def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
 
 @pytest.fixture(scope="module")
 def audited(run_dir, tmp_path_factory) -> Path:
-    """What an audit writes."""
+    """An audit's output folder."""
     folder = tmp_path_factory.mktemp("audited")
     audit.main([str(run_dir), "--out", str(folder)])
     return folder

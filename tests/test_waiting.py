@@ -1,4 +1,4 @@
-"""What takes its time says so, and so does a run whose threads wait for a core."""
+"""Slow steps are announced, and a run warns if its threads wait for a core."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_threads_that_waited_are_counted(tmp_path, monkeypatch):
     assert threads.core_time().waited_since(before) == 0
     count("1", 6, 4)
     count("2", 5, 0)
-    (tmp_path / "3").mkdir()  # it has ended meanwhile
+    (tmp_path / "3").mkdir()  # a thread that has ended meanwhile
     assert threads.core_time().waited_since(before) == pytest.approx(3 / 4)
 
 

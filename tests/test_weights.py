@@ -1,4 +1,4 @@
-"""CLIPs of any heads and activation, in every wrapper people have: the embeddings that open_clip computes from them."""
+"""CLIPs with any number of heads and activation, in all common wrappers, give the embeddings of open_clip."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from utils.run_folder import RunFolder
 from utils.settings import Options
 
 SIZE = (96, 32)  # a grid of 6×2 patches
-# What open_clip builds: activations, and heads other than width / 64.
+# Cases built by open_clip: activations, and numbers of heads other than width / 64.
 CASES = {
     "as OpenAI's": (True, {"width": 128, "head_width": 64}, {"width": 64, "heads": 1}),
     "GELU": (False, {"width": 128}, {"width": 128, "heads": 2}),
@@ -49,7 +49,7 @@ def config_of(case: str) -> dict:
 
 
 def reference(config: dict, seed: int = 0) -> OpenClip:
-    """open_clip's own model of random weights, large enough for every part of it to matter."""
+    """An open_clip model with random weights large enough for every part to matter."""
     torch.manual_seed(seed)
     model = OpenClip(**config).eval()
     for name, parameter in model.named_parameters():
@@ -112,7 +112,7 @@ def test_a_configuration_of_the_files_own_name_comes_first(tmp_path, case):
 
 
 def huggingface_config(case: str, activations: tuple[str, str]) -> dict:
-    """What Hugging Face would write for one of the cases; what is its default is left out, as its own writer does."""
+    """Hugging Face's configuration for one of the cases, without default values, as its own writer omits them."""
     config = config_of(case)
     image, text = config["vision_cfg"], config["text_cfg"]
     heads = image["width"] // image.get("head_width", 64), text["heads"]
@@ -148,7 +148,7 @@ def test_hugging_faces_older_keys_count_where_they_are(tmp_path):
 
 
 def test_another_activation_or_other_heads_would_be_seen(tmp_path):
-    """That the comparisons above can fail."""
+    """Checks that the comparisons above can fail."""
     config = config_of("4 heads of 80")
     torch.save(reference(config).state_dict(), tmp_path / "clip.pt")
     right = expected(config)
@@ -307,7 +307,7 @@ def test_image_positions_are_kept_where_they_fit():
 
 
 def slow_stretch(positions: np.ndarray, length: int) -> np.ndarray:
-    """Linear interpolation with half-pixel centres, a position at a time: (l, D) → (length, D)."""
+    """Linear interpolation with half-pixel centres, one position at a time: (l, D) → (length, D)."""
     stretched = np.empty((length, positions.shape[1]))
     for row in range(length):
         at = min(max((row + 0.5) * len(positions) / length - 0.5, 0), len(positions) - 1)
@@ -405,7 +405,7 @@ SMALL += ["--num_epoch", "1", "--warmup_epochs", "0", "--dataset_name", "RSTPRei
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
 def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp_path):
-    """Training, testing, resuming, exporting and loading for a search, all rebuild the same network."""
+    """Training, testing, resuming, exporting and loading for search all rebuild the same network."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
     np.save(tmp_path / "noise.npy", draw_permutation(24, 0.2))
     clip = read_clip(str(small_clip.FILE)).state
@@ -471,7 +471,7 @@ def test_a_checkpoint_whose_towers_are_none_is_refused(tmp_path, record):
 
 
 def test_a_checkpoint_without_towers_is_what_its_code_computed(tmp_path):
-    """The authors' files and our older ones: heads 64 wide and QuickGELU, unless the options differ."""
+    """The authors' files and our older ones: heads of 64 channels and QuickGELU, unless the options differ."""
     torch.save({"model": published.weights("rde")}, tmp_path / "best.pth")
     for given, activation in (("auto", "quick_gelu"), ("gelu", "gelu")):
         options = Options(img_size=SIZE, stride_size=8, vocab_size=512, activation=given)
