@@ -1,18 +1,18 @@
 # make train         install into .venv, render the built-in data set, train RDE on it, print its table, write a report
 # make test          install into .venv, run the tests
-# make test-fast     only those that need no training, no index, no process of their own and no browser
-# make test-numeric  only those that compare floating-point numbers, as a processor without AVX-512 computes them
+# make test-fast     only tests without training, index, subprocess or browser
+# make test-numeric  only tests that compare floating-point numbers, computed as on a CPU without AVX-512
 # make lint          check style, formatting and types
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Quiet, but for the minutes that PyTorch's download takes.
+# Quiet, although PyTorch's download takes minutes.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 
-# A file's tests share its runs, in one process (loadfile); a second thread would wait for the other process's.
+# Tests of a file share its runs in one process (loadfile); more threads would compete with the other process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
-# What PyTorch, oneDNN and MKL read.
+# Read by PyTorch, oneDNN and MKL.
 NO_AVX512 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .PHONY: train test test-fast test-numeric lint

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Train, choose the best checkpoint, test, write report.html. With nothing set it runs the built-in data set; for the paper's runs, which
-# are clean without NOISY_RATE, as the published script's, unless CONFIG says otherwise:
+# Train, select the best checkpoint, test, write report.html. Without variables it trains on the built-in data set. For
+# the paper's runs (without noise unless NOISY_RATE or CONFIG sets it, as in the published script):
 #
 #   DATASET_NAME=CUHK-PEDES ROOT_DIR=/path/to/data NOISY_RATE=0.2 sh run_rde.sh
 #   CONFIG=configs/ablation/trl_0.5.yaml ROOT_DIR=/path/to/data sh run_rde.sh
 #
 # Variables: DATASET_NAME ROOT_DIR NOISY_RATE NOISY_FILE LOSS TAU MARGIN SELECT_RATIO NUM_EPOCH BATCH_SIZE OUTPUT_DIR
-# NAME CONFIG PYTHON. Further arguments are handed on to train.py.
+# NAME CONFIG PYTHON. Further arguments are passed to train.py.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
-# A configuration may name its data set itself; without either, the built-in one is run.
+# A configuration may name its own data set; the default is the built-in one.
 if [ -z "${CONFIG:-}" ]; then
     : "${DATASET_NAME:=SynthPEDES}"
     CONFIG=$here/configs/base.yaml
