@@ -21,7 +21,7 @@ class PairwiseObjective:
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
-        reduction: how a batch's losses are reduced: weighted sum, or weighted mean.
+        reduction: "sum", the weighted sum of a batch's losses, or "mean", that over max(1, sum of weights).
     """
 
     Settings: ClassVar[type | None] = None
@@ -90,7 +90,7 @@ class EncodedBatch:
         return cosine_similarity(self.image[name], self.text[name])
 
     def mean(self, per_pair: Tensor) -> Tensor:
-        """(B,) losses → their weighted mean; 0 if all weights are 0."""
+        """(B,) losses → their weighted sum over max(1, sum of weights)."""
         return (self.weight * per_pair).sum() / self.weight.sum().clamp_min(1)
 
 
