@@ -1,4 +1,4 @@
-"""Training step, CCD pass and evaluation encoding: against the plain way, lever by lever, and by batch size."""
+"""Training step, CCD pass and evaluation encoding against the plain baseline, ablations, and by batch size."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def training_step(
 
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
-    """The same, the plain way."""
+    """The same for the plain baseline."""
     optimizer = plain.build_optimizer(*learning(model.model))
     label = np.ones(len(batch.pids), np.float32)
     return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)

@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def plain_precision(self) -> str:
-        """The plain way's precision."""
+        """The plain baseline's precision."""
         return "fp32" if self.device.type == "cpu" else "fp16_weights"
 
     @property
@@ -63,7 +63,7 @@ class Setting:
 
 
 def compare(what: str, seconds: dict[str, float], pairs: int) -> dict[str, Any]:
-    """A row that sets ours beside the plain way; both take `pairs`."""
+    """A row comparing ours with the plain baseline; both take `pairs`."""
     return {
         "what": what,
         "plain pairs/s": pairs / seconds["plain"],

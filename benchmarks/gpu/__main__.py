@@ -52,7 +52,9 @@ PARTS = {
     "step": Part("A float32 step on the device and on the CPU", checks.one_step, 15),
     "precisions": Part("Each precision beside float32", checks.precisions, 30),
     "adam": Part("Adam on float16 weights: all tensors together, and one by one", checks.float16_adam, 10),
-    "model": Part("Passes of the model: the plain way's float16 weights, ours in bf16", encoders.against_plain, 30),
+    "model": Part(
+        "Passes of the model: the plain baseline with float16 weights, ours in bf16", encoders.against_plain, 30
+    ),
     "training": Part("Training steps of every precision", measures.training_steps, 70),
     "optimizers": Part("Optimizer steps", measures.optimizers, 10),
     "runs": Part("Runs: again, launched, killed and resumed", runs.launched_and_resumed, 35),

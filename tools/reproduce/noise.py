@@ -1,4 +1,4 @@
-"""Draw R1 against the share of wrong captions, a line a method, and keep the numbers drawn.
+"""Draw R1 over the noise rate, one line per method, and save the numbers drawn.
 
     python -m tools.reproduce.noise logs/reproduce/table_methods_SynthPEDES_3_seeds.json docs/methods.png
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _drawn(row: dict[str, Any]) -> dict[str, Any]:
-    """Of a report's row what is drawn, and what it says of the pairs that a method flags; to two decimals."""
+    """What is drawn of a report's row, and how well its method finds noisy pairs; to two decimals."""
     results = {choice: {"R1": _rounded(row["results"][choice]["R1"])} for choice in _PANELS if row["results"]}
     known = {part: _rounded(of) for part, of in row.get("knowledge", {}).items()}
     return {"title": row["title"], "noise": row["noise"], "results": results} | ({"knowledge": known} if known else {})
@@ -59,9 +59,9 @@ def _rounded(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
-    """Draw each title's mean R1 and its standard deviation over seeds, as it was best and in the end.
+    """Draw mean and standard deviation over seeds of each title's R1, at the best and at the last epoch.
 
-    Returns whether a row had runs at two shares at least.
+    Returns whether any title has runs at two noise rates or more.
     """
     methods: dict[str, dict[float, dict]] = defaultdict(dict)
     for summary in summaries:

@@ -29,7 +29,7 @@ class Row:
         small: run it on SynthPEDES: its recipe, with what this row's configuration changes in configs/base.yaml.
         start: read the starting weights of its run, before training.
         precision: the run's arithmetic; "" for the configuration's.
-        at: another share of wrong captions than the configuration's.
+        at: a noise rate other than the configuration's.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def noise(self) -> float:
-        """The share of wrong captions, 0 to 1."""
+        """The noise rate, 0 to 1."""
         return self._options["noisy_rate"]
 
     @property
@@ -224,15 +224,15 @@ class Table:
     more: str = ""
 
 
-_MAIN = Table("RDE, DECL, IRRA and CLIP-C on three data sets, 0 to 80% wrong captions (tables 1 and 3)", _main())
+_MAIN = Table("RDE, DECL, IRRA and CLIP-C on three data sets, 0 to 80% noise (tables 1 and 3)", _main())
 TABLES = {
     "1": _MAIN,
-    "2": Table("ablation on CUHK-PEDES, 50% wrong captions (table 2)", _ablation(2, 0.5)),
+    "2": Table("ablation on CUHK-PEDES, 50% noise (table 2)", _ablation(2, 0.5)),
     "3": _MAIN,
-    "7": Table("token selection on CUHK-PEDES, 50% wrong captions (table 7)", _token_selection()),
-    "8": Table("ablation on CUHK-PEDES, 80% wrong captions (table 8)", _ablation(8, 0.8)),
+    "7": Table("token selection on CUHK-PEDES, 50% noise (table 7)", _token_selection()),
+    "8": Table("ablation on CUHK-PEDES, 80% noise (table 8)", _ablation(8, 0.8)),
     "figure3": Table(
-        "triplet losses without CCD on CUHK-PEDES, 50% wrong captions (figure 3)",
+        "triplet losses without CCD on CUHK-PEDES, 50% noise (figure 3)",
         [Row(loss.lower(), loss, f"figure3/{loss.lower()}", paper=paper.figure3(loss)) for loss in ("TRL", "TRL-S")],
     ),
     "figure4-margin": Table("the margin m (figure 4)", _sweep("margin", "m", (0.05, 0.15, 0.2, 0.25), 0.1)),
@@ -240,6 +240,6 @@ TABLES = {
     "figure6": Table("the selection ratio R (figure 6)", _sweep("select_ratio", "R", (0.1, 0.2, 0.4, 0.5, 0.6), 0.3)),
     "cross-domain": Table("trained on one data set, tested on another (ICL, CVPR 2025)", _cross_domain()),
     "arithmetic": Table("what float16 does to Adam (docs/arithmetic.md)", _arithmetic(), "displacement"),
-    "methods": Table("every method under 0 to 80% wrong captions (docs/results.md)", _methods(), "knowledge"),
-    "synthpedes": Table("the method's claims on the built-in data set, 50% wrong captions", _synthpedes()),
+    "methods": Table("every method under 0 to 80% noise (docs/results.md)", _methods(), "knowledge"),
+    "synthpedes": Table("the method's claims on the built-in data set, 50% noise", _synthpedes()),
 }
