@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import regex
 
 from datasets.annotations import Split
-from datasets.findings import Finding, noted
+from datasets.findings import Finding, found_at
 from datasets.tokenizer import Tokenizer
 from utils.log import progress
 
@@ -63,7 +63,11 @@ def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
             "harmless but unknown to CLIP: translate or remove them",
         ),
     }
-    return [finding for what, (where, remedy) in found.items() for finding in noted(what, where, remedy, grave=False)]
+    return [
+        finding
+        for what, (where, remedy) in found.items()
+        for finding in found_at(what, where, remedy, severity="warning")
+    ]
 
 
 def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
@@ -75,4 +79,4 @@ def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
             if (tokens := len(tokenizer.encode(caption)) + 2) > _TEXT_LENGTH:
                 cut.append(f"{split.images[image]}: {tokens} tokens: {caption:.80}")
     remedy = "the rest is ignored: shorten them, or train with a larger --text_length"
-    return noted(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, grave=False)
+    return found_at(f"captions cut to {_TEXT_LENGTH} tokens", cut, remedy, severity="warning")

@@ -17,7 +17,7 @@ from datasets.annotations import Entry, Split, build_split, check_entry, check_i
 from datasets.caption_check import cut_captions, odd_captions
 from datasets.catalogue import Place, locate, short_name
 from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
-from datasets.findings import Finding, noted
+from datasets.findings import Finding, found_at
 from datasets.noise import NOISEINDEX, read_permutation
 from utils.errors import DataError, OptionError
 
@@ -42,7 +42,7 @@ def check_dataset(
         against: names of other data sets to search for the same images.
 
     Returns:
-        The splits that can be read, and the findings, grave ones first.
+        The splits that can be read, and the findings, errors first.
 
     Raises:
         DataError, OptionError: no annotation file, or it isn't a list of entries; an invalid rate.
@@ -68,7 +68,7 @@ def check_dataset(
         findings += _against(name, other, splits, digests)
     if "train" in splits and not outdated:  # a new noise index would not help
         findings += _noise_indices(dataset_name, len(splits["train"].captions), noisy_rate, noisy_file)
-    return splits, sorted(findings, key=lambda finding: not finding.grave)
+    return splits, sorted(findings, key=lambda finding: finding.severity != "error")
 
 
 def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
@@ -87,13 +87,15 @@ def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
         for remark in entry.remarks:
             forms[remark].append(f"entry {number}")
     return [
-        finding for remark, where in forms.items() for finding in noted(remark, where, "accepted as they are", False)
+        finding
+        for remark, where in forms.items()
+        for finding in found_at(remark, where, "accepted as they are", severity="warning")
     ]
 
 
 def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
     others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
-    return noted("entries of unknown splits", others, "only train, val and test are read", False)
+    return found_at("entries of unknown splits", others, "only train, val and test are read", severity="warning")
 
 
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
@@ -110,18 +112,18 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
             entries[checked.split].append(checked)
         else:
             elsewhere.append((number, checked.split))
-    findings = noted("malformed entries", malformed, "fix or remove them: training stops at the first")
+    findings = found_at("malformed entries", malformed, "fix or remove them: training stops at the first")
     findings += [*_elsewhere(elsewhere), *_forms(read)]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
-    return entries, findings + noted("splits without entries", missing, f"is {place.file} complete?")
+    return entries, findings + found_at("splits without entries", missing, f"is {place.file} complete?")
 
 
 def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding]:
     try:
         check()
     except DataError as error:
-        return noted(what, [str(error)], remedy)
+        return found_at(what, [str(error)], remedy)
     return []
 
 
@@ -132,7 +134,9 @@ def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
         for entry in of_split:
             splits[entry.number].add(name)
     shared = [f"id {number} in {', '.join(sorted(names))}" for number, names in splits.items() if len(names) > 1]
-    return noted("persons in two splits", shared, "biases results upwards: give them distinct ids", False)
+    return found_at(
+        "persons in two splits", shared, "biases results upwards: give them distinct ids", severity="warning"
+    )
 
 
 def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
@@ -147,7 +151,7 @@ def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]
         more = more or found[1] > size[1]
     remedy = "some copies have added captions: get the original" if more else "get the whole data set"
     remedy += ": published results and noise indices do not apply"
-    return noted("sizes that differ from the published ones", differing, remedy, grave=False)
+    return found_at("sizes that differ from the published ones", differing, remedy, severity="warning")
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
@@ -161,10 +165,12 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
     digests, unreadable = pixel_digests(np.array(paths)[there].tolist())
     return digests, [
-        *noted("images listed repeatedly", twice, "use one entry per image, with all of its captions", grave=False),
-        *noted("missing image folders", absent, "unpack them there"),
-        *noted("missing images", map(str, missing), f"image paths start from {place.imgs}"),
-        *noted("images that can't be read", unreadable, "download or unpack them again"),
+        *found_at(
+            "images listed repeatedly", twice, "use one entry per image, with all of its captions", severity="warning"
+        ),
+        *found_at("missing image folders", absent, "unpack them there"),
+        *found_at("missing images", map(str, missing), f"image paths start from {place.imgs}"),
+        *found_at("images that can't be read", unreadable, "download or unpack them again"),
     ]
 
 
@@ -175,7 +181,9 @@ def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Dige
     found, unreadable = pixel_digests(paths)
     same = across_sets(splits, digests, others, found)
     findings = _same_pixels(same, f"in {{}} and in {short_name(name)}'s {{}}", _IN_SETS)
-    return findings + noted(f"images of {short_name(name)} that can't be read", unreadable, "not compared", False)
+    return findings + found_at(
+        f"images of {short_name(name)} that can't be read", unreadable, "not compared", severity="warning"
+    )
 
 
 _IN_SPLITS = "biases results upwards: remove them from one of the two"
@@ -189,7 +197,7 @@ def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy
     return [
         finding
         for names, where in places.items()
-        for finding in noted(f"the same pixels {what.format(*names)}", where, remedy, grave=False)
+        for finding in found_at(f"the same pixels {what.format(*names)}", where, remedy, severity="warning")
     ]
 
 
@@ -203,11 +211,11 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
         files = {Path(noisy_file): noisy_rate}
     findings = []
     if noisy_rate and not files:
-        findings += noted(
+        findings += found_at(
             "no noise index found",
             [f"for rate {noisy_rate:g}"],
             "train.py draws one and keeps it in the run folder",
-            False,
+            severity="warning",
         )
     remedy = (
         f"are these the original annotations? If not: python -m tools.noise_index --dataset_name {name} "
@@ -219,4 +227,4 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
             read_permutation(file, pairs, rate)
         except DataError as error:
             misfits.append(str(error))
-    return findings + noted("noise indices that do not match", misfits, remedy)
+    return findings + found_at("noise indices that do not match", misfits, remedy)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from utils.errors import printable
+
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True)
@@ -16,13 +19,13 @@ class Finding:
         what: a short description.
         where: every place where it was found, in printable characters.
         remedy: what to do about it.
-        grave: whether it would stop training; otherwise it is a remark.
+        severity: an "error" stops training, a "warning" does not.
     """
 
     what: str
     where: list[str]
     remedy: str
-    grave: bool = True
+    severity: Severity = "error"
 
     @property
     def line(self) -> str:
@@ -31,7 +34,7 @@ class Finding:
         return f"{self.what}: {self.where[0]}{more}; {self.remedy}"
 
 
-def noted(what: str, where: Iterable[str], remedy: str, grave: bool = True) -> list[Finding]:
+def found_at(what: str, where: Iterable[str], remedy: str, severity: Severity = "error") -> list[Finding]:
     """One finding at the given places, made printable; none if there are no places."""
     where = [printable(place) for place in where]
-    return [Finding(what, where, remedy, grave)] if where else []
+    return [Finding(what, where, remedy, severity)] if where else []

@@ -17,6 +17,7 @@ from processor.saving import Saving, save_results
 from processor.settings import RerankSettings
 from processor.types import Encoder, EvaluationData
 from utils.checkpoints import epoch_of
+from utils.figures import evenly_spaced
 from utils.files import write_text
 from utils.log import logger
 from utils.ranks import is_main
@@ -73,7 +74,7 @@ def evaluate_run(
         write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
 
 
-def wrong_captions(encoded: Encoded, data: EvaluationData) -> np.ndarray:
+def failed_queries(encoded: Encoded, data: EvaluationData) -> np.ndarray:
     """Positions of captions whose top-ranked image by the fused similarity shows another person."""
     first, chunk = [], queries_at_a_time(len(data.image_pids))
     for start in range(0, len(data.caption_pids), chunk):
@@ -81,20 +82,15 @@ def wrong_captions(encoded: Encoded, data: EvaluationData) -> np.ndarray:
     return np.flatnonzero(data.image_pids[np.concatenate(first)] != data.caption_pids)
 
 
-def spread(positions: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of the positions, evenly spaced."""
-    return positions[np.unique(np.linspace(0, len(positions) - 1, min(count, len(positions))).astype(int))]
-
-
 def draw_retrieval(
-    encoded: Encoded, data: EvaluationData, title: str, file: Path, drawn: np.ndarray | None = None
+    encoded: Encoded, data: EvaluationData, title: str, file: Path, captions: np.ndarray | None = None
 ) -> None:
-    """Draw the best images for `drawn` captions of a split, by default a few; `title` names checkpoint and data."""
-    if drawn is None:
-        drawn = spread(np.arange(len(data.caption_pids)), _DRAWN)
-    similarity = encoded.similarity(drawn.tolist())[encoded.fused].cpu().numpy()
-    captions = [
+    """Draw the best images for these captions of a split, by default a few; `title` names checkpoint and data."""
+    if captions is None:
+        captions = evenly_spaced(len(data.caption_pids), _DRAWN)
+    similarity = encoded.similarity(captions.tolist())[encoded.fused].cpu().numpy()
+    ranked = [
         figures.Ranked(data.split.captions[caption], scores, data.image_pids == data.caption_pids[caption])
-        for caption, scores in zip(drawn, similarity, strict=True)
+        for caption, scores in zip(captions, similarity, strict=True)
     ]
-    figures.retrieval_sheet(captions, data.split.images, f"{title}, by {encoded.fused}", file)
+    figures.retrieval_sheet(ranked, data.split.images, f"{title}, by {encoded.fused}", file)

@@ -144,7 +144,7 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
     excluded, divided = arrays["excluded"], arrays["loss"].shape[1]
     kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
 
-    def spread(values: np.ndarray, filling: float) -> np.ndarray:
+    def at_pairs(values: np.ndarray, filling: float) -> np.ndarray:
         full = np.full((*values.shape[:-1], divided + len(excluded)), filling, values.dtype)
         full[..., kept] = values
         return full
@@ -154,10 +154,10 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
         raise ValueError("arrays of other shapes")
     return PairHistory(
         names=names,
-        loss=spread(arrays["loss"].astype(np.float32), np.nan),
-        clean_probability=spread(arrays["clean_probability"].astype(np.float32), np.nan),
-        clean=spread(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),
+        loss=at_pairs(arrays["loss"].astype(np.float32), np.nan),
+        clean_probability=at_pairs(arrays["clean_probability"].astype(np.float32), np.nan),
+        clean=at_pairs(np.unpackbits(arrays["clean"], axis=1, count=divided).astype(bool), False),
         components=arrays["components"],
         excluded=excluded,
-        truly_clean=spread(np.unpackbits(arrays["truly_clean"], count=divided).astype(bool), True),
+        truly_clean=at_pairs(np.unpackbits(arrays["truly_clean"], count=divided).astype(bool), True),
     )

@@ -192,7 +192,7 @@ def test_images_are_found_in_either_folder_whatever_their_paths_start_from(tmp_p
     splits = read_splits(name, tmp_path, ["train", "val", "test"])
     expected = [data / folder / e["img_path"].removeprefix(prefix) for e in listed if e["split"] == "test"]
     assert splits["test"].images == expected
-    assert not [finding for finding in check_dataset(name, tmp_path, noisy_rate=0.0)[1] if finding.grave]
+    assert not [finding for finding in check_dataset(name, tmp_path, noisy_rate=0.0)[1] if finding.severity == "error"]
     (data / folder / "cam_test/0012_0.jpg").unlink()
     missing = data / (folder or ("imgs" if published else "")) / prefix / "cam_test/0012_0.jpg"
     with pytest.raises(DataError, match=rf"1 of 12 images are missing, first: {missing}"):
@@ -216,7 +216,7 @@ def test_entries_without_a_split_are_training_pairs_when_asked(tmp_path, with_te
     remarks = {finding.what for finding in odd_entries(read_annotations(str(file), tmp_path, "train")[1])}
     assert ("training entries used as a test split" in remarks) == (not with_test)
     findings = check_dataset(str(file), tmp_path, split_all="train")[1]
-    assert not [finding for finding in findings if finding.grave]
+    assert not [finding for finding in findings if finding.severity == "error"]
 
 
 def test_a_file_name_with_a_backslash_is_kept(tmp_path):

@@ -14,7 +14,7 @@ import test as evaluation_root
 import train as training_root
 from assembly import build
 from options import resolve
-from processor.evaluate_run import spread, wrong_captions
+from processor.evaluate_run import failed_queries
 from processor.evaluation import Encoded
 from solver.schedule import learning_rate
 from solver.settings import ScheduleSettings
@@ -23,6 +23,7 @@ from tests.test_training import SMALL, printed_by
 from tools.visualize import __main__ as visualize
 from utils.checkpoints import save_checkpoint
 from utils.errors import UserError
+from utils.figures import evenly_spaced
 from utils.run_folder import RunFolder
 
 
@@ -106,9 +107,9 @@ def test_failures_are_the_captions_whose_first_image_is_another_persons():
     images = torch.eye(3)
     texts = images[[0, 2, 2, 1]]
     encoded = Encoded({"BGE": images}, {"BGE": texts})
-    assert wrong_captions(encoded, Data()).tolist() == [1, 3]
-    assert spread(np.arange(10, 20), 3).tolist() == [10, 14, 19]
-    assert spread(np.arange(2), 40).tolist() == [0, 1]
+    assert failed_queries(encoded, Data()).tolist() == [1, 3]
+    assert evenly_spaced(10, 3).tolist() == [0, 4, 9]
+    assert evenly_spaced(2, 40).tolist() == [0, 1]
 
 
 @pytest.mark.slow

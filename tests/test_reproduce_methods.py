@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from processor.history import vote_arrays, write_epoch
 from solver.correspondence.base import Vote
+from solver.settings import OBJECTIVES, SoftmaxSettings
 from tools.reproduce import __main__ as reproduce
 from tools.reproduce import noise
 from tools.reproduce.runs import Run
@@ -103,3 +107,19 @@ def test_pages_print_the_numbers_that_the_figure_is_drawn_from(page, tmp_path):
             r1 = [results[choice]["R1"] for results in found[title]]
             assert cells == [f"{of['mean']:.1f} ± {of['spread']:.1f}" for of in r1]
         assert len(tables) == (1 if page == "README.md" else 2)
+
+
+def test_the_reversed_sdm_of_the_page_is_that(monkeypatch):
+    """KL(q‖p) as PyTorch computes it, with q of two pairs of one person."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/results.md").read_text(encoding="utf-8"), re.S | re.M)
+    scope: dict[str, Any] = {}
+    monkeypatch.setattr(OBJECTIVES, "register", lambda _: lambda objective: objective)
+    exec(code, scope)
+    loss = scope["ReversedSDM"](SoftmaxSettings())
+    similarity = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).div(10)
+    pids = torch.tensor([0, 1, 1, 2])
+    positive = pids[:, None] == pids
+    target = positive.float() / positive.sum(dim=1, keepdim=True)
+    log_p = (similarity / SoftmaxSettings().temperature).log_softmax(dim=1)
+    expected = torch.nn.functional.kl_div(log_p, target, reduction="none").sum(dim=1)
+    torch.testing.assert_close(loss.one_direction(similarity, positive), expected)

@@ -83,13 +83,13 @@ def main(argv: Sequence[str]) -> None:
         "dataset_name": name,
         "splits": {of: dict(zip(("images", "captions", "persons"), split.size)) for of, split in splits.items()},
         "findings": [
-            {"what": f.what, "grave": f.grave, "count": len(f.where), "remedy": f.remedy, "where": f.where}
+            {"what": f.what, "severity": f.severity, "count": len(f.where), "remedy": f.remedy, "where": f.where}
             for f in findings
         ],
     }
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"the full list is in {file}")
-    if any(finding.grave for finding in findings):
+    if any(finding.severity == "error" for finding in findings):
         sys.exit(1)
 
 
@@ -111,8 +111,8 @@ def _findings_table(findings: Sequence[Finding]) -> str:
     table = PrettyTable(["", "found", "the first", "what to do"], align="l")
     table.max_width = dict(zip(table.field_names[1:], _WIDTHS, strict=True))  # for a terminal of 100 columns
     for finding in findings:
-        level, found = "GRAVE" if finding.grave else "remark", f"{len(finding.where):,} × {finding.what}"
-        table.add_row([level, found, finding.where[0], finding.remedy], divider=True)
+        found = f"{len(finding.where):,} × {finding.what}"
+        table.add_row([finding.severity, found, finding.where[0], finding.remedy], divider=True)
     return table.get_string()
 
 

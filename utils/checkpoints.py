@@ -163,9 +163,9 @@ def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
         "unknown": sorted(found.keys() - own.keys()),
         "of another shape": wrong,
     }
-    return "; ".join(f"{what} {_some(names)}" for what, names in differing.items() if names)
+    return "; ".join(f"{what} {_first_few(names)}" for what, names in differing.items() if names)
 
 
-def _some(names: list[str], limit: int = 8) -> str:
+def _first_few(names: list[str], limit: int = 8) -> str:
     """The first few of a list of names, for a message."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # before pyplot, as there may be no display
 from matplotlib import pyplot as plt
@@ -36,6 +37,11 @@ def save(figure: Figure, file: Path) -> None:
                 kind = file.suffix.removeprefix(".")
                 figure.savefig(partial, format=kind, dpi=120 if kind == "png" else 200)
     plt.close(figure)
+
+
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` positions among `count`, including the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
 
 def over_epochs(axes: Axes, what: str) -> None:

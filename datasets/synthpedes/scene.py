@@ -17,7 +17,7 @@ _SCENES = ("street", "brick", "park", "hall")
 def draw_background(size: tuple[int, int], rng: np.random.Generator, difficulty: float) -> Image.Image:
     """A background as an RGB image of `size` pixels; a bare wall and floor at difficulty 0."""
     height = size[1]
-    image = Image.new("RGB", size, _some(_WALLS, rng))
+    image = Image.new("RGB", size, _one_of(_WALLS, rng))
     draw = ImageDraw.Draw(image)
     horizon = int(height * (0.62 + 0.22 * rng.uniform(-1, 1) * difficulty))
     scene = str(rng.choice(_SCENES)) if rng.random() < 1.4 * difficulty else "hall"
@@ -52,23 +52,23 @@ def draw_occluder(
     sign = 1 if rng.random() < 0.5 else -1
     kind = str(rng.choice(["car", "pole", "bush", "box"]))
     if kind == "car":
-        _draw_car(draw, (x + sign * 0.3 * scale, sole - share * scale), scale, _some(_CARS, rng))
+        _draw_car(draw, (x + sign * 0.3 * scale, sole - share * scale), scale, _one_of(_CARS, rng))
     elif kind == "pole":
         middle = x + sign * rng.uniform(0.0, 0.13) * scale
         half = 0.3 * share * 0.5 * scale
-        colour = _some(_GROUNDS, rng)
+        colour = _one_of(_GROUNDS, rng)
         draw.rectangle((middle - half, 0, middle + half, image.height), fill=shade(colour, 0.7))
         draw.rectangle((middle - half, 0, middle - 0.3 * half, image.height), fill=shade(colour, 0.9))
     elif kind == "bush":
         _draw_bush(draw, (x + sign * 0.12 * scale, sole - 0.6 * share * scale), 1.7 * share * scale, rng)
     else:
         left, low = x + sign * 0.2 * scale, sole - 1.5 * share * scale
-        colour = _some(_BRICKS + _WALLS, rng)
+        colour = _one_of(_BRICKS + _WALLS, rng)
         box = (left - 0.2 * scale, low, left + 0.2 * scale, image.height)
         draw.rectangle(box, fill=shade(colour, 0.8), outline=shade(colour, 0.55), width=2)
 
 
-def _some(colours: tuple[RGB, ...], rng: np.random.Generator) -> RGB:
+def _one_of(colours: tuple[RGB, ...], rng: np.random.Generator) -> RGB:
     factor = rng.uniform(0.82, 1.12)
     return shade(colours[int(rng.integers(len(colours)))], float(factor))
 
@@ -78,9 +78,9 @@ def _street(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, rng:
     step = int(rng.integers(height // 7, height // 4))
     for y in range(int(rng.integers(-step, step // 2)), horizon - step // 2, step):
         for x in range(int(rng.integers(-20, 10)), width, step):
-            glass = _some(((96, 112, 130), (124, 138, 150)), rng)
+            glass = _one_of(((96, 112, 130), (124, 138, 150)), rng)
             draw.rectangle((x, y, x + step * 0.55, y + step * 0.6), fill=glass)
-    road = _some(_GROUNDS, rng)
+    road = _one_of(_GROUNDS, rng)
     draw.rectangle((0, horizon, width, height), fill=road)
     draw.rectangle((0, horizon, width, horizon + height // 40), fill=shade(road, 1.4))
     slope = int(rng.integers(-height // 9, height // 9))
@@ -90,31 +90,31 @@ def _street(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, rng:
 
 def _brick(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, rng: np.random.Generator) -> None:
     width, height = size
-    wall = _some(_BRICKS, rng)
+    wall = _one_of(_BRICKS, rng)
     draw.rectangle((0, 0, width, horizon), fill=wall)
     step = max(6, height // 26)
     for row, y in enumerate(range(0, horizon, step)):
         draw.line((0, y, width, y), fill=shade(wall, 0.84), width=1)
         for x in range(step * (row % 2), width, 2 * step):
             draw.line((x, y, x, y + step), fill=shade(wall, 0.84), width=1)
-    _tiles(draw, size, horizon, _some(_GROUNDS, rng))
+    _tiles(draw, size, horizon, _one_of(_GROUNDS, rng))
 
 
 def _park(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, rng: np.random.Generator) -> None:
     width, height = size
-    draw.rectangle((0, 0, width, horizon), fill=_some(((186, 200, 212), (202, 206, 206)), rng))
+    draw.rectangle((0, 0, width, horizon), fill=_one_of(((186, 200, 212), (202, 206, 206)), rng))
     for _ in range(int(rng.integers(2, 6))):
         _draw_bush(draw, (rng.uniform(0, width), horizon - rng.uniform(0, 0.4) * height), 0.12 * height, rng)
-    draw.rectangle((0, horizon, width, height), fill=_some(_GRASSES, rng))
+    draw.rectangle((0, horizon, width, height), fill=_one_of(_GRASSES, rng))
     if rng.random() < 0.7:
         x = rng.uniform(0.1, 0.9) * width
         spread = rng.uniform(0.4, 1.0) * width
-        path = _some(_GROUNDS, rng)
+        path = _one_of(_GROUNDS, rng)
         draw.polygon([(x - 6, horizon), (x + 6, horizon), (x + spread, height), (x - spread, height)], fill=path)
 
 
 def _hall(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int, rng: np.random.Generator) -> None:
-    floor = _some(_GROUNDS, rng)
+    floor = _one_of(_GROUNDS, rng)
     _tiles(draw, size, horizon, floor)
     draw.rectangle((0, horizon - size[1] // 50, size[0], horizon), fill=shade(floor, 0.7))
 
@@ -136,15 +136,15 @@ def _add_clutter(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: int,
     x = rng.uniform(0, width)
     kind = int(rng.integers(5))
     if kind == 0:
-        _draw_car(draw, (x, horizon - 0.1 * height), 0.7 * height, _some(_CARS, rng))
+        _draw_car(draw, (x, horizon - 0.1 * height), 0.7 * height, _one_of(_CARS, rng))
     elif kind == 1:
         half = rng.uniform(0.008, 0.02) * height
-        draw.rectangle((x - half, 0, x + half, horizon + 0.06 * height), fill=_some(_GROUNDS, rng))
+        draw.rectangle((x - half, 0, x + half, horizon + 0.06 * height), fill=_one_of(_GROUNDS, rng))
     elif kind == 2:
         _draw_passer(draw, (x, horizon + 0.1 * height), 0.5 * height, rng)
     elif kind == 3:
         w, h, y = (rng.uniform(0.06, 0.14) * height, rng.uniform(0.04, 0.16) * height, rng.uniform(0, 0.5) * height)
-        sign = _some(_CARS + _BRICKS, rng)
+        sign = _one_of(_CARS + _BRICKS, rng)
         draw.rectangle((x - w, y, x + w, y + h), fill=sign, outline=shade(sign, 0.7), width=2)
     else:
         _draw_bush(draw, (x, horizon), rng.uniform(0.05, 0.11) * height, rng)
@@ -164,7 +164,7 @@ def _draw_car(draw: ImageDraw.ImageDraw, roof: tuple[float, float], scale: float
 
 
 def _draw_bush(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
-    green = shade(_some(_GRASSES, rng), 0.72)
+    green = shade(_one_of(_GRASSES, rng), 0.72)
     for tone in (0.8, 0.9, 1.0, 1.1, 1.2):
         x = centre[0] + rng.uniform(-0.6, 0.6) * radius
         y = centre[1] + rng.uniform(-0.4, 0.4) * radius
@@ -175,7 +175,7 @@ def _draw_bush(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: f
 def _draw_passer(draw: ImageDraw.ImageDraw, feet: tuple[float, float], scale: float, rng: np.random.Generator) -> None:
     """A distant passer-by in dull clothes, so that no caption could describe them."""
     x, y = feet
-    top, lower = _some(_CLUTTER_CLOTHES, rng), _some(_CLUTTER_CLOTHES, rng)
+    top, lower = _one_of(_CLUTTER_CLOTHES, rng), _one_of(_CLUTTER_CLOTHES, rng)
     draw.rectangle((x - 0.07 * scale, y - 0.48 * scale, x + 0.07 * scale, y), fill=lower)
     draw.rounded_rectangle(
         (x - 0.12 * scale, y - 0.84 * scale, x + 0.12 * scale, y - 0.45 * scale), 0.04 * scale, fill=top

@@ -11,18 +11,13 @@ from matplotlib import pyplot as plt
 from processor.figures import draw_losses
 from processor.history import BIN_EDGES
 from tools.visualize.runs import NothingToDraw, Run, labels
-from utils.figures import CLEAN, NOISY, legend_below, save
+from utils.figures import CLEAN, NOISY, evenly_spaced, legend_below, save
 
 _LOSS_EPOCHS, _SIMILARITY_EPOCHS = 5, 8
 _COLUMNS = 4
 _OVERLAP = 1.6  # height of a ridge, relative to the distance between two
 _MIDDLES = (BIN_EDGES[:-1] + BIN_EDGES[1:]) / 2
 _SMOOTH = np.exp(-0.5 * (np.arange(-4, 5) / 1.5) ** 2)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` evenly spaced positions among `count`, including the first and the last."""
-    return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
 def losses_over_epochs(run: Run, file: Path) -> None:
@@ -35,7 +30,7 @@ def losses_over_epochs(run: Run, file: Path) -> None:
     divided = [epoch for epoch in run.history if epoch.pairs is not None]
     if not divided:
         raise NothingToDraw("no per-pair losses in epochs/")
-    chosen = [divided[n] for n in _spread(len(divided), _LOSS_EPOCHS)]
+    chosen = [divided[n] for n in evenly_spaced(len(divided), _LOSS_EPOCHS)]
     names = chosen[0].pairs.names
     size = (2.2 * len(chosen) + 0.8, 2.2 * len(names))
     figure, rows = plt.subplots(len(names), len(chosen), figsize=size, layout="constrained", squeeze=False, sharex=True)
@@ -64,7 +59,9 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
         DataError: a run's history is damaged.
     """
     kept = [(run, [epoch for epoch in run.history if epoch.similarity is not None]) for run in runs]
-    kept = [(run, [epochs[n] for n in _spread(len(epochs), _SIMILARITY_EPOCHS)]) for run, epochs in kept if epochs]
+    kept = [
+        (run, [epochs[n] for n in evenly_spaced(len(epochs), _SIMILARITY_EPOCHS)]) for run, epochs in kept if epochs
+    ]
     if not kept:
         raise NothingToDraw("no similarities in epochs/")
     titles = labels([run for run, _ in kept]) if len(kept) > 1 else [""]

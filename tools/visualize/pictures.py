@@ -14,13 +14,13 @@ from datasets.annotations import Split, read_splits
 from datasets.gallery import Gallery, open_gallery
 from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
-from processor.evaluate_run import draw_retrieval, spread, wrong_captions
+from processor.evaluate_run import draw_retrieval, failed_queries
 from processor.evaluation import Encoded, encode
 from tools.loading import LoadedRun
 from tools.selection import chosen_words, overlaid
 from tools.visualize.runs import NothingToDraw
 from utils.checkpoints import epoch_of
-from utils.figures import TITLE_LINE, save
+from utils.figures import TITLE_LINE, evenly_spaced, save
 
 _PAIRS = 6
 _INK = (0.0, 0.447, 0.698)  # of selected words; opacity grows with attention
@@ -45,10 +45,10 @@ def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
     if not wrong:
         draw_retrieval(encoded, gallery, source(run), file)
         return
-    failed = wrong_captions(encoded, gallery)
+    failed = failed_queries(encoded, gallery)
     if not len(failed):
         raise NothingToDraw("every query has a correct rank-1 image")
-    drawn = spread(failed, wrong)
+    drawn = failed[evenly_spaced(len(failed), wrong)]
     count = f"{len(drawn):,} of {len(failed):,} of {len(gallery.caption_pids):,} queries with a wrong rank-1 image"
     draw_retrieval(encoded, gallery, f"{count}\n{source(run)}", file, drawn)
 
