@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -145,7 +145,10 @@ def magnitude(tensors: list[Tensor]) -> Tensor:
 
     The maximum is slow to compute on a CPU, and a sum of squares overflows sooner.
     """
-    return torch.stack(torch._foreach_norm(tensors, 1, dtype=torch.float32)).sum()  # pyright: ignore[reportPrivateImportUsage]
+    if not tensors:
+        return torch.zeros(())
+    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, 1, dtype=dtype)).sum()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
