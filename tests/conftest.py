@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,16 @@ def split(root: Path) -> Split:
     from datasets.annotations import read_splits
 
     return read_splits("RSTPReid", root, ["train"])["train"]
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """Close the test's log files: the next test must not write to them, and their folder is removed."""
+    yield
+    logger = logging.getLogger("rde")
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture
