@@ -115,7 +115,7 @@ def _setting(device: torch.device, folder: Path, *, quick: bool) -> Setting:
         device=device,
         precision="bf16" if gpu else "fp32",
         sizes=_SMALL if quick else VIT_B_16,
-        batch=8 if quick else 64,
+        batch=2 if quick else 64,
         scale=0.02 if quick else 1.0,
         repeats=1 if quick else 2,
         steps=10 if gpu else 1,
