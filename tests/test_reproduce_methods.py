@@ -96,7 +96,7 @@ def test_pages_print_the_numbers_that_the_figure_is_drawn_from(page, tmp_path):
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         if line.count(" ± ") == 4:
             title, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
-            printed[{"RDE: TAL with CCD": "RDE"}.get(title, title.split(", told")[0])].append(cells)
+            printed[{"RDE: TAL with CCD": "RDE"}.get(title, title.split(", which")[0])].append(cells)
     found: dict[str, list[dict]] = defaultdict(list)
     for row in json.loads(kept.read_text())["rows"]:
         found[row["title"]].append(row["results"])

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _drawn(row: dict[str, Any]) -> dict[str, Any]:
-    """What is drawn of a report's row, and how well its method finds noisy pairs; to two decimals."""
+    """What is drawn of a report's row, and how well its method finds noisy pairs, to four decimals."""
     results = {choice: {"R1": _rounded(row["results"][choice]["R1"])} for choice in _PANELS if row["results"]}
     known = {part: _rounded(of) for part, of in row.get("knowledge", {}).items()}
     return {"title": row["title"], "noise": row["noise"], "results": results} | ({"knowledge": known} if known else {})
@@ -52,9 +52,9 @@ def _drawn(row: dict[str, Any]) -> dict[str, Any]:
 def _rounded(found: dict[str, Any]) -> dict[str, Any]:
     spread = found["spread"]
     return {
-        "values": [round(value, 2) for value in found["values"]],
-        "mean": round(found["mean"], 2),
-        "spread": None if spread is None else round(spread, 2),
+        "values": [round(value, 4) for value in found["values"]],
+        "mean": round(found["mean"], 4),
+        "spread": None if spread is None else round(spread, 4),
     }
 
 
