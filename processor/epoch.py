@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 import torch
@@ -145,10 +145,12 @@ def magnitude(tensors: list[Tensor]) -> Tensor:
 
     The maximum is slow to compute on a CPU, and a sum of squares overflows sooner.
     """
-    if not tensors:
-        return torch.zeros(())
-    dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-    return torch.stack(torch._foreach_norm(tensors, 1, dtype=dtype)).sum()  # pyright: ignore[reportPrivateImportUsage]
+    norms = []
+    for dtype in {tensor.dtype for tensor in tensors}:  # one call each, which a GPU computes at once
+        group = [tensor for tensor in tensors if tensor.dtype == dtype]
+        wide = torch.promote_types(dtype, torch.float32)
+        norms += torch._foreach_norm(group, 1, dtype=wide)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).sum() if norms else torch.zeros(())
 
 
 def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:

@@ -340,3 +340,13 @@ run_program(main)
     child.send_signal(signal.SIGINT)
     assert child.wait() == -signal.SIGINT
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("value", [0.0, 6e4, math.inf, -math.inf, math.nan])
+def test_gradients_of_any_type_are_finite_together_or_not(value):
+    """Many of the largest float16 values are still finite; no gradients at all are, too."""
+    large = torch.full((100, 100), 6e4).half()
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        tensors = [large, torch.ones(3), torch.zeros(0), torch.tensor([1.0, value]).to(dtype)]
+        assert epoch.magnitude(tensors).isfinite() == math.isfinite(value)
+    assert epoch.magnitude([]).isfinite()
