@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from datasets.annotations import Split
 
 # The slowest files. They are started first, so that no worker is left with one at the end.
-LONG = ("distributed", "arithmetic", "training", "search", "visualize", "benchmarks", "reproduce", "page", "platforms")
+LONG = (
+    "distributed",
+    "arithmetic",
+    "gpu_benchmark",
+    "training",
+    "search",
+    "visualize",
+    "benchmarks",
+    "reproduce",
+    "page",
+    "platforms",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
