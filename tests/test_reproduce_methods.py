@@ -72,6 +72,16 @@ def test_the_figure_is_drawn_of_a_report(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_the_figures_numbers_do_not_replace_a_report(tmp_path):
+    table = report(tmp_path / "table.json", 0, 0.5)
+    before = table.read_text()
+    with pytest.raises(UserError, match=r"would replace the report"):
+        noise.main([str(table), str(tmp_path / "table.png")])
+    assert table.read_text() == before
+    noise.main([str(table), str(tmp_path / "figure.png")])
+    noise.main([str(tmp_path / "figure.json"), str(tmp_path / "figure.png")])
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [

@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 from tools.visualize.curves import line_style
-from utils.errors import DataError
+from utils.errors import DataError, OptionError
 from utils.figures import legend_below, save
 from utils.files import write_text
 from utils.options import command_parser, parse
@@ -31,15 +31,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("table", help="report of tools.reproduce, or the numbers of such a figure (.json)")
     parser.add_argument("figure", help="file to write, as .png, .svg or .pdf")
     args = parse(parser, argv)
-    figure = Path(args["figure"])
+    table, figure = Path(args["table"]), Path(args["figure"])
+    numbers = figure.with_suffix(".json")
     try:
-        rows = [_drawn(row) for row in json.loads(Path(args["table"]).read_text(encoding="utf-8"))["rows"]]
+        text = table.read_text(encoding="utf-8")
+        rows = [_drawn(row) for row in json.loads(text)["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{args['table']} is not a report by tools.reproduce") from None
-    if not draw_over_noise(rows, figure):
-        raise DataError(f"{args['table']} has no row with runs at two noise rates")
+        raise DataError(f"{table} is not a report by tools.reproduce") from None
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    write_text(figure.with_suffix(".json"), f'{{"rows": [\n{lines}\n]}}\n')
+    drawn = f'{{"rows": [\n{lines}\n]}}\n'
+    if numbers.resolve() == table.resolve() and drawn != text:
+        raise OptionError(f"{figure}: its numbers would replace the report {table}, give it another name or folder")
+    if not draw_over_noise(rows, figure):
+        raise DataError(f"{table} has no row with runs at two noise rates")
+    write_text(numbers, drawn)
 
 
 def _drawn(row: dict[str, Any]) -> dict[str, Any]:
