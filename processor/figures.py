@@ -73,8 +73,10 @@ def draw_losses(axes: Axes, loss: np.ndarray, components: np.ndarray | None, tru
     )
     if truly_clean.all():
         parts, colours, labels = [loss], ["#999999"], ["pairs"]
-    share = [np.full(len(part), 1 / (len(loss) * (bins[1] - bins[0]))) for part in parts]
-    axes.hist(parts, bins, weights=share, stacked=True, color=colours, label=labels)
+    height = np.zeros(len(bins) - 1)
+    for part, colour, label in zip(parts, colours, labels, strict=True):
+        below, height = height, height + np.histogram(part, bins)[0] / (len(loss) * (bins[1] - bins[0]))
+        axes.stairs(height, bins, baseline=below, fill=True, color=colour, label=label)  # faster than hist's bars
     if components is None:
         return
     x = np.linspace(0, 1, 400)
