@@ -127,7 +127,7 @@ def against_plain(setting: Setting) -> Rows:
 
 
 def _with_graphs(setting: Setting, way: Callable[[bool], Way]) -> dict[str, Way]:
-    """By what its name ends in: without `--cuda_graphs`, and where there are any with."""
+    """Eager and, on CUDA, with `--cuda_graphs`; keyed by the suffix of the row's name."""
     return {"": way(False)} | ({" --cuda_graphs": way(True)} if setting.device.type == "cuda" else {})
 
 

@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def evaluation_batch(self) -> int:
-        """Images or captions in a batch of an evaluation: on a GPU, as by default, eight times as many as in a step."""
+        """Images or captions per evaluation batch: on a GPU eight training batches, the ratio of the default flags."""
         return self.batch * (1 if self.device.type == "cpu" else 8)
 
     @property

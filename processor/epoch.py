@@ -141,7 +141,7 @@ def _update(state: TrainState) -> Tensor:
 
 
 def magnitude(tensors: list[Tensor]) -> Tensor:
-    """The sum of absolute values in float32: not finite if any value isn't.
+    """The sum of absolute values, in float32 or wider: not finite if any value isn't.
 
     The maximum is slow to compute on a CPU, and a sum of squares overflows sooner.
     """

@@ -1,4 +1,4 @@
-"""R1 per epoch of a table's rows, a line each, from before training on."""
+"""R1 per epoch of a table's rows, one line each, starting before training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from utils.figures import legend_below, over_epochs, save
 
 
 def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
-    """Draw the mean over each row's seeds, and from the lowest to the highest in a lighter tone.
+    """Draw each row's mean over seeds, and the range from lowest to highest in a lighter tone.
 
-    Epoch 0 is the pretrained CLIP, by its own embedding. Rows that are read off the same run as another with the same
-    similarity are drawn once. More rows than one panel holds get a panel for each noise rate, and methods a line each.
-    Returns whether there was a row to draw.
+    Epoch 0 is the pretrained CLIP, by its own embedding. Rows evaluated on the same run with the same similarity are
+    drawn once. If there are more rows than line styles, each noise rate gets a panel with one line per method. Returns
+    whether there was a row to draw.
     """
     drawn = {}
     for runs in rows:
@@ -36,7 +36,8 @@ def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         panels = {"": axes}
     else:
-        noises, titles = (list(dict.fromkeys(of_row[part] for of_row in drawn.values())) for part in (1, 0))
+        noises = list(dict.fromkeys(noise for _, noise, _ in drawn.values()))
+        titles = list(dict.fromkeys(title for title, _, _ in drawn.values()))
         size = (2.6 * len(noises) + 0.5, 3.8)
         figure, grid = plt.subplots(1, len(noises), figsize=size, layout="constrained", squeeze=False, sharey=True)
         panels = dict(zip(noises, grid[0], strict=True))
