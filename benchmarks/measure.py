@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import statistics
@@ -71,6 +72,7 @@ def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
     return sum(kept.values())
 
 
+@functools.cache
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP per second of large square matrix products, best of several.
 

@@ -50,7 +50,7 @@ class Setting:
     @property
     def compiler(self) -> str:
         """The backend of torch.compile; on a CPU, where compiling is slow and brings nothing, one that only traces."""
-        return "aot_eager" if self.device.type == "cpu" else "inductor"
+        return "eager" if self.device.type == "cpu" else "inductor"
 
     @property
     def dtype(self) -> torch.dtype:

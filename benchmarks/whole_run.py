@@ -22,6 +22,7 @@ import torch
 from benchmarks.__main__ import results_of, save, table
 from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
+from benchmarks.setting import Rows
 from options import resolve
 from utils.devices import choose_device
 from utils.errors import OptionError
@@ -55,30 +56,38 @@ def main(argv: Sequence[str]) -> None:
     if not 0 < args["share"] <= 1 or args["epochs"] < 1:
         raise OptionError("--share must be above 0 and at most 1, --epochs at least 1")
     results_of(args["out"])
-    sizes = TINY if args["tiny"] else VIT_B_16
-    folder = args["folder"].absolute()
-    data = _made_once(folder, args["share"])
-    weights = _random_weights(folder, tiny=args["tiny"])
-    height, width = image_size(sizes)
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "base.yaml")]
-    command += ["--dataset_name", str(data), "--noisy_rate", "0.2", "--pretrain_choice", str(weights)]
-    command += ["--img_size", str(height), str(width), "--stride_size", str(sizes.stride)]
-    command += ["--num_epoch", str(args["epochs"]), "--warmup_epochs", "0", *more, "--output_dir", str(folder / "logs")]
+    folder, share = args["folder"].absolute(), args["share"]
     start = time.perf_counter()
-    if subprocess.run(command).returncode:
-        raise OptionError("train.py failed, see above")
-    run_dir = max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name)
-    rows = _report(run_dir)
-    rows.append({"what": f"this command: {args['epochs']} epochs, checks, decoding, test", "minutes": _minutes(start)})
-    share = args["share"]
+    run_dir = trained(folder, share, args["epochs"], more, tiny=args["tiny"])
+    rows = last_epoch(run_dir)
+    minutes = (time.perf_counter() - start) / 60
+    rows.append({"what": f"this command: {args['epochs']} epochs, checks, decoding, test", "minutes": minutes})
     print(f"\n{table(f'A run of {share:.1%} of the size of CUHK-PEDES', rows)}")
     about = machine(choose_device(resolve({"config": str(run_dir / "configs.yaml")}).device)) | {"clock": "the log's"}
     about["command"] = "python -m benchmarks.whole_run " + " ".join(argv)
     save(args["out"], "whole_run", {"about": about, "rows": rows})
 
 
-def _minutes(start: float) -> float:
-    return (time.perf_counter() - start) / 60
+def trained(folder: Path, share: float, epochs: int, more: Sequence[str], *, tiny: bool, quiet: bool = False) -> Path:
+    """Write data and weights into `folder` unless they are there, and train; returns the run's folder.
+
+    Args:
+        share: of CUHK-PEDES's size.
+        more: further arguments of train.py.
+        tiny: a tiny CLIP instead of ViT-B/16.
+        quiet: show the output only of a run that fails.
+    """
+    sizes = TINY if tiny else VIT_B_16
+    data, weights = _made_once(folder, share), _random_weights(folder, tiny=tiny)
+    height, width = image_size(sizes)
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "base.yaml")]
+    command += ["--dataset_name", str(data), "--noisy_rate", "0.2", "--pretrain_choice", str(weights)]
+    command += ["--img_size", str(height), str(width), "--stride_size", str(sizes.stride)]
+    command += ["--num_epoch", str(epochs), "--warmup_epochs", "0", *more, "--output_dir", str(folder / "logs")]
+    done = subprocess.run(command, capture_output=quiet, text=True)
+    if done.returncode:
+        raise OptionError(f"train.py failed: {(done.stdout + done.stderr)[-2000:]}" if quiet else "train.py failed")
+    return max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name)
 
 
 def _made_once(folder: Path, share: float) -> Path:
@@ -104,7 +113,7 @@ def _random_weights(folder: Path, *, tiny: bool) -> Path:
     return file
 
 
-def _report(run_dir: Path) -> list[dict]:
+def last_epoch(run_dir: Path) -> Rows:
     """The last epoch's times: parts from `metrics.jsonl`, the total with validation and checkpoints from the log."""
     record = read_records(run_dir / "metrics.jsonl")[-1]
     log = (run_dir / "train_log.txt").read_text(encoding="utf-8")

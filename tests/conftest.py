@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,3 +79,17 @@ def small_figures() -> Iterator[None]:
 
     with of_one_pixel():
         yield
+
+
+@pytest.fixture
+def whole_run_here(monkeypatch: pytest.MonkeyPatch, small_figures: None) -> None:  # noqa: ARG001
+    """Let `benchmarks.whole_run` train in this process, not one of its own, which takes seconds to import torch."""
+    import train
+    from benchmarks import whole_run
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        assert command[:2] == [sys.executable, train.__file__]
+        train.main(command[2:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(whole_run, "subprocess", SimpleNamespace(run=run))

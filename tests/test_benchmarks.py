@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import train as training_root
 from assembly import build
 from benchmarks import page, plain, whole_run
 from benchmarks.__main__ import SECTIONS
@@ -250,14 +247,8 @@ def test_user_errors_are_one_line(arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_figures")
-def test_a_whole_run_is_measured_and_projected(tmp_path, monkeypatch):
-    def run(command: list[str]) -> SimpleNamespace:
-        assert command[:2] == [sys.executable, training_root.__file__]
-        training_root.main(command[2:])
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(whole_run, "subprocess", SimpleNamespace(run=run))
+@pytest.mark.usefixtures("whole_run_here")
+def test_a_whole_run_is_measured_and_projected(tmp_path):
     file = tmp_path / "benchmarks.json"
     own = ["--folder", str(tmp_path), "--share", "0.001", "--tiny", "--epochs", "1", "--out", str(file)]
     more = ["--num_workers", "0", "--batch_size", "16", "--device", "cpu", "--output_dir", str(tmp_path / "else")]

@@ -40,7 +40,8 @@ class Part(NamedTuple):
     """One thing to check or measure.
 
     Attributes:
-        seconds: time that must be left to start it: measured on an H200, or estimated (epoch, compiled, ranking).
+        seconds: time that must be left to start it: measured on an H200; those of epoch, compiled, fastest and
+            ranking are estimates.
     """
 
     title: str
@@ -62,6 +63,7 @@ PARTS = {
     "graphs": Part("--cuda_graphs: the same numbers", checks.recorded, 30),
     "compile": Part("--compile and --grad_checkpointing: the same numbers", checks.compiled, 45),
     "compiled": Part("Training steps with --compile", measures.compiled_steps, 60),
+    "fastest": Part("The part of a run, with --compile --cuda_graphs", runs.fastest_epoch, 90),
     "ranking": Part("Ranking and metrics", ranking.against_plain, 40),
 }
 
