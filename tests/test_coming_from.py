@@ -33,19 +33,17 @@ def test_a_published_flag_is_named_and_taken(name):
 
 def test_the_flags_it_names_exist_and_the_idle_ones_are_named_as_such():
     flags = set(re.findall(r"--(\w+)", TEXT))
-    others = {name for parser in (build_parser(""), evaluation_root.build_parser()) for name in vars(parser)}
-    taken = {action.dest for parser in (build_parser(""), evaluation_root.build_parser()) for action in parser._actions}
-    assert flags <= taken | others
+    assert flags <= {action.dest for of in (build_parser(""), evaluation_root.build_parser()) for action in of._actions}
     without_effect = TEXT[TEXT.index("**without effect**") :].split("\n\n")[0]
     idle = {name for name, flag in FLAGS.items() if flag.idle}
     assert idle == set(re.findall(r"--(\w+)`", without_effect.split("IRRA's flags")[0]))
 
 
-def test_the_defaults_it_names_are_ours():
-    options = resolve({})
-    assert (options.precision, options.val_dataset, options.noisy_rate, options.tse_bn) == (
-        "fp32",
-        "val",
-        0.2,
-        "frozen",
-    )
+@pytest.mark.parametrize("name", ["precision", "noisy_rate", "tse_bn"])
+def test_the_defaults_it_names_are_ours(name):
+    (here,) = re.findall(rf"^\| `--{name}` \| .*? \| (\S+);", TEXT, re.MULTILINE)
+    assert here == str(resolve({})[name])
+
+
+def test_the_split_that_selects_by_default_is_named():
+    assert f"on `--val_dataset {resolve({}).val_dataset}`; `--val_dataset test` for theirs" in TEXT

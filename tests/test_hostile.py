@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -27,7 +28,7 @@ from safetensors.torch import save
 import train as training_root
 from datasets.annotations import read_splits
 from datasets.images import read_image
-from datasets.noise import draw_permutation, read_permutation
+from datasets.noise import digest, draw_permutation, read_permutation
 from datasets.tokenizer import EOS, SOS, Tokenizer
 from model.pretrained import read_clip
 from model.weights import build_model, model_from_checkpoint
@@ -258,9 +259,13 @@ def test_a_crafted_pickle_runs_nothing(tmp_path, what, how):
     else:
         torch.save(content, file, _use_new_zipfile_serialization=how == "torch")
     datasets_on_disk.write(tmp_path, "RSTPReid")
-    (tmp_path / "configs.yaml").write_text(f"dataset_name: RSTPReid\nroot_dir: {tmp_path}\npretrain_choice: tiny\n")
+    run = {"dataset_name": "RSTPReid", "root_dir": str(tmp_path), "noisy_rate": 0, "pretrain_choice": "tiny"}
+    run |= {"img_size": [48, 16], "stride_size": 8, "num_workers": 0, "device": "cpu"}
+    facts = {"noise_index": {"sha256": digest(np.arange(24))}}
+    (tmp_path / "configs.yaml").write_text(yaml.safe_dump(run | {"_run_": facts}))
     given = [] if what in ("resume_ckpt_file", "config") else ["--config", str(tmp_path / "configs.yaml")]
-    with pytest.raises(UserError):
+    given += ["--noisy_rate", "0.5"] if what == "noisy_file" else []
+    with pytest.raises(UserError, match=re.escape(file.name)):
         training_root.main([*given, f"--{what}", str(file), "--output_dir", str(tmp_path / "logs")])
     assert not ran.exists()
     pickle.loads(pickle.dumps(Crafted(ran)))
