@@ -65,7 +65,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         resumed: the run to resume, from `checkpoint`, which needn't exist if the run was stopped in its first epoch.
     """
     device = choose_device(options.device)
-    options.precision = settle(options.precision, device)  # fixed from here on, on whatever device the run resumes
+    options.precision = settle(options.precision, device)  # fixed, whatever device the run resumes on
     check_run(options, device)
     seed_everything(options.seed)
     remarks: list[str] = []  # about the weights, logged once there is a log file

@@ -137,13 +137,13 @@ def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums
         with another_order(seed):
             other = golden_steps(loss_name, "fp16_weights")
         difference = np.abs(other.similarities - own.similarities)
-        assert (difference.max(axis=(2, 3)) > 0).all(), "another order rounds otherwise"
+        assert (difference.max(axis=(2, 3)) > 0).all(), "another order rounds differently"
         apart = np.maximum(apart, difference)
     bound = np.maximum.accumulate((np.abs(own.slopes) * apart).sum(axis=(2, 3)))
     expected = np.array(HALF_JSON["runs"][loss_name]["losses"])
     assert (np.abs(own.losses - expected) <= bound).all(), np.abs(own.losses - expected) / bound
     fused = golden_steps(loss_name, "fp32").losses
-    assert (np.abs(fused - expected)[1:] > bound[1:]).mean() > 0.5, "most losses of another optimizer are beyond it"
+    assert (np.abs(fused - expected)[1:] > bound[1:]).mean() > 0.5, "most losses of another optimizer exceed it"
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_all_tensors_have_the_published_types(ours):
     expected = HALF_JSON["runs"][loss_name]["dtypes"]
     assert {name: expected[name] for name in own.types} == own.types
     unused = expected.keys() - own.types.keys()
-    assert not without_wrapper({name: torch.zeros(1) for name in unused}), "what nothing uses"
+    assert not without_wrapper({name: torch.zeros(1) for name in unused}), "unused weights"
 
 
 def test_the_rounding_optimizer_moves_float32_weights_as_far_and_loses_no_step():

@@ -95,7 +95,7 @@ def test_every_error_in_annotations_is_found(tmp_path):
     assert found["entries of unknown splits"]["where"] == ["entry 30: 'query'"]
     assert found["persons in two splits"]["where"] == [f"id {listed[25]['id']} in test, val"]
     assert found["empty captions"]["count"] == 1
-    assert found["duplicate captions of an image"]["count"] == 36 - 4 - 1  # 1 of them split as "query" counts in none
+    assert found["duplicate captions of an image"]["count"] == 36 - 4 - 1  # 1 is in the unknown split "query"
     assert found["captions shared by several persons"]["where"] == ["2 persons: a man in red"]
     assert "a\\x07bell" in found["control characters"]["where"][0]
     assert found["CJK characters"]["count"] == 1

@@ -164,7 +164,7 @@ def test_ids_of_any_kind_distinguish_persons(tmp_path):
     assert pids[0] == pids[4]
     assert pids[1] == pids[3] == pids[5]
     assert {-3, 17} <= set(split.person_ids.tolist())
-    assert max(split.person_ids) < 2**53, "whole in any JSON reader"
+    assert max(split.person_ids) < 2**53, "exact in any JSON reader"
     remarks = {finding.what: len(finding.where) for finding in odd_entries(read_annotations(str(file), tmp_path)[1])}
     assert remarks["non-numeric ids, hashed to numbers"] == 4
     assert remarks["ids written with a decimal point"] == 1
@@ -431,7 +431,7 @@ def test_identity_batches_hold_instances_of_each_identity():
         assert sorted(Counter(pids[batch].tolist()).values()) == [4] * 8
     usable = {pid: count for pid, count in Counter(pids.tolist()).items() if count >= 4}
     drawn = Counter(order.tolist())
-    assert all(drawn[n] <= 1 for n in range(len(pids)) if pids[n] in usable), "pairs repeat only where too few"
+    assert all(drawn[n] <= 1 for n in range(len(pids)) if pids[n] in usable), "pairs repeat only if there are too few"
     np.testing.assert_array_equal(order, identity_order(pids, 32, 4, np.random.default_rng(1)))
 
 

@@ -141,7 +141,7 @@ def test_many_processes_equal_one(runs, number, processes):
     """Also with excluded pairs and pairs without an image."""
     (expected,), every = kept(runs, number, 1), kept(runs, number, processes)
     assert len(expected["losses"]) >= 4
-    assert number < len(COMMANDS) or len(expected["losses"]) == 6, "20 pairs are left of 24"
+    assert number < len(COMMANDS) or len(expected["losses"]) == 6, "20 of 24 pairs remain"
     assert len(expected["labels"]) == 2
     assert expected["losses"][0].dtype == torch.float64
     for found in every:

@@ -41,7 +41,7 @@ def test_all_tensors_together_are_stepped_as_one_by_one(monkeypatch):
     )
     expected = stepped(plain, groups[0], gradients(5000, 0))
     first = stepped(together, groups[1], gradients(5000, 0)[:1])
-    assert torch.equal(first[0], expected[0]), "as it is, while v is 0"
+    assert torch.equal(first[0], expected[0]), "unpatched, while v is 0"
 
     groups[1] = half_weights()
     together = torch.optim.Adam([{"params": [groups[1]], "weight_decay": 4e-5}], **ADAM, foreach=True)

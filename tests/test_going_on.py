@@ -96,7 +96,7 @@ def test_a_run_is_fine_tuned_with_its_heads(tmp_path):
     ]
     said.clear()
     model.load_heads({name: value for name, value in weights.items() if name.startswith("base_model.")}, said.append)
-    assert said == [], "a CLIP alone"
+    assert said == [], "a bare CLIP has no heads"
 
 
 class Data:

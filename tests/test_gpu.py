@@ -63,7 +63,7 @@ def published_losses() -> list[list[float]]:
 
 
 def test_all_tensors_together_are_stepped_as_one_by_one():
-    """The form that PyTorch takes on a GPU rounds as the plain loop does, but where a division's last place tips."""
+    """PyTorch's choice on a GPU rounds as the plain loop does, but for the last place of some divisions."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     start = [(0.05 * torch.randn(4096, generator=generator, device=DEVICE)).half() for _ in range(3)]
     found = []

@@ -69,7 +69,7 @@ def test_histograms_count_right_and_wrong_pairs_as_numpy_does(monkeypatch):
     right = captions[:, None] == images[None, :]
     for row, part in enumerate((right, ~right)):
         expected, _ = np.histogram(similarity[part].clip(-1, 1), BIN_EDGES)
-        assert np.abs(found[row].cumsum() - expected.cumsum()).max() <= 1, "but for rounding at an edge"
+        assert np.abs(found[row].cumsum() - expected.cumsum()).max() <= 1, "up to rounding at a bin edge"
     assert found.sum() == 600
 
 

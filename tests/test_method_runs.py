@@ -85,7 +85,7 @@ def test_crcls_rounds_begin_from_the_same_weights(folder, tmp_path, monkeypatch)
 
     def watched(state, *more):
         begun.append({name: value.clone() for name, value in state.weights().items()})
-        assert bool(state.optimizer.state) == (state.epoch in (1, 3)), "Adam begins again, too"
+        assert bool(state.optimizer.state) == (state.epoch in (1, 3)), "Adam is reset, too"
         return train_epoch(state, *more)
 
     monkeypatch.setattr(run, "train_epoch", watched)

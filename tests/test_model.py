@@ -280,7 +280,7 @@ def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_
     loss_again, grads_again, kept_again = gradients(checkpointed, golden)
     assert loss == loss_again
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
-    assert kept_again < 0.7 * kept, "two blocks a tower, and the heads are not computed again"
+    assert kept_again < 0.7 * kept, "two blocks per tower; the heads are not recomputed"
     for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(a, b), name
 

@@ -123,7 +123,7 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
     assert report.with_suffix(".png").is_file() == (table != "cross-domain"), "R1 per epoch of the run's own data set"
     capsys.readouterr()
     reproduce.main(command)
-    assert "train.py" not in capsys.readouterr().out, "what is done is not run again"
+    assert "train.py" not in capsys.readouterr().out, "finished runs are not repeated"
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_a_configuration_is_headed_by_its_command_and_the_papers_numbers(file):
     assert len(listed) == len(row.paper)
     for line, numbers in zip(listed, row.paper.values(), strict=True):
         assert {name: float(value) for name, value in NUMBER.findall(line)} == numbers
-    assert read_config(file)["precision"] == "published", "it stands on configs/base.yaml"
+    assert read_config(file)["precision"] == "published", "it is based on configs/base.yaml"
 
 
 def test_rows_in_small_differ_from_the_recipe_as_the_papers_do():

@@ -22,7 +22,7 @@ def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
     assert len(commands) == 3 * 2 + 6 * 2
     assert "RUN_DIR" not in "".join(commands)
     folders = {shlex.split(command)[shlex.split(command).index("--output_dir") + 1] for command in commands}
-    assert len(folders) == 6, "a test finds its run where the training leaves it"
+    assert len(folders) == 6, "a test finds its run where training wrote it"
     first = {folder: next(command for command in commands if folder in command) for folder in folders}
     assert all(command.startswith("train.py") for command in first.values()), "a run is trained before it is tested"
     assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, ca
     }  # fmt: skip
     assert "skipped 5 files" in told
     assert any(line.startswith("bomb.png: ") and "pixels" in line for line in skipped)
-    assert not [line for line in skipped if str(pictures) in line], "a path is told once, from the gallery"
+    assert not [line for line in skipped if str(pictures) in line], "a path is printed once, relative to the gallery"
     index(run_dir, pictures, folder)
     assert "0 of them new or changed" in (told := capsys.readouterr().out)
     assert "skipped 5 files" in told, "they are listed again, but not read again"
@@ -180,7 +180,7 @@ def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, ca
     assert "<img src=x onerror=alert(1)>.jpg" in told
     shutil.copy(gallery.folder / "camera 0/03.jpg", pictures / "cut.jpg")
     index(run_dir, pictures, folder)
-    assert "4 images of" in capsys.readouterr().out, "a mended file is read"
+    assert "4 images of" in capsys.readouterr().out, "a repaired file is read"
 
 
 def turned(picture: Image.Image, file: Path) -> Image.Image:
@@ -647,7 +647,7 @@ def test_faiss_finds_what_exact_search_finds(run_dir, gallery, tmp_path):
     search.main(["query", "a", "--index", str(folder), "--faiss"])
     (folder / "index.json").unlink()
     index(run_dir, gallery.folder, folder)
-    assert not list(folder.glob("*.faiss")), "what an index that was deleted has left"
+    assert not list(folder.glob("*.faiss")), "left over from a deleted index"
 
 
 @pytest.fixture(scope="module")

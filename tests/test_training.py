@@ -125,7 +125,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
     assert "best.pth on RSTPReid, test" in printed
     assert "precision" in printed
     start = json.loads((run_dir / "start_metrics.json").read_text())
-    assert set(start) == {"val"}, "the test split is looked at with --record_test only"
+    assert set(start) == {"val"}, "the test split is evaluated only with --record_test"
     assert f"Before training: R1 {start['val']['BGE']['R1']:.2f} on val (BGE)" in printed
     log = (run_dir / "train_log.txt").read_text()
     assert log.count("CCD:") == 3
@@ -208,7 +208,7 @@ def test_similarities_ranking_and_embeddings_are_saved(trained, root_dir, tmp_pa
             expected = embeddings[f"{query}.{name}"] @ embeddings[f"{gallery}.{name}"].T
             torch.testing.assert_close(similarity, expected, rtol=0, atol=1e-5)
         found = retrieval_metrics(similarity, saved["query_pids"], saved["gallery_pids"])
-        assert found == pytest.approx(metrics["best.pth"][name]), "they are the ones that were ranked"
+        assert found == pytest.approx(metrics["best.pth"][name]), "the similarities saved are those that were ranked"
         for modality, pids in ids.items():
             assert embeddings[f"{modality}.pids"].tolist() == pids.tolist()
         rows = [row for row in ranking if row["similarity"] == name]
@@ -300,7 +300,7 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(trained, root_dir, tmp_
     child.kill()
     child.wait()
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
-    assert not (run_dir / "test_metrics.json").exists(), "it was killed, and had not ended"
+    assert not (run_dir / "test_metrics.json").exists(), "it was killed before it finished"
     training_root.main(["--resume", "--output_dir", str(tmp_path), "--num_workers", "0"])
     assert "Resuming after epoch" in (run_dir / "train_log.txt").read_text()
     assert_left_the_same(run_dir, trained[0])
@@ -328,7 +328,7 @@ def train_killed_and_continued(
         training_root.main(given)
     assert saved
     epochs = {file.name: load_checkpoint(file)["epoch"] for file in output_dir.glob("*/*/*.pth")}
-    assert epochs.get("best.pth", 0) <= epochs.get("last.pth", 0), "no best is one that last.pth knows nothing of"
+    assert epochs.get("best.pth", 0) <= epochs.get("last.pth", 0), "best.pth is never newer than last.pth"
     training_root.main(["--resume", "--output_dir", str(output_dir)])
 
 
@@ -564,7 +564,7 @@ def test_tse_alone_is_trained_votes_and_chooses(root_dir, tmp_path):
     assert record["loss"] == record["tse_loss"]
     assert "bge_loss" not in record
     assert read_history(run_dir)[0].pairs.names == ("TSE",)
-    assert record["ccd"]["uncertain"] == 0, "one vote has nobody to disagree with"
+    assert record["ccd"]["uncertain"] == 0, "a single vote can't disagree"
     assert f"the best so far: R1 {record['val']['TSE']['R1']:.2f}" in (run_dir / "train_log.txt").read_text()
 
 
@@ -592,7 +592,7 @@ def test_a_run_in_half_precision_is_tested_as_it_was_trained(root_dir, tmp_path,
     evaluation_root.main([str(run_dir)])
     assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics
     evaluation_root.main(["--checkpoint", str(run_dir / "best.pth"), "--precision", "fp32"])
-    assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics, "the run's own are left"
+    assert json.loads((run_dir / "test_metrics.json").read_text()) == metrics, "the run's own results are kept"
     assert set(json.loads((run_dir / "test_metrics_fp32.json").read_text())) == {"best.pth"}
     last = torch.load(run_dir / "last.pth", weights_only=True)
     half = last["model"]["base_model.visual.proj"].dtype == torch.float16
@@ -736,7 +736,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(copied, change):
         training_root.main(["--resume", str(copied)])
     assert "\n" not in str(caught.value)
     assert (copied / "best.pth").read_bytes() == best
-    assert (copied / "test_metrics.json").is_file(), "nothing that was there is lost"
+    assert (copied / "test_metrics.json").is_file(), "nothing is lost"
 
 
 def stepped(options: Options, folder: Path) -> TrainState:

@@ -464,7 +464,7 @@ def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
     with (tmp_path / "mine.csv").open(encoding="utf-8-sig", newline="") as stream:
         rows = [(int(row["pair"]), row["exclude"]) for row in csv.DictReader(stream)]
     marked = [(pair, "x") for pair in range(23) if pair != 5]
-    assert rows == [(23, ""), (5, "x"), *marked], "suspects first, then what is marked and suspect no more"
+    assert rows == [(23, ""), (5, "x"), *marked], "suspects first, then marked pairs that are no longer suspect"
 
 
 def test_other_data_are_not_audited(run_dir, tmp_path):
