@@ -1,3 +1,4 @@
+# make install       install into .venv
 # make train         install into .venv, render the built-in data set, train RDE on it, print its table, write a report
 # make test          install into .venv, run the tests
 # make test-fast     only tests without training, index, subprocess or browser
@@ -15,7 +16,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 # Read by PyTorch, oneDNN and MKL.
 NO_AVX512 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: train test test-fast test-numeric lint
+.PHONY: install train test test-fast test-numeric lint
+install: $(VENV)/.installed
+
 train: $(VENV)/.installed
 	PYTHON=$(BIN)/python sh run_rde.sh $(ARGS)
 
