@@ -42,7 +42,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.causal = causal
         # Initialised once, below: the default initialisation would advance the generator for all later layers.
-        self.in_proj = nn.Linear(width, 3 * width, device="meta").to_empty(device=torch.get_default_device())
+        # `to_empty` would do as well, but its first call imports SymPy, which takes half a second.
+        self.in_proj = nn.Linear(width, 3 * width, device="meta")
+        self.in_proj.weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj.bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj.weight, std=width**-0.5)
         nn.init.zeros_(self.in_proj.bias)
