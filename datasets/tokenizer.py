@@ -50,6 +50,13 @@ def _tables() -> tuple[dict[int, str], dict[str, int], dict[tuple[str, str], int
     return alphabet, ids, {pair: rank for rank, pair in enumerate(merges)}
 
 
+def _clean(caption: str) -> str:
+    """The caption with its encoding repaired and without HTML entities."""
+    if caption.isascii() and caption.isprintable() and "&" not in caption:  # nothing to do, as in most captions
+        return caption
+    return html.unescape(html.unescape(ftfy.fix_text(caption)))
+
+
 class CaptionTokenizer(Protocol):
     """Interface of a backbone's tokenizer for training and evaluation.
 
@@ -95,8 +102,7 @@ class Tokenizer:
 
     def split(self, caption: str) -> list[tuple[str, tuple[int, ...]]]:
         """A caption's words after cleaning and lower-casing, each with its ids."""
-        text = html.unescape(html.unescape(ftfy.fix_text(caption)))
-        text = " ".join(text.split()).lower()
+        text = " ".join(_clean(caption).split()).lower()
         return [(word, self._encode_word(word[:_LONGEST])) for word in _WORDS.findall(text)]
 
     def encode(self, caption: str) -> list[int]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
 
+import ftfy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datasets.tokenizer import EOS, MASK, SOS, Tokenizer
+from datasets.tokenizer import EOS, MASK, SOS, Tokenizer, _clean
 from tests import published
 
 GOLDEN = json.loads((published.GOLDEN / "tokenizer.json").read_text())
@@ -26,6 +30,11 @@ def test_ids_equal_the_published_ones(tokenizer, case):
 
 def test_special_ids_are_the_published_ones():
     assert (GOLDEN["mask"], GOLDEN["sot"], GOLDEN["eot"]) == (MASK, SOS, EOS)
+
+
+@given(caption=st.text(st.characters(min_codepoint=31, max_codepoint=127), max_size=30))
+def test_a_caption_that_needs_no_cleaning_is_left_as_it_is(caption):
+    assert _clean(caption) == html.unescape(html.unescape(ftfy.fix_text(caption)))
 
 
 @pytest.mark.parametrize("caption", ["jekyll", "a <|endoftext|> b", "<|startoftext|>", "<|mask|>", "<end_of_text>"])
