@@ -29,6 +29,8 @@ class _MadeUp(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = operator.overloadpacket, kwargs or {}
+        if packet is torch.ops.prim.device:  # half of all operations: answered here, they take half the time
+            return args[0].fake_device
         if packet is aten._local_scalar_dense:
             return _number(args[0])
         if packet is aten.nonzero:

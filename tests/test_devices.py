@@ -93,9 +93,9 @@ def train_and_score(device: torch.device, **given: Any) -> None:
     assert {part.device.type for part in parts} == {device.type}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [precision for precision in PRECISIONS if precision != "fp32"])  # that of others
 def test_training_in_every_precision(device, precision):
-    train_and_score(device, precision=precision, loss_names="TAL+id", grad_accum=2)
+    train_and_score(device, precision=precision, loss_names="TAL+id")
 
 
 @pytest.mark.parametrize("grad_accum", [1, 2])
@@ -105,7 +105,7 @@ def test_training_with_every_loss(device, grad_accum):
 
 
 @pytest.mark.parametrize(
-    "given", [{"tse_pool": "avg"}, {"tse_pool": "topk10"}, {"tse_head": "none"}, {"tse_bn": "batch"}], ids=str
+    "given", [{"tse_pool": "avg", "tse_bn": "batch"}, {"tse_pool": "topk10"}, {"tse_head": "none"}], ids=str
 )
 def test_training_with_other_tse(device, given):
     train_and_score(device, **given)
@@ -120,7 +120,9 @@ def test_training_with_other_optimizers(device, optimizer):
 def test_evaluation_and_re_ranking(device, image_to_text):
     batch = batch_of(device)
     gallery: Any = MadeUpGallery(batch, 2)
-    metrics, _ = evaluate(state_of(device).model, gallery, image_to_text=image_to_text, rerank=RerankSettings())
+    metrics, _ = evaluate(
+        state_of(device).model, gallery, image_to_text=image_to_text, rerank=RerankSettings(k1=2, k2=2)
+    )
     assert [*metrics] == ["BGE", "TSE", "BGE+TSE", "BGE+TSE re-ranked"]
 
 
