@@ -24,8 +24,9 @@ def _weights(which: str) -> dict[str, torch.Tensor]:
     return drawn(listed[which], listed["seeds"][which])
 
 
+@cache
 def irra_weights() -> dict[str, torch.Tensor]:
-    """The golden weights of IRRA, drawn likewise."""
+    """The golden weights of IRRA, drawn likewise. All callers share them."""
     listed = json.loads((GOLDEN / "irra.json").read_text())
     return drawn(listed["irra"], listed["seed"])
 

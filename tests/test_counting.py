@@ -17,8 +17,8 @@ MOST = {"training step": 640, "scoring batch": 275}  # operations, of two towers
 
 @pytest.mark.parametrize("what", MOST)
 def test_operations_are_bounded_and_nothing_waits(what):
-    model, both = random_model(TINY, CPU), random_batch(TINY, 16, CPU)
-    half = replace(both, images=both.images[:8], ids=both.ids[:8], pids=both.pids[:8], pairs=both.pairs[:8])
+    model, both = random_model(TINY, CPU), random_batch(TINY, 8, CPU)
+    half = replace(both, images=both.images[:4], ids=both.ids[:4], pids=both.pids[:4], pairs=both.pairs[:4])
     optimizer = plain.build_optimizer(*learning(model))
     found = [
         one_more(passes(model, optimizer, len(batch.pids))[what]["ours"], batch, optimizer) for batch in (half, both)
