@@ -215,13 +215,13 @@ def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
     options = Options(pretrain_choice=str(file), img_size=(96, 32), stride_size=8, vocab_size=512)
     weights = published.weights(which)
     prefix = "" if which == "clip" else "base_model."
+    published.write_clip_config(tmp_path / "file.json")
     for name in ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection"):
         changed = dict(weights)
         if shape is None:
             del changed[prefix + name]
         else:
             changed[prefix + name] = torch.zeros(shape)
-        published.write_clip_config(tmp_path / "file.json")
         torch.save(changed if which == "clip" else {"model": changed}, file)
         build = partial(build_model, options.of)
         with pytest.raises(UserError):

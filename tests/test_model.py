@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,6 +39,12 @@ GRID = (12, 4)
 
 
 def golden_model(tse_bn: str = "frozen", precision: str = "fp32", *, accelerated: bool = True) -> DualEncoder:
+    """The model with the golden weights, in the default dtype or the precision's."""
+    return copy.deepcopy(_golden_model(tse_bn, precision, accelerated, torch.get_default_dtype()))
+
+
+@cache
+def _golden_model(tse_bn: str, precision: str, accelerated: bool, _: torch.dtype) -> DualEncoder:
     backbone = Clip(replace(read_config(published.weights("clip"), "golden weights"), grid=GRID))
     backbone.pretrained = frozenset(name for name, _ in backbone.named_parameters())
     model = with_heads(backbone, Options(tse_bn=tse_bn, precision=precision).of)

@@ -29,7 +29,7 @@ from tests.galleries import SIZE, Gallery, write_bomb, write_gallery, write_larg
 from tools import export
 from tools.loading import load_run
 from tools.search import __main__ as search
-from tools.search import files
+from tools.search import files, results
 from tools.search.encode import Encoder
 from tools.search.engines import Exact, Faiss, best_first
 from tools.search.results import CELL, table, thumbnail
@@ -117,7 +117,8 @@ def test_a_users_images_are_found_by_sentences_through_the_commands(gallery, tmp
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("similarity", ["BGE", "TSE", "BGE+TSE"])
-def test_one_inner_product_gives_each_similarity(gallery, indexed, oracle, similarity, tmp_path):
+def test_one_inner_product_gives_each_similarity(gallery, indexed, oracle, similarity, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "picture_rows", lambda *_: None)
     paths, expected = oracle
     query = ["query", gallery.captions[paths[3]], "--top", "24", "--similarity", similarity]
     search.main([*query, "--index", str(indexed), "--out", str(tmp_path / "q")])
@@ -392,7 +393,7 @@ def test_names_that_are_not_utf8_are_kept(run_dir, gallery, tmp_path, capsys):
 @pytest.mark.parametrize("out", [".", "query", "query.json", "query.png", "new/query"])
 def test_results_are_written_where_out_says(indexed, tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    search.main(["query", "a man", "--index", str(indexed), "--out", out])
+    search.main(["query", "a man", "--index", str(indexed), "--top", "1", "--out", out])
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     name = "new/query" if "/" in out else "query"
     assert written == {f"{name}.json", f"{name}.png"}
