@@ -15,7 +15,7 @@ from datasets.settings import DATASETS
 from model.precision import ARITHMETIC
 from model.settings import HEADS, ClipSettings, TseSettings, head_names
 from model.weights import backbone_class
-from processor.records import chosen_by
+from processor.records import selecting_similarity
 from solver.schedule import learning_rate
 from solver.settings import (
     CORRESPONDENCES,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from processor.state import TrainState
 
 # Settings of components, used only if one of the run's components declares them.
-_OF_PARTS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
+_COMPONENT_SETTINGS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
 
 
 def log_start(options: Options, data: RunData, run: RunFolder, device: torch.device, epochs_done: int | None) -> None:
@@ -85,7 +85,7 @@ def _without_effect(options: Options) -> list[str]:
     parts = [backbone_class(options.backbone), CORRESPONDENCES[options.division]]
     parts += [*(HEADS[name] for name in heads), *(OBJECTIVES[name] for name in losses)]
     read = {part.Settings for part in parts}
-    unread = {owner.__qualname__ for owner in _OF_PARTS if owner not in read}
+    unread = {owner.__qualname__ for owner in _COMPONENT_SETTINGS if owner not in read}
 
     def has_no_effect(name: str) -> bool:
         only, owner = FLAGS[name].only, FLAGS[name].owner.rpartition(".")[2]
@@ -136,7 +136,7 @@ def log_end(options: Options, state: TrainState, data: RunData, run: RunFolder) 
         return
     best = run.test_metrics().get(CHECKPOINTS[0], {})
     if best and state.best_epoch:
-        row = chosen_by(state.loss.trained, best)
+        row = selecting_similarity(state.loss.trained, best)
         test = ", ".join(f"{name} {value:.2f}" for name, value in best[row].items())
         logger.info(
             "best R1 %.2f at epoch %d (%s); test: %s (%s)",

@@ -24,7 +24,7 @@ from datasets.settings import DataSettings, MaskingSettings, own_annotations
 from datasets.tokenizer import Tokenizer
 from model.accelerate import accelerate
 from model.encoder import DualEncoder
-from model.precision import half_parameters, halve_weights, settle
+from model.precision import convert_weights_to_half, half_parameters, resolve_precision
 from model.weights import build_model, model_from_checkpoint
 from processor.cuda_graphs import LENGTH_STEP
 from processor.evaluate_run import Report, evaluate_run
@@ -65,7 +65,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         resumed: the run to resume, from `checkpoint`, which needn't exist if the run was stopped in its first epoch.
     """
     device = choose_device(options.device)
-    options.precision = settle(options.precision, device)  # fixed, whatever device the run resumes on
+    options.precision = resolve_precision(options.precision, device)  # fixed, whatever device the run resumes on
     check_run(options, device)
     seed_everything(options.seed)
     remarks: list[str] = []  # about the weights, logged once there is a log file
@@ -159,8 +159,8 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     loss = build_loss(options, sizes).to(device)
     rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
     if options.precision == "fp16_weights":
-        for objective in loss.of_half_weights():
-            halve_weights(objective)
+        for objective in loss.half_weight_objectives():
+            convert_weights_to_half(objective)
     settings = options.of(OptimizerSettings)
     parameters = dict(model.named_parameters()) | dict(loss.named_parameters())
     new = dict.fromkeys(model.new_parameters(), settings.head_lr) | loss.rates(settings)
@@ -175,8 +175,8 @@ def _masking(options: Options) -> Masking | None:
     if not any(issubclass(objective, TokenObjective) and objective.masks_words for objective in objectives):
         return None
     chosen = options.of(MaskingSettings)
-    all_see = chosen.mlm_captions == "masked"
-    return Masking(chosen.masked_token_rate, chosen.masked_token_unchanged_rate, all_see)
+    for_all_objectives = chosen.mlm_captions == "masked"
+    return Masking(chosen.masked_token_rate, chosen.masked_token_unchanged_rate, for_all_objectives)
 
 
 def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:
@@ -223,7 +223,7 @@ class Request:
 def test(options: Options, request: Request) -> None:
     """Evaluate checkpoints on a split, print a table for each and write their metrics."""
     device = choose_device(options.device)
-    options.precision = settle(options.precision, device)
+    options.precision = resolve_precision(options.precision, device)
     status(f"reading {options.dataset_name}")
     place, entries = read_annotations(options.dataset_name, Path(options.root_dir), options.split_all)
     splits = build_splits(place, entries, [request.split])

@@ -9,7 +9,7 @@ from typing import Any
 from options import parse, resolve
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import changed_for_good, shown
+from utils.options import forbidden_changes, shown
 from utils.program import run_program
 from utils.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> RunFolder | None:
     checkpoint = broadcast_from_main(lambda: _checkpoint_to_resume(given))
     run = RunFolder(checkpoint.parent)
     options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
-    if changed := changed_for_good(options, was):
+    if changed := forbidden_changes(options, was):
         new, old = shown(options[changed[0]]), shown(was[changed[0]])
         raise OptionError(f"--{changed[0]} {new}: the run to resume has {old}")
     return train(options, run, checkpoint)

@@ -51,11 +51,11 @@ def start_up(setting: Setting) -> Rows:
 
 SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
     "start": ("Start", start_up),
-    "ranking": ("Ranking and metrics", ranking.against_plain),
+    "ranking": ("Ranking and metrics", ranking.compare_with_plain),
     "loading": ("Loading on one core", loading),
     "memory": ("Memory of a training step", memory),
     "counting": ("Counted, of one batch", counted),
-    "model": ("Passes of the model", encoders.against_plain),
+    "model": ("Passes of the model", encoders.compare_with_plain),
     "levers": ("Levers of the model, one off at a time", encoders.levers),
     "growth": ("Training steps by batch size", encoders.growth),
     "epoch": ("An epoch of a tiny CLIP from disk", tiny_epoch),

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks import plain
-from benchmarks.made_up import TINY, learning, random_batch, random_model, training_state
+from benchmarks.made_up import TINY, optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel, products
 from benchmarks.setting import Rows, Setting
@@ -105,9 +105,9 @@ def counted(setting: Setting) -> Rows:
     """Counts per additional batch in a pass of a tiny CLIP, plain and ours, in float32 on the CPU."""
     cpu = torch.device("cpu")
     model, batch = random_model(TINY, cpu), random_batch(TINY, setting.batch, cpu)
-    optimizer = plain.build_optimizer(*learning(model))
+    optimizer = plain.build_optimizer(*optimizer_arguments(model))
     return [
-        {"what": f"{what}, {way}"} | one_more(of_batches, batch, optimizer)
+        {"what": f"{what}, {way}"} | marginal_cost(of_batches, batch, optimizer)
         for what, ways in passes(model, optimizer, len(batch.pids)).items()
         for way, of_batches in ways.items()
     ]
@@ -129,7 +129,7 @@ def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, di
     }
 
 
-def one_more(of_batches: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
+def marginal_cost(of_batches: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
     """Difference between a pass over two batches and one over a single batch."""
     found = []
     with products(mkl=True):  # as on any machine without AVX-512

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks import plain
-from benchmarks.made_up import learning, random_batch, random_model, training_state
+from benchmarks.made_up import optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.measure import Way, count_flop, interleaved, matrix_peak
 from benchmarks.plain import PlainModel
 from benchmarks.setting import Rows, Setting, compare
@@ -25,7 +25,7 @@ from processor.settings import LoopSettings
 from solver.optimizer import build_optimizer
 
 
-class MadeUpGallery:
+class SyntheticGallery:
     """The images and captions of a batch as an evaluation split, which sorts captions by their length."""
 
     def __init__(self, batch: Batch, batches: int) -> None:
@@ -64,7 +64,7 @@ def training_step(
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
     """The same for the plain baseline."""
-    optimizer = plain.build_optimizer(*learning(model.model))
+    optimizer = plain.build_optimizer(*optimizer_arguments(model.model))
     label = np.ones(len(batch.pids), np.float32)
     return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)
 
@@ -82,14 +82,14 @@ def ours(setting: Setting) -> DualEncoder:
     return random_model(setting.sizes, setting.device, setting.precision)
 
 
-def against_plain(setting: Setting) -> Rows:
+def compare_with_plain(setting: Setting) -> Rows:
     """The three passes; the share is of the matrix rate that large products reach in our precision on this machine."""
     batch, steps = _batch(setting), setting.steps
     pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
     slow, fast = both(setting)
     tal = training_state(fast).loss
     large = random_batch(setting.sizes, setting.evaluation_batch, setting.device)
-    gallery, ids = MadeUpGallery(large, 2), [large.ids] * 2
+    gallery, ids = SyntheticGallery(large, 2), [large.ids] * 2
 
     def training(*, graphs: bool = False, times: int = 1) -> Way:
         return training_step(replace(setting, steps=times * steps), batch, fast, cuda_graphs=graphs)
@@ -176,7 +176,7 @@ def levers(setting: Setting) -> Rows:
     batch, model, pairs = _batch(setting), ours(setting), setting.batch * setting.steps
     on = PlainModel(model, **dict.fromkeys(LEVERS.values(), False))
     models = {"all on": on} | {name: replace(on, **{part: True}) for name, part in LEVERS.items()}
-    fused, single = build_optimizer(*learning(model)), plain.build_optimizer(*learning(model))
+    fused, single = build_optimizer(*optimizer_arguments(model)), plain.build_optimizer(*optimizer_arguments(model))
     training = {name: training_step(setting, batch, encoders, fused) for name, encoders in models.items()}
     training["a group for every parameter, not fused"] = training_step(setting, batch, on, single)
     training["each step's loss waited for"] = training_step(setting, batch, on, fused, log_period=1)
@@ -194,7 +194,7 @@ def levers(setting: Setting) -> Rows:
         "all on": lambda: score_pairs(on, training_state(model).loss, batches, pairs),
         "CCD's losses kept pair by pair": lambda: plain.score_pairs(on, batches, pairs),
     }
-    gallery = MadeUpGallery(batch, 2)
+    gallery = SyntheticGallery(batch, 2)
     encoding = {name: (lambda encoders=encoders: encode(encoders, gallery)) for name, encoders in models.items()}
     encoding["one encoding pass for each embedding"] = lambda: [encode(on, gallery) for _ in range(2)]
     rows: dict[str, dict] = {}

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 
 from benchmarks import plain
-from benchmarks.made_up import TINY, image_size, learning, random_model, training_pairs, training_state, write_dataset
+from benchmarks.made_up import (
+    TINY,
+    image_size,
+    optimizer_arguments,
+    random_model,
+    training_pairs,
+    training_state,
+    write_dataset,
+)
 from benchmarks.measure import interleaved, seconds_of
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
@@ -58,7 +66,7 @@ def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Cal
     """(plain, ours) for CCD, training and evaluation each."""
     device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
     slow = PlainModel(random_model(TINY, device, setting.plain_precision))
-    slow_optimizer = plain.build_optimizer(*learning(slow.model))
+    slow_optimizer = plain.build_optimizer(*optimizer_arguments(slow.model))
     state = training_state(random_model(TINY, device, setting.precision))
     scoring, training = pairs.scoring_batches(0), pairs.training_batches(0)
     images = open_images(test.images, SIZE, setting.folder)

@@ -33,10 +33,10 @@ CLOCK = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
 EPOCHS = 5
 DECODING, WRITING, TESTING = "while images were decoded", "while a checkpoint was written", "in the test"
 # Files that depend on the time, the folder or the number of interruptions.
-_ITS_OWN = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
+_RUN_SPECIFIC = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
 
 
-def without_clock(run_dir: Path) -> list[dict[str, Any]]:
+def records_without_times(run_dir: Path) -> list[dict[str, Any]]:
     """A run's `metrics.jsonl` without times and memory use."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for record in records:
@@ -70,12 +70,12 @@ def kill_until_done(
     """Kill and resume one run until it ends, leaving it alone after `wanted` kills in total; returns its folder."""
     while True:
         child = start(arguments)
-        moment = strike(child, output_dir, longest, rng) if kills.total() < wanted else None
-        if moment is None:
+        phase = kill_at_random(child, output_dir, longest, rng) if kills.total() < wanted else None
+        if phase is None:
             if child.wait():
                 raise UserError(f"train.py {' '.join(arguments)} ended with status {child.returncode}")
             return only_run(output_dir)
-        kills[moment] += 1
+        kills[phase] += 1
         run_dir = only_run(output_dir)
         if run_dir and (run_dir / "test_metrics.json").is_file():  # killed after its last write
             return run_dir
@@ -83,7 +83,7 @@ def kill_until_done(
             arguments = ["--resume", "--output_dir", str(output_dir)]
 
 
-def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: random.Random) -> str | None:
+def kill_at_random(child: subprocess.Popen, output_dir: Path, longest: float, rng: random.Random) -> str | None:
     """Kill the process within `longest` seconds, or in one of the short phases.
 
     Returns:
@@ -94,9 +94,9 @@ def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: rando
     wanted = rng.choice(to_come) if rng.random() < 1 / 2 else None
     earliest = started + (rng.uniform(0, longest) if wanted in (None, WRITING) else 0)
     while child.poll() is None:
-        if time.time() > earliest and wanted in (None, moment(output_dir, started)):
+        if time.time() > earliest and wanted in (None, current_phase(output_dir, started)):
             time.sleep(rng.uniform(0, 0.02))
-            now = moment(output_dir, started)
+            now = current_phase(output_dir, started)
             child.kill()
             child.wait()
             return now
@@ -104,7 +104,7 @@ def strike(child: subprocess.Popen, output_dir: Path, longest: float, rng: rando
     return None
 
 
-def moment(output_dir: Path, started: float) -> str:
+def current_phase(output_dir: Path, started: float) -> str:
     """Phase of the process started at `started` (seconds since 1970), judging by the files written since."""
     partial = [file for file in output_dir.rglob("*.partial") if _changed(file) > started]
     if any(file.parent.name == "cache" for file in partial):
@@ -130,7 +130,7 @@ def _changed(file: Path) -> float:
 def differences(run_dir: Path, reference: Path) -> list[str]:
     """Output files that aren't bit-identical in both folders, ignoring those that record when and where a run ran."""
     names = {file.relative_to(folder) for folder in (run_dir, reference) for file in folder.rglob("*")}
-    names = {name for name in names if not any(name.match(own) for own in _ITS_OWN)}
+    names = {name for name in names if not any(name.match(own) for own in _RUN_SPECIFIC)}
     return [str(name) for name in sorted(names) if not _same(_content(run_dir / name), _content(reference / name))]
 
 
@@ -138,7 +138,7 @@ def _content(file: Path) -> Any:
     if not file.is_file():
         return file.is_dir()
     if file.name == "metrics.jsonl":
-        return without_clock(file.parent)
+        return records_without_times(file.parent)
     if file.suffix != ".pth":
         return file.read_bytes()
     content = torch.load(file, weights_only=True)

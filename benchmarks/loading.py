@@ -24,7 +24,7 @@ PAIRS, BATCH = 256, 64
 def loading(setting: Setting) -> Rows:
     """Milliseconds per pair; ours without and with the augmentation done on the device."""
     pairs = [_pairs(setting, factor * setting.scaled(PAIRS)) for factor in (1, 2, 4)]
-    return [_against_plain(setting, part) for part in pairs] + _parts(setting, pairs[0])
+    return [_compare_with_plain(setting, part) for part in pairs] + _parts(setting, pairs[0])
 
 
 def _pairs(setting: Setting, count: int) -> TrainingPairs:
@@ -36,7 +36,7 @@ def _pairs(setting: Setting, count: int) -> TrainingPairs:
     return training_pairs(split, folder, image_size(setting.sizes), settings)
 
 
-def _against_plain(setting: Setting, pairs: TrainingPairs) -> dict:
+def _compare_with_plain(setting: Setting, pairs: TrainingPairs) -> dict:
     tokenizer = Tokenizer()
     batches = pairs.training_batches(0)
     ways = {

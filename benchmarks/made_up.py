@@ -85,7 +85,9 @@ def _fresh(sizes: ClipConfig, precision: str) -> DualEncoder:
     return accelerate(with_heads(backbone, Options(precision=precision).of))
 
 
-def learning(model: DualEncoder, lr: float = 1e-5) -> tuple[dict[str, Parameter], dict[str, float], OptimizerSettings]:
+def optimizer_arguments(
+    model: DualEncoder, lr: float = 1e-5
+) -> tuple[dict[str, Parameter], dict[str, float], OptimizerSettings]:
     """Arguments of `build_optimizer`: all parameters, the learning rates of the new ones, and the settings."""
     settings = OptimizerSettings(lr=lr)
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), settings.head_lr), settings
@@ -102,7 +104,7 @@ def training_state(
     """
     loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
-    optimizer = optimizer or build_optimizer(*learning(model, lr), model.rounded_parameters())
+    optimizer = optimizer or build_optimizer(*optimizer_arguments(model, lr), model.rounded_parameters())
     return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up")))
 
 

@@ -59,7 +59,7 @@ _TOP, _TURNS = 12, 4  # images per result, the page's default; searches per user
 _LETTERS_A_SECOND, _LOOKING = 6, (2, 6)  # typing speed; seconds spent on the results, and on the details
 _SAMPLE = 256  # sentences from whose embeddings those of the images are made up
 _PATIENCE = 120  # timeout of a request in seconds
-_KEPT_ALIVE = 3  # seconds an idle connection is kept, less than the server's 5
+_KEEP_ALIVE = 3  # seconds an idle connection is kept, less than the server's 5
 
 
 def write_index(folder: Path, sizes: ClipConfig, pictures: int) -> Path:
@@ -220,7 +220,7 @@ async def crowd(address: str, people: int, judge: Judge, pace: float) -> None:
     """Run all users' visits, each with sentences of their own, then one simultaneous search by all."""
     async with contextlib.AsyncExitStack() as stack:
         httpx = require("httpx", REQUIREMENTS)  # a dependency of gradio
-        limits = httpx.Limits(keepalive_expiry=_KEPT_ALIVE)
+        limits = httpx.Limits(keepalive_expiry=_KEEP_ALIVE)
         of_each = [httpx.AsyncClient(base_url=address, timeout=_PATIENCE, limits=limits) for _ in range(people)]
         clients = [await stack.enter_async_context(client) for client in of_each]
         page = (await clients[0].get("/config")).json()

@@ -35,7 +35,7 @@ def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.
     return Encoded(image, text), *pids
 
 
-def against_plain(setting: Setting) -> Rows:
+def compare_with_plain(setting: Setting) -> Rows:
     """One similarity at half, one and two times CUHK-PEDES's test split; all three from embeddings, as in a test; and
     a large gallery on all cores, in a separate process so that its peak memory can be measured."""
     side = setting.scaled(LARGE)

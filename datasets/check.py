@@ -53,11 +53,11 @@ def check_dataset(
     others = {other: locate(other, root_dir, split_all) for other in against}
     entries, findings = _read(place)
     splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
-    outdated = _caught("an older release", partial(check_release, entries, place), "download the current one")
+    outdated = _error_as_finding("an older release", partial(check_release, entries, place), "download the current one")
     findings += outdated
     if place.dataset.first_id is not None and entries["train"]:
         ids = partial(check_ids, entries["train"], place.dataset.first_id, place.file)
-        findings += _caught("ids with gaps", ids, "download the annotations again")
+        findings += _error_as_finding("ids with gaps", ids, "download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
     findings += cut_captions(splits)
@@ -78,7 +78,7 @@ def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int
 
 def odd_entries(entries: Sequence[Entry]) -> list[Finding]:
     """Entries of no known split, and entries in an unusual form."""
-    return [*_elsewhere((number, entry.split) for number, entry in enumerate(entries)), *_forms(enumerate(entries))]
+    return [*_unknown_split((number, entry.split) for number, entry in enumerate(entries)), *_forms(enumerate(entries))]
 
 
 def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
@@ -93,7 +93,7 @@ def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
     ]
 
 
-def _elsewhere(entries: Iterable[tuple[int, str]]) -> list[Finding]:
+def _unknown_split(entries: Iterable[tuple[int, str]]) -> list[Finding]:
     others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
     return found_at("entries of unknown splits", others, "only train, val and test are read", severity="warning")
 
@@ -113,13 +113,13 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
         else:
             elsewhere.append((number, checked.split))
     findings = found_at("malformed entries", malformed, "fix or remove them: training stops at the first")
-    findings += [*_elsewhere(elsewhere), *_forms(read)]
+    findings += [*_unknown_split(elsewhere), *_forms(read)]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
     return entries, findings + found_at("splits without entries", missing, f"is {place.file} complete?")
 
 
-def _caught(what: str, check: Callable[[], object], remedy: str) -> list[Finding]:
+def _error_as_finding(what: str, check: Callable[[], object], remedy: str) -> list[Finding]:
     try:
         check()
     except DataError as error:

@@ -31,7 +31,7 @@ class Edits(NamedTuple):
         return {"captions": len(lines), "sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}
 
 
-NOTHING_EDITED = Edits(set(), {})
+NO_EDITS = Edits(set(), {})
 
 
 def original_of(caption: str) -> str:

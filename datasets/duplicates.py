@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datasets.annotations import Split
-from datasets.images import in_threads, open_rgb
+from datasets.images import open_rgb, threaded_map
 from utils.errors import DataError, brief
 from utils.log import progress
 
@@ -38,7 +38,7 @@ def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
         except DataError as error:
             return error
 
-    found = progress(in_threads(digest, paths, ahead=512), "decoding images", len(paths))
+    found = progress(threaded_map(digest, paths, ahead=512), "decoding images", len(paths))
     for path, content in zip(paths, found, strict=True):
         if isinstance(content, DataError):
             complaints.append(str(content))

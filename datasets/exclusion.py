@@ -15,7 +15,7 @@ from datasets.annotations import Split
 from datasets.tables import read_rows
 from utils.errors import DataError
 
-NOTHING_EXCLUDED = np.empty(0, np.int64)
+NO_EXCLUSIONS = np.empty(0, np.int64)
 _MARKED, _NOT_MARKED = {"x", "yes", "true", "1"}, {"", "no", "false", "0"}
 _FORMULA = tuple("=+-@")  # first characters of formulas
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from datasets.images import in_threads, read_image
+from datasets.images import read_image, threaded_map
 from datasets.settings import DataSettings, own_annotations
 from utils.distributed import main_process_first
 from utils.errors import DataError, brief
-from utils.files import in_one_step, write_text
+from utils.files import atomic_write, write_text
 from utils.log import progress
 
 _AHEAD = 512  # images
@@ -147,7 +147,7 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
                 return
             for abandoned in file.parent.glob("*.partial"):
                 abandoned.unlink()
-            with in_one_step(file) as partial:
+            with atomic_write(file) as partial:
                 if (broken := _write(paths, size, partial)) and not skip_broken:
                     raise BrokenImagesError(broken, len(paths))
                 _write_broken(broken, file)
@@ -203,4 +203,4 @@ def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray
         except DataError as error:
             return error
 
-    yield from progress(in_threads(read, paths, ahead=_AHEAD), "decoding images", len(paths))
+    yield from progress(threaded_map(read, paths, ahead=_AHEAD), "decoding images", len(paths))

@@ -20,7 +20,7 @@ R = TypeVar("R")
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes itself: for EPS, for example, it would run an external program on the file.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
-_MOST_PIXELS = 89_478_485  # Pillow's warning threshold
+_MAX_PIXELS = 89_478_485  # Pillow's warning threshold
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -38,8 +38,8 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
     with Image.open(path, formats=_FORMATS) as image:
         if upright:
             image.draft(None, (4 * size[1], 4 * size[0]))
-        if image.width * image.height > _MOST_PIXELS:
-            raise ValueError(f"its header claims {image.width}×{image.height} pixels, more than {_MOST_PIXELS:,}")
+        if image.width * image.height > _MAX_PIXELS:
+            raise ValueError(f"its header claims {image.width}×{image.height} pixels, more than {_MAX_PIXELS:,}")
         return _to_rgb(_as_shown(image) if upright else image)
 
 
@@ -76,7 +76,7 @@ def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> n
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def in_threads(work: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int | None = None) -> Iterator[R]:
+def threaded_map(work: Callable[[T], R], items: Iterable[T], *, ahead: int, threads: int | None = None) -> Iterator[R]:
     """Map `work` over the items in threads, in order; Pillow releases the GIL while it decodes and resizes.
 
     Args:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.annotations import Split
 from datasets.augmentation import apply_image, augment_text, draw_image
-from datasets.exclusion import NOTHING_EXCLUDED
+from datasets.exclusion import NO_EXCLUSIONS
 from datasets.image_cache import BrokenImagesError, CachedImages, image_cache_dir, open_images
 from datasets.masking import Masking, mask_words
 from datasets.samplers import identity_order, random_order
@@ -131,7 +131,7 @@ class _PairBatches(Dataset[Any]):
         images, pids = data.images[data.image_of_pair[own]], data.pids[pairs]
         if masking is None:
             return images, draws, trim(ids, data.settings.length_step), pids, pairs, None, None
-        if masking.all_see:
+        if masking.for_all_objectives:
             return images, draws, masked, pids, pairs, labels, None
         return images, draws, ids, pids, pairs, labels, masked
 
@@ -159,7 +159,7 @@ class TrainingPairs:
         ids: np.ndarray,
         permutation: np.ndarray,
         settings: LoadingSettings,
-        excluded: np.ndarray = NOTHING_EXCLUDED,
+        excluded: np.ndarray = NO_EXCLUSIONS,
     ) -> None:
         self.split, self.images, self.settings = split, images, settings
         self.permutation, self.excluded = permutation, excluded

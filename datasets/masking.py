@@ -17,12 +17,12 @@ class Masking:
 
     Attributes:
         mask_share, unchanged_share: shares of the drawn words, in [0, 1]; the rest becomes random words.
-        all_see: every objective sees the masked captions, not only those that predict the words.
+        for_all_objectives: every objective sees the masked captions, not only those that predict the words.
     """
 
     mask_share: float
     unchanged_share: float
-    all_see: bool
+    for_all_objectives: bool
 
 
 def mask_words(

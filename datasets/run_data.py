@@ -11,15 +11,15 @@ import numpy as np
 from datasets.annotations import Split, build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.check import check_splits, odd_entries
-from datasets.corrections import NOTHING_EDITED, Edits, read_corrections
-from datasets.exclusion import NOTHING_EXCLUDED, read_excluded
+from datasets.corrections import NO_EDITS, Edits, read_corrections
+from datasets.exclusion import NO_EXCLUSIONS, read_excluded
 from datasets.gallery import Gallery, open_gallery
 from datasets.loaders import Inputs, LoadingSettings, TrainingPairs, open_training_images
 from datasets.noise import DRAWN, Noise, digest, find_noise
 from datasets.settings import DataSettings
 from datasets.tokenizer import count_cut
 from utils.errors import OptionError
-from utils.files import in_one_step
+from utils.files import atomic_write
 from utils.log import status
 from utils.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ class RunData(NamedTuple):
     test: Gallery
     cut: dict[str, int]
     remarks: list[str]
-    edits: Edits = NOTHING_EDITED
+    edits: Edits = NO_EDITS
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class RunData(NamedTuple):
         Raises:
             OptionError: they differ from those in its configuration.
         """
-        facts = {"excluded": _about(NOTHING_EXCLUDED), "corrections": NOTHING_EDITED.about, **run.facts()}
+        facts = {"excluded": _about(NO_EXCLUSIONS), "corrections": NO_EDITS.about, **run.facts()}
         kinds = {
             "noise_index": "noise index is",
             "excluded": "excluded pairs are",
@@ -72,7 +72,7 @@ class RunData(NamedTuple):
     def keep_noise(self, run_dir: Path) -> None:
         """Save noise that was drawn, not read from a file, in the run's folder."""
         if self.noise.origin == DRAWN:
-            with in_one_step(run_dir / "noise_index.npy") as partial, partial.open("wb") as stream:
+            with atomic_write(run_dir / "noise_index.npy") as partial, partial.open("wb") as stream:
                 np.save(stream, self.noise.permutation)
 
 
@@ -103,10 +103,10 @@ def read_data(settings: DataSettings) -> ReadData:
     splits = build_splits(place, entries, names, incomplete=settings.on_bad_image == "skip")
     split = splits["train"]
     noise = find_noise(short_name(name), len(split.captions), settings.noisy_rate, settings.noisy_file)
-    excluded = NOTHING_EXCLUDED
+    excluded = NO_EXCLUSIONS
     if settings.exclude:
         excluded = read_excluded(Path(settings.exclude), split, noise.permutation)
-    edits = NOTHING_EDITED
+    edits = NO_EDITS
     if settings.corrections:
         edits = read_corrections(Path(settings.corrections), split, noise.permutation)
         excluded = np.union1d(excluded, sorted(edits.excluded)).astype(np.int64)

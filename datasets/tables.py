@@ -20,7 +20,7 @@ from typing import Any
 from utils.distributed import main_process_first
 from utils.encoding import not_utf8
 from utils.errors import DataError, brief
-from utils.files import in_one_step
+from utils.files import atomic_write
 
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
@@ -173,7 +173,7 @@ def _written(content: bytes, name: str, folder: Path) -> str:
     if not file.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with in_one_step(file) as partial:
+            with atomic_write(file) as partial:
                 partial.write_bytes(content)
         except OSError as error:
             raise DataError(f"embedded images can't be written into {folder}: {error.strerror}") from None

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from model.backbones.base import Backbone, Needed, Tokens, union
 from model.heads.base import Head
 from model.names import BACKBONE, PUBLISHED_BACKBONE, load_named, published_head_name, without_wrapper
-from model.precision import autocast, half_parameters, halve_weights
-from utils.checkpoints import misfit
+from model.precision import autocast, convert_weights_to_half, half_parameters
+from utils.checkpoints import describe_mismatch
 from utils.errors import OptionError
 
 Read = dict[str, Tensor | None]  # by head name: the positions that it reads
@@ -38,7 +38,7 @@ class DualEncoder(nn.Module):
                 raise OptionError("--precision fp16_weights: this backbone does not compute in it, take fp16 or bf16")
             half_heads = [head for both in heads.values() for head in both.values() if head.half_weights]
             for part in (backbone, *half_heads):
-                halve_weights(part)
+                convert_weights_to_half(part)
         for name in self.heads:
             widths = [self.head(name, modality).width for modality in ("image", "text")]
             if len(set(widths)) > 1:
@@ -156,7 +156,7 @@ class DualEncoder(nn.Module):
             prefix = f"heads.{head}."
             own = {name: names[prefix + name] for name in module.state_dict()}
             there = {theirs: found[theirs] for theirs in own.values() if theirs in found}
-            if complaint := misfit({own[name]: value for name, value in module.state_dict().items()}, there):
+            if complaint := describe_mismatch({own[name]: value for name, value in module.state_dict().items()}, there):
                 if there:
                     log(f"head {head} is initialised afresh, the file's does not match: {complaint}")
             elif own:

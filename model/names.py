@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
-from utils.checkpoints import misfit
+from utils.checkpoints import describe_mismatch
 from utils.errors import WeightsError
 
 # Weights of OpenAI's vision transformers.
@@ -71,6 +71,6 @@ def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[st
         WeightsError: lists weights that are missing, unknown or of another shape, by their names in `state`.
     """
     own = {names[name]: value for name, value in module.state_dict().items() if name in names}
-    if complaint := misfit(own, state):
+    if complaint := describe_mismatch(own, state):
         raise WeightsError(f"{source} does not fit this model: {complaint}")
     module.load_state_dict({name: state[theirs] for name, theirs in names.items()}, strict=False)

@@ -22,7 +22,7 @@ _OF_ATTENTION = {f"{which}_proj_weight" for which in ("in", "q", "k", "v")} | {"
 _PRODUCTS_BY_NAME = _OF_ATTENTION | {"proj", "text_projection"}
 
 
-def settle(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> str:
     """One of `PRECISIONS` for `--precision`: "published" is the paper's arithmetic on a CUDA device, else float32."""
     if precision != "published":
         return precision
@@ -47,7 +47,7 @@ def half_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def halve_weights(model: nn.Module) -> None:
+def convert_weights_to_half(model: nn.Module) -> None:
     """Convert `half_parameters` to float16, in place."""
     for parameter in half_parameters(model).values():
         parameter.data = parameter.data.half()

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import huggingface
-from model.towers import Towers, find_beside, from_record
-from model.unwrap import FINE_TUNED, clip_alone, find_clip, grouped
-from utils.checkpoints import load_tensors, refuse_unfolding, safetensors_facts
+from model.towers import Towers, find_towers, from_record
+from model.unwrap import FINE_TUNED, extract_clip, find_clip, grouped
+from utils.checkpoints import load_tensors, refuse_zip_bomb, safetensors_facts
 from utils.download import fetch
 from utils.errors import WeightsError, brief
 
@@ -71,10 +71,10 @@ def read_clip(pretrain_choice: str) -> Pretrained:
     if "towers" in content:
         towers = from_record(content["towers"], str(path))
         remarks.append(f"{towers} (recorded in the file)")
-    elif not known and (found := find_beside(path, huggingface=prefix + huggingface.ANCHOR in state)):
+    elif not known and (found := find_towers(path, huggingface=prefix + huggingface.ANCHOR in state)):
         towers, config = found
         remarks.append(f"{towers} (from {config.name})")
-    state, others = clip_alone(state, prefix)
+    state, others = extract_clip(state, prefix)
     if others:
         remarks.append(f"not part of CLIP: {grouped(others)}")
     if huggingface.ANCHOR in state:
@@ -93,7 +93,7 @@ def read_content(path: Path) -> tuple[dict[str, Any], bool]:
         WeightsError: it can't be read, or isn't a dict.
     """
     try:
-        refuse_unfolding(path)
+        refuse_zip_bomb(path)
         if path.suffix == ".safetensors":
             return {"model": load_file(path), **safetensors_facts(path)}, False
         code = _torchscript(path)

@@ -57,7 +57,7 @@ def from_record(record: object, source: str) -> Towers:
     return Towers(**{name: _tower(source, **tower) for name, tower in record.items()})
 
 
-def find_beside(weights: Path, *, huggingface: bool) -> tuple[Towers, Path] | None:
+def find_towers(weights: Path, *, huggingface: bool) -> tuple[Towers, Path] | None:
     """Both towers from the configuration beside a weights file, and the configuration's path.
 
     `NAME.json` beside `NAME.pt` takes precedence, then the configuration file of the weights' layout. Other JSON files

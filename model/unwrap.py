@@ -15,9 +15,9 @@ from utils.errors import WeightsError, printable
 
 _ANCHORS = ("visual.conv1.weight", huggingface.ANCHOR)  # identify a CLIP among other tensors
 # Keys under which checkpoints store their model, and prefixes added by wrappers.
-_USUAL_PLACES = ("", "model", "state_dict")
+_COMMON_KEYS = ("", "model", "state_dict")
 FINE_TUNED = "base_model."  # prefix in person re-ID models, whose positions fit their images
-_USUAL_PREFIXES = ("", "module.", FINE_TUNED, f"module.{FINE_TUNED}")
+_COMMON_PREFIXES = ("", "module.", FINE_TUNED, f"module.{FINE_TUNED}")
 # Prefixes in OpenAI's layout; some open_clip models put "text." before those of the text tower.
 _PARTS = (
     "visual.",
@@ -49,7 +49,7 @@ def find_clip(
         key: {k: v for k, v in place.items() if isinstance(k, str) and is_plain(v)} for key, place in places.items()
     }
     found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state, anchors)]
-    usual = [(key, prefix) for key, prefix in found if key in _USUAL_PLACES and prefix in _USUAL_PREFIXES]
+    usual = [(key, prefix) for key, prefix in found if key in _COMMON_KEYS and prefix in _COMMON_PREFIXES]
     if len(usual) == 1:
         found = usual
     if not found:
@@ -70,7 +70,7 @@ def _prefixes(names: Iterable[str], anchors: Collection[str]) -> Iterator[str]:
                 yield prefix
 
 
-def clip_alone(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+def extract_clip(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
     """CLIP's weights without the prefix, and the names of the tensors that are not CLIP's."""
     parts = huggingface.PARTS if prefix + huggingface.ANCHOR in state else _PARTS
     clip, others = {}, []

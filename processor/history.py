@@ -17,7 +17,7 @@ from processor.evaluation import Encoded
 from processor.metrics import queries_at_a_time
 from solver.correspondence.base import Vote
 from utils.errors import DataError
-from utils.files import in_one_step
+from utils.files import atomic_write
 
 FOLDER = "epochs"
 _BOTH = np.array(["BGE", "TSE"])  # in files without names
@@ -109,7 +109,7 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
     """
     file = run_dir / FOLDER / f"{epoch:04d}.npz"
     file.parent.mkdir(exist_ok=True)
-    with in_one_step(file) as partial, partial.open("wb") as stream:
+    with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 

@@ -71,11 +71,11 @@ class RetrievalMetrics:
         gallery = similarity.shape[1]
         next_higher = ascending.gather(1, (lower + 1).clamp_max(gallery - 1))
         tied = held & (lower + 1 < gallery) & (next_higher == own)
-        ranks = gallery - lower - self._equals_behind(similarity, own, relevant, tied)
+        ranks = gallery - lower - self._ties_after(similarity, own, relevant, tied)
         return ranks.where(held, 0)
 
     @staticmethod
-    def _equals_behind(similarity: Tensor, own: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
+    def _ties_after(similarity: Tensor, own: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
         """(q, r) number of images after each relevant one in the gallery that are as similar; computed where `tied`."""
         count = torch.zeros_like(relevant)
         position = torch.arange(similarity.shape[1], device=similarity.device)

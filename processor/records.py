@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def chosen_by(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
+def selecting_similarity(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
     """The similarity that selects the best epoch: that of the trained embeddings if evaluated, else the fused one."""
     name = "+".join(trained)
     return name if name in metrics else list(metrics)[-1]
@@ -20,7 +20,7 @@ def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str =
         trained: the embeddings, as `--trained` joins them.
     """
     evaluated = [record for record in records if record.get(split)]
-    r1 = {id(r): r[split][chosen_by(tuple(trained.split("+")), r[split])]["R1"] for r in evaluated}
+    r1 = {id(r): r[split][selecting_similarity(tuple(trained.split("+")), r[split])]["R1"] for r in evaluated}
     return max(evaluated, key=lambda record: r1[id(record)], default=None)
 
 

@@ -17,7 +17,7 @@ from processor import figures
 from processor.epoch import EpochResult, magnitude, train_epoch
 from processor.evaluation import evaluate, table
 from processor.history import similarity_histograms, vote_arrays, write_epoch
-from processor.records import chosen_by
+from processor.records import selecting_similarity
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.start import evaluate_start
@@ -81,13 +81,13 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         start, length = state.correspondence.round(epoch, epochs)
         if epoch == start > 0:
             logger.info("New round of %d epochs, from fresh weights", length)
-            state.begin_again()
+            state.reset_to_start()
         set_learning_rates(state.optimizer, epoch - start, replace(settings.schedule, num_epoch=length))
         lr = state.optimizer.param_groups[0]["lr"]
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
-        with _naming(epoch, run_dir / "best.pth"):  # last.pth has the weights with which it failed
+        with _with_epoch(epoch, run_dir / "best.pth"):  # last.pth has the weights with which it failed
             weight, report, history = _decide(state, splits.training, settings.loop, run_dir)
-        with _naming(epoch, run_dir / "last.pth"):
+        with _with_epoch(epoch, run_dir / "last.pth"):
             torch.manual_seed(_seed(settings.loop.seed, epoch))  # for plugins that draw in training
             result = _train(state, splits.training, weight, settings.loop)
             record = {"epoch": epoch + 1, "lr": lr, **result.record(), "ccd": report}
@@ -115,7 +115,7 @@ def _seed(seed: int, epoch: int) -> int:
 
 
 @contextmanager
-def _naming(epoch: int, good: Path) -> Iterator[None]:
+def _with_epoch(epoch: int, good: Path) -> Iterator[None]:
     """Add the epoch (from 0) to a NotFiniteError, and the checkpoint to go back to, if it exists."""
     try:
         yield
@@ -204,7 +204,7 @@ def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.
     validation, test = splits.validation, splits.test
     metrics, encoded = evaluate(state.model, validation)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {state.epoch}"))
-    r1 = metrics[chosen_by(state.loss.trained, metrics)]["R1"]
+    r1 = metrics[selecting_similarity(state.loss.trained, metrics)]["R1"]
     if r1 > state.best:
         state.best, state.best_epoch = r1, state.epoch
         logger.info("  the best so far: R1 %.2f", r1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from processor.evaluation import Encoded, Ranking, joined
 from processor.types import Captioned, EvaluationData
-from utils.files import in_one_step, write_text
+from utils.files import atomic_write, write_text
 from utils.log import logger
 
 LISTED = 100  # items of the gallery for each query and similarity in ranking.csv
@@ -51,7 +51,7 @@ def save_results(saving: Saving, ranking: Ranking, data: EvaluationData) -> None
         takers = []
         for file in saving.files:
             if file.name == "embeddings.safetensors":
-                with in_one_step(file) as partial:
+                with atomic_write(file) as partial:
                     partial.write_bytes(save(_embeddings(encoded, pids), {"format": "pt"}))
             elif file.name == "similarity.safetensors":
                 takers.append(stack.enter_context(_matrix(file, ranking.names, pids[query], pids[gallery])))
@@ -95,7 +95,7 @@ def _matrix(file: Path, names: Sequence[str], query_pids: np.ndarray, gallery_pi
     """Receives the index of the first row and (q, G) rows of every similarity, in any order."""
     shape = (len(query_pids), len(gallery_pids))
     arrays = {"query_pids": query_pids, "gallery_pids": gallery_pids}
-    with in_one_step(file) as partial, partial.open("wb") as stream:
+    with atomic_write(file) as partial, partial.open("wb") as stream:
         tensors = {name: ("I64", part.shape, 8) for name, part in arrays.items()}
         starts = _write_header(stream, tensors | dict.fromkeys(names, ("F32", shape, 4)))
         for name, part in arrays.items():
@@ -127,7 +127,7 @@ def _ranking(file: Path, split: Captioned, imgs: Path, *, image_to_text: bool) -
     images = [_relative(path, imgs) for path in split.images]
     image_pids = split.person_ids[split.image_pids]
     caption_pids = image_pids[split.caption_images]
-    with in_one_step(file) as partial, partial.open("w", encoding="utf-8", errors="replace", newline="") as stream:
+    with atomic_write(file) as partial, partial.open("w", encoding="utf-8", errors="replace", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["similarity", "rank", "score", "caption", "caption_pid", "image", "image_pid"])
 

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from processor.types import Encoder
 from solver.correspondence.base import Correspondence
 from solver.objectives.training import TrainingLoss
-from utils.checkpoints import load_checkpoint, misfit, save_checkpoint, without_objectives
+from utils.checkpoints import describe_mismatch, load_checkpoint, save_checkpoint, without_objectives
 from utils.errors import WeightsError, brief
 from utils.log import logger
-from utils.options import changed_for_good
+from utils.options import forbidden_changes
 from utils.ranks import is_main
 
 CHECKPOINT_FORMAT = 2
@@ -49,7 +49,7 @@ class TrainState:
         parts = (self.model, self.loss, self.scaler) if self.correspondence.in_rounds else ()
         self._fresh = [(part, copy.deepcopy(part.state_dict())) for part in parts]
 
-    def begin_again(self) -> None:
+    def reset_to_start(self) -> None:
         """Reset model, objectives, scaler and optimizer to their initial state, for the next round."""
         for part, fresh in self._fresh:
             part.load_state_dict(fresh)
@@ -57,9 +57,9 @@ class TrainState:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's and the objectives' parameters and buffers, as stored in checkpoints."""
-        return {**self.model.published_state(), **self._of_objectives()}
+        return {**self.model.published_state(), **self._objective_weights()}
 
-    def _of_objectives(self) -> dict[str, Tensor]:
+    def _objective_weights(self) -> dict[str, Tensor]:
         names = self.loss.saved_names()
         return {names[name]: value for name, value in self.loss.others.state_dict().items()}
 
@@ -115,7 +115,7 @@ class TrainState:
     def _check(self, content: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> None:
         if content.get("format") != CHECKPOINT_FORMAT or not {"optimizer", "options"} <= content.keys():
             raise ValueError("only a last.pth of this version of train.py can")
-        if other := changed_for_good(options, content["options"]):
+        if other := forbidden_changes(options, content["options"]):
             raise ValueError(f"it is from another run, with another {other[0]}")
         if (towers := content.get("towers", self.model.towers())) != self.model.towers():
             raise WeightsError(
@@ -127,7 +127,7 @@ class TrainState:
         own = without_objectives(weights)
         self.model.load_published(own, source)
         objectives = {name: weights[name] for name in weights.keys() - own.keys()}
-        if complaint := misfit(self._of_objectives(), objectives):
+        if complaint := describe_mismatch(self._objective_weights(), objectives):
             raise WeightsError(f"{source} can't be resumed from: the objectives' weights are {complaint}")
         self.loss.others.load_state_dict({name: objectives[saved] for name, saved in self.loss.saved_names().items()})
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from processor.records import chosen_by
+from processor.records import selecting_similarity
 
 _BUSY = 0.3  # share of time waiting for a core above which a run is clearly slowed down
 
@@ -21,7 +21,7 @@ def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...],
     """
     words = [f"epoch={record['epoch']}/{epochs}"]
     if metrics := record.get("val"):
-        row = metrics[chosen_by(trained, metrics)]
+        row = metrics[selecting_similarity(trained, metrics)]
         words += ["split=val", f"R1={row['R1']:.2f}", f"mAP={row['mAP']:.2f}"]
     words += [f"loss={record['loss']:.3f}", f"pairs/s={record['pairs_per_second']:.0f}"]
     return " ".join([*words, f"ETA={timedelta(seconds=round(seconds_left))}"])

@@ -54,7 +54,7 @@ def split(root: Path) -> Split:
 
 
 @pytest.fixture(autouse=True)
-def log_of_its_own() -> Iterator[None]:
+def close_log_files() -> Iterator[None]:
     """Close the test's log files: the next test must not write to them, and their folder is removed."""
     yield
     logger = logging.getLogger("rde")
@@ -75,9 +75,9 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def small_figures() -> Iterator[None]:
     """Don't draw a run's figures."""
-    from tests.figures import of_one_pixel
+    from tests.figures import single_pixels
 
-    with of_one_pixel():
+    with single_pixels():
         yield
 
 

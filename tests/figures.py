@@ -27,7 +27,7 @@ def kept(*modules: ModuleType) -> Iterator[dict[str, Figure]]:
 
 
 @contextmanager
-def of_one_pixel() -> Iterator[None]:
+def single_pixels() -> Iterator[None]:
     """Replace each figure of a run by a single pixel."""
 
     def draw(*arguments: object) -> None:

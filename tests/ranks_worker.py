@@ -101,7 +101,7 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
             torch.save(kept | {"weights": model.published_state()}, output_dir / f"rank{rank()}.pth")
 
 
-def in_double(folder: Path) -> None:
+def all_in_float64(folder: Path) -> None:
     """Run both of the above in float64."""
     from tests.float64 import in_float64
 
@@ -118,7 +118,7 @@ def failing(folder: Path) -> None:
     if how == "mistake of all":
         raise UserError("everybody's mistake")
     if rank() == 1:
-        program._OTHERS_FIRST = 1  # the other processes have no error to report
+        program._REPORT_DELAY = 1  # the other processes have no error to report
         if how == "mistake of one":
             raise UserError("a mistake of rank 1 alone")
         if how == "failure":

@@ -35,7 +35,7 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("place", ALLOWED)
-def test_a_folder_imports_only_what_is_below_it(place):
+def test_imports_respect_the_layering(place):
     files = [ROOT / place] if place.endswith(".py") else sorted((ROOT / place).rglob("*.py"))
     assert files
     for file in files:

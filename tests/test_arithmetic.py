@@ -22,7 +22,7 @@ import train as training_root
 from datasets.loaders import Batch
 from model import accelerate
 from model.names import without_wrapper
-from model.precision import ARITHMETIC, half_parameters, settle
+from model.precision import ARITHMETIC, half_parameters, resolve_precision
 from options import resolve
 from processor import step
 from processor.state import TrainState
@@ -32,7 +32,7 @@ from solver.settings import OptimizerSettings
 from tests import datasets_on_disk, published
 from tests.objectives import loss_of, named, pairwise, stepping
 from tests.test_model import golden_model
-from tests.test_training import HALF, arguments, records, train_killed_and_continued
+from tests.test_training import HALF, arguments, records, train_killed_and_resumed
 from tools import export
 from tools.reproduce import __main__ as reproduce
 from tools.reproduce import displacement, runs
@@ -108,7 +108,7 @@ def shuffled_linear(seed: int) -> Callable[..., Tensor]:
 
 
 @contextlib.contextmanager
-def another_order(seed: int) -> Iterator[None]:
+def shuffled_sums(seed: int) -> Iterator[None]:
     projected, others = shuffled_linear(seed), shuffled_linear(seed)  # projections: attention's and the final ones
 
     def forward(layer: torch.nn.Linear, x: Tensor) -> Tensor:
@@ -127,14 +127,14 @@ def ours(request) -> tuple[str, Steps]:
 
 
 @pytest.mark.slow
-def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums(ours):
+def test_eight_losses_equal_the_published_ones_up_to_summation_order(ours):
     """The bound: to first order a loss changes by Σ |∂L/∂s|·|δs|, where δs is the change of a similarity if all sums of
     the steps so far are computed in another order; the maximum over three orders and the steps so far.
     """
     loss_name, own = ours
     apart = np.zeros_like(own.similarities)
     for seed in range(3):
-        with another_order(seed):
+        with shuffled_sums(seed):
             other = golden_steps(loss_name, "fp16_weights")
         difference = np.abs(other.similarities - own.similarities)
         assert (difference.max(axis=(2, 3)) > 0).all(), "another order rounds differently"
@@ -149,7 +149,7 @@ def test_eight_losses_differ_from_the_published_ones_as_by_another_order_of_sums
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["towers", "heads"])
 @pytest.mark.parametrize("number", [1, 8])
-def test_weights_move_as_far_as_the_published_ones_and_as_many_of_them(ours, part, number):
+def test_displacement_and_share_of_changed_weights_match_the_published_ones(ours, part, number):
     loss_name, own = ours
     expected = HALF_JSON["runs"][loss_name][f"moved_after_{number}"]
     names = [name for name in expected if name in own.types and ("emb_layer" in name) == (part == "heads")]
@@ -170,7 +170,7 @@ def test_all_tensors_have_the_published_types(ours):
     assert not without_wrapper({name: torch.zeros(1) for name in unused}), "unused weights"
 
 
-def test_the_rounding_optimizer_moves_float32_weights_as_far_and_loses_no_step():
+def test_float16_adam_moves_float32_weights_as_far_and_loses_no_step():
     own = golden_steps("TAL", "fp16_adam")
     assert set(own.types.values()) == {"torch.float32", "torch.int64"}
     for number in (1, 8):
@@ -185,7 +185,7 @@ def test_the_rounding_optimizer_moves_float32_weights_as_far_and_loses_no_step()
         assert expected[name][1] < 0.7
 
 
-def test_float16_weights_are_stepped_as_pytorch_chooses_and_float32_ones_fused():
+def test_only_float32_weights_use_the_fused_optimizer():
     for precision, fused in (("fp16_weights", None), ("fp32", True), ("bf16", True)):
         model = golden_model(precision=precision)
         for name in ("Adam", "AdamW"):
@@ -212,7 +212,7 @@ def test_a_run_is_resumed_tested_exported_and_measured(tmp_path, monkeypatch, pr
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--precision", precision, *HALF, "2"]
     training_root.main(arguments(root_dir, whole, *more))
-    train_killed_and_continued(arguments(root_dir, cut, *more), cut, monkeypatch)
+    train_killed_and_resumed(arguments(root_dir, cut, *more), cut, monkeypatch)
     run_dir, continued = (next((output_dir / "RSTPReid").iterdir()) for output_dir in (whole, cut))
     assert records(run_dir) == records(continued)
     weights, other = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, continued))
@@ -235,7 +235,7 @@ def test_a_run_is_resumed_tested_exported_and_measured(tmp_path, monkeypatch, pr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16_weights", "fp16_adam"])
-def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
+def test_grad_accum_keeps_the_gradients_in_fp16_weights_and_fp16_adam(precision):
     golden = published.numbers("model")
     images, ids, pids = (torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids"))
     batch = Batch(images, ids, pids, torch.arange(len(pids)))
@@ -250,10 +250,14 @@ def test_a_batch_in_parts_has_the_whole_batchs_gradients(precision):
     assert (of_parts - whole).norm() < 4 * tolerance * whole.norm()
 
 
-def test_the_papers_arithmetic_is_a_gpus():
-    assert settle("published", torch.device("cuda", 1)) == "fp16_weights"
-    assert settle("published", torch.device("cpu")) == settle("published", torch.device("mps")) == "fp32"
-    assert all(settle(name, torch.device("cuda")) == name for name in ARITHMETIC)
+def test_published_precision_is_fp16_weights_on_cuda_and_fp32_elsewhere():
+    assert resolve_precision("published", torch.device("cuda", 1)) == "fp16_weights"
+    assert (
+        resolve_precision("published", torch.device("cpu"))
+        == resolve_precision("published", torch.device("mps"))
+        == "fp32"
+    )
+    assert all(resolve_precision(name, torch.device("cuda")) == name for name in ARITHMETIC)
     configs = Path(training_root.__file__).parent / "configs"
     assert resolve({"config": str(configs / "main/CUHK-PEDES_0.yaml")}).precision == "published"
     assert resolve({"config": str(configs / "SynthPEDES.yaml")}).precision == "fp32"
@@ -261,7 +265,7 @@ def test_the_papers_arithmetic_is_a_gpus():
 
 
 @pytest.mark.slow
-def test_a_runs_configuration_holds_what_published_was_on_its_device(tmp_path):
+def test_configs_yaml_stores_what_published_precision_resolved_to(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     training_root.main(arguments(tmp_path, tmp_path / "logs", "--precision", "published", *HALF, "1"))
     (config,) = tmp_path.glob("logs/*/*/configs.yaml")
@@ -276,12 +280,12 @@ def test_a_runs_configuration_holds_what_published_was_on_its_device(tmp_path):
     ("precision", "optimizer", "needed"),
     [("fp16_adam", "SGD", "Adam"), ("fp16_adam", "AdamW", "Adam"), ("fp16_weights", "AdamW", "Adam or SGD")],
 )
-def test_an_optimizer_that_an_arithmetic_does_not_step_with_is_refused(precision, optimizer, needed):
+def test_an_optimizer_that_the_precision_does_not_support_is_refused(precision, optimizer, needed):
     with pytest.raises(UserError, match=f"--precision {precision}: needs --optimizer {needed}, not {optimizer}"):
         resolve({"precision": precision, "optimizer": optimizer})
 
 
-def test_on_a_gpu_the_recipe_with_adamw_is_refused_before_anything_is_read(monkeypatch):
+def test_published_precision_with_adamw_is_refused_early_on_a_gpu(monkeypatch):
     monkeypatch.setattr(assembly, "choose_device", torch.device)
     monkeypatch.setattr(assembly, "seed_everything", lambda _: pytest.fail("went on"))
     options = resolve({"precision": "published", "optimizer": "AdamW", "device": "cuda"})
@@ -289,7 +293,7 @@ def test_on_a_gpu_the_recipe_with_adamw_is_refused_before_anything_is_read(monke
         assembly.train(options, None)
 
 
-def test_only_what_the_published_code_keeps_in_float16_is_rounded():
+def test_only_the_published_float16_parameters_are_rounded():
     model = golden_model(precision="fp16_adam")
     halves = golden_model(precision="fp16_weights")
     assert model.rounded_parameters() == {n for n, p in halves.named_parameters() if p.dtype == torch.float16}
@@ -297,7 +301,7 @@ def test_only_what_the_published_code_keeps_in_float16_is_rounded():
     assert not halves.rounded_parameters()
 
 
-def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
+def test_linear_layers_are_not_convolutions_under_autocast(monkeypatch):
     """On a CPU a float16 convolution's gradient takes some hundred times as long."""
     monkeypatch.setattr(accelerate, "ONEDNN", True)
     monkeypatch.setattr(F, "conv2d", lambda *_, **__: pytest.fail("a convolution"))
@@ -308,7 +312,7 @@ def test_under_autocast_linear_layers_are_no_convolutions(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypatch):
+def test_float16_gradients_whose_norm_overflows_are_accepted(tmp_path, monkeypatch):
     """A thousand entries of 6e4: their norm overflows float16, but none of them does."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
     from processor import epoch
@@ -333,7 +337,7 @@ def test_a_finite_float16_gradient_of_a_large_norm_is_finite(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_study_is_rehearsed(tmp_path, monkeypatch):
+def test_the_arithmetic_study_runs_on_a_tiny_data_set(tmp_path, monkeypatch):
     """Every precision on a tiny data set for one epoch, in this process."""
 
     def in_this_process(_: runs.Run, command: list[str]) -> None:
@@ -359,7 +363,7 @@ def test_the_study_is_rehearsed(tmp_path, monkeypatch):
     assert f"fp16_adam: {ARITHMETIC['fp16_adam']}" in text
 
 
-def test_every_report_names_both_arithmetics(tmp_path, monkeypatch):
+def test_reports_list_the_runs_precision_and_the_papers(tmp_path, monkeypatch):
     """The paper's precision in one column, a run's own in another."""
     monkeypatch.setattr(runs.Run, "train", lambda *_, **__: None)
     folder = tmp_path / "out/ablation/sdm_0.5/seed1/CUHK-PEDES/20260101_000000_RDE_SDM"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_figures")
         (["--exclude", "none.csv"], "none.csv can't be read"),
     ],
 )
-def test_cheap_checks_come_before_the_weights(tmp_path, monkeypatch, flags, message):
+def test_data_checks_run_before_weights_are_loaded(tmp_path, monkeypatch, flags, message):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     np.save(tmp_path / "noise.npy", draw_permutation(24, 0.2))
     monkeypatch.setattr(assembly, "build", lambda *_: pytest.fail("weights were read"))
@@ -37,7 +37,7 @@ def test_cheap_checks_come_before_the_weights(tmp_path, monkeypatch, flags, mess
 
 
 @pytest.mark.slow
-def test_training_images_that_are_missing_are_skipped_when_asked(tmp_path):
+def test_missing_training_images_are_skipped_on_request(tmp_path):
     own = datasets_on_disk.write(tmp_path, "RSTPReid")
     missing = tmp_path / "RSTPReid/imgs/cam_train/0003_1.jpg"
     missing.unlink()
@@ -54,7 +54,7 @@ def test_training_images_that_are_missing_are_skipped_when_asked(tmp_path):
         training_root.main([*given, "--on_bad_image", "skip"])
 
 
-def test_cut_captions_are_counted_and_a_cause_is_one_row_of_a_narrow_table(tmp_path, capsys):
+def test_findings_are_grouped_by_cause_in_a_narrow_table(tmp_path, capsys):
     listed = datasets_on_disk.entries("RSTPReid")
     listed[0]["captions"][0] = "a red coat and " * 20
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)

@@ -15,7 +15,7 @@ from assembly import build
 from benchmarks import page, plain, whole_run
 from benchmarks.__main__ import SECTIONS
 from benchmarks.__main__ import main as benchmark
-from benchmarks.made_up import SMALLEST, VIT_B_16, image_size, learning, random_model, training_state
+from benchmarks.made_up import SMALLEST, VIT_B_16, image_size, optimizer_arguments, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
@@ -68,7 +68,7 @@ def only(*parts: str) -> dict[str, bool]:
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("plain_parts", [*([part] for part in PARTS), PARTS], ids="-".join)
-def test_every_part_of_the_fast_model_equals_the_plain_one(plain_parts):
+def test_every_optimisation_equals_the_plain_model(plain_parts):
     """In float32, the only dtype computed by oneDNN: a cosine's last place, 2⁻²⁴, is 4e-6 after division by τ."""
     fast, slow = golden_model().train(), golden_model().train()
     embeddings, gradients = step(fast, fast)
@@ -135,7 +135,7 @@ def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
     """Two epochs of CCD and training with all optimisations on or off: weights, and each epoch's division and loss."""
     model, found = small_model(), []
     state, plainly = training_state(model, lr=1e-4), PlainModel(model)
-    optimizer = plain.build_optimizer(*learning(model, lr=1e-4))
+    optimizer = plain.build_optimizer(*optimizer_arguments(model, lr=1e-4))
     for epoch in range(2):
         scoring, training = pairs.scoring_batches(epoch), pairs.training_batches(epoch)
         if fast:
@@ -153,7 +153,7 @@ def train(pairs: TrainingPairs, *, fast: bool) -> tuple[torch.Tensor, list]:
 @pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.usefixtures("float64")
-def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs):
+def test_two_epochs_with_all_optimisations_equal_two_without(pairs):
     (end, found), (expected_end, expected) = train(pairs, fast=True), train(pairs, fast=False)
     for epoch, expected_epoch in zip(found, expected, strict=True):
         for value, wanted in zip(epoch, expected_epoch, strict=True):
@@ -163,7 +163,7 @@ def test_a_run_with_everything_on_ends_where_one_with_everything_off_does(pairs)
     assert (end - expected_end).norm() < TOLERANCE["rtol"] * (expected_end - start).norm()
 
 
-def test_the_flop_counted_are_those_of_arithmetic():
+def test_counted_flop_equal_the_analytic_count():
     with torch.device("meta"):  # shapes alone
         clip = Clip(VIT_B_16)
     images = torch.empty(2, 3, *image_size(VIT_B_16), device="meta")
@@ -173,7 +173,7 @@ def test_the_flop_counted_are_those_of_arithmetic():
     assert count_flop(lambda: clip.encode_text(ids)) == pytest.approx(2 * 6.0e9, rel=0.01)
 
 
-def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part():
+def test_flop_of_the_plain_model_and_of_each_optimisation_are_as_derived():
     image, text = Tower(128, 2, 2, "quick_gelu"), replace(VIT_B_16.text, layers=2)
     sizes = replace(VIT_B_16, image=image, text=text, vocab_size=100)
     model = random_model(sizes, CPU).eval()
@@ -201,7 +201,7 @@ def test_the_plain_way_computes_what_it_says_and_each_lever_saves_its_own_part()
 
 
 @pytest.mark.parametrize("mkl", [True, False])
-def test_only_our_way_leaves_linear_layers_to_onednn(mkl, monkeypatch):
+def test_linear_layers_use_onednn_unless_mkl_is_requested(mkl, monkeypatch):
     monkeypatch.setattr(accelerate, "ONEDNN", True)
     model, images = golden_model(), torch.from_numpy(published.numbers("model")["images"]).repeat(8, 1, 1, 1)
     with FlopCounterMode(display=False) as counter:
@@ -260,7 +260,7 @@ def test_a_whole_run_is_measured_and_projected(tmp_path):
 
 
 @pytest.mark.slow
-def test_people_at_the_page_get_their_own_answers(capsys):
+def test_concurrent_page_users_get_their_own_results(capsys):
     page.main(["--quick"])
     printed = capsys.readouterr().out
     assert "20 different right answers to 20 sentences; 0 wrong or mixed up" in printed
@@ -273,7 +273,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_an_answer_to_another_person_is_noticed():
+def test_results_for_another_user_are_detected():
     class Other:
         async def search(self, _: str) -> list[str]:
             return ["1.jpg", "0.jpg"]
@@ -300,6 +300,6 @@ def test_an_answer_to_another_person_is_noticed():
 @pytest.mark.parametrize(
     ("flag", "message"), [("--people", "must be at least 1"), ("--pictures", "must be at least 12")]
 )
-def test_a_page_without_people_or_pictures_is_refused(flag, message):
+def test_zero_people_or_pictures_are_refused(flag, message):
     with pytest.raises(UserError, match=f"{flag} 0: {message}"):
         page.main([flag, "0"])

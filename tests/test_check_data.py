@@ -45,7 +45,7 @@ def sizes(monkeypatch):
     monkeypatch.setattr("datasets.check.NOISEINDEX", Path("/nowhere"))
 
 
-def test_nothing_is_found_where_nothing_is_wrong(tmp_path, capsys):
+def test_a_clean_data_set_has_no_findings(tmp_path, capsys):
     listed = datasets_on_disk.entries("RSTPReid")
     for number, entry in enumerate(listed):
         entry["captions"] = [f"Person {number}, caption {which}." for which in range(2)]
@@ -122,7 +122,7 @@ MARKED = [
 ]
 
 
-def test_code_and_markup_in_captions_are_remarked(tmp_path):
+def test_code_and_markup_in_captions_are_reported(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     for entry, caption in zip(listed, [*ORDINARY, *MARKED], strict=False):
         entry["captions"][0] = caption
@@ -136,7 +136,7 @@ def test_code_and_markup_in_captions_are_remarked(tmp_path):
     assert "3 persons: a person walking by." in found["captions shared by several persons"]["where"]
 
 
-def test_a_copy_with_added_captions_and_an_index_that_does_not_fit_are_found(tmp_path):
+def test_added_captions_and_a_mismatched_noise_index_are_found(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid", datasets_on_disk.entries("RSTPReid", captions=3))
     np.save(tmp_path / "index.npy", draw_permutation(24, 0.5))
     found = check(tmp_path, "--noisy_file", str(tmp_path / "index.npy"), status=1)
@@ -204,18 +204,18 @@ def test_the_same_pixels_are_found_across_splits_and_data_sets(tmp_path):
     assert not [what for what in check(tmp_path, status=0) if "ICFG" in what]
 
 
-def test_a_rate_without_an_index_is_remarked(tmp_path):
+def test_a_noise_rate_without_an_index_is_reported(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index found"]["where"]
 
 
-def test_at_rate_0_no_index_is_looked_at(tmp_path):
+def test_no_noise_index_is_checked_at_rate_0(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     found = check(tmp_path, "--noisy_rate", "0", "--noisy_file", str(tmp_path / "none.npy"), status=0)
     assert not [what for what in found if "noise index" in what]
 
 
-def test_training_logs_the_remarks_that_need_no_image(tmp_path):
+def test_read_data_returns_remarks_on_annotations(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     listed[3]["captions"][0] = ""
     listed[7]["split"] = "trian"
@@ -246,7 +246,7 @@ def test_training_logs_the_remarks_that_need_no_image(tmp_path):
         ),
     ],
 )
-def test_where_there_is_nothing_to_check_one_line_says_why(tmp_path, prepare, command, message):
+def test_a_missing_or_unreadable_data_set_is_a_one_line_error(tmp_path, prepare, command, message):
     prepare(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         check_data.main([*command, "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")])

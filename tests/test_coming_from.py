@@ -26,12 +26,12 @@ test_batch_size num_workers test noisy_rate noisy_file tau select_ratio margin
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_flag_is_named_and_taken(name):
+def test_published_flags_are_documented_and_accepted(name):
     assert f"`--{name}" in TEXT
     assert f"--{name} " in build_parser("").format_help()
 
 
-def test_the_flags_it_names_exist_and_the_idle_ones_are_named_as_such():
+def test_documented_flags_exist_and_idle_ones_are_marked():
     flags = set(re.findall(r"--(\w+)", TEXT))
     assert flags <= {action.dest for of in (build_parser(""), evaluation_root.build_parser()) for action in of._actions}
     without_effect = TEXT[TEXT.index("**without effect**") :].split("\n\n")[0]
@@ -40,7 +40,7 @@ def test_the_flags_it_names_exist_and_the_idle_ones_are_named_as_such():
 
 
 @pytest.mark.parametrize("name", ["precision", "noisy_rate", "tse_bn"])
-def test_the_defaults_it_names_are_ours(name):
+def test_documented_defaults_are_the_programs(name):
     (here,) = re.findall(rf"^\| `--{name}` \| .*? \| (\S+);", TEXT, re.MULTILINE)
     assert here == str(resolve({})[name])
 

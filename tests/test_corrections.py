@@ -75,7 +75,7 @@ def test_edited_captions_and_marks_are_read(split, tmp_path, delimiter, left_out
         ({"exclude": "perhaps"}, "line 2: exclude must be x or empty"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(split, tmp_path, change, message):
+def test_a_mismatched_corrections_table_is_refused(split, tmp_path, change, message):
     rows = rows_of(split, (5, 6))
     rows[0] |= change
     with pytest.raises(UserError, match=message):
@@ -90,13 +90,13 @@ def test_a_table_that_does_not_fit_is_refused(split, tmp_path, change, message):
         (["pair", "caption"], "has no column image or original, but pair, caption"),
     ],
 )
-def test_columns_that_are_missing_are_named(split, tmp_path, columns, message):
+def test_missing_columns_are_named(split, tmp_path, columns, message):
     rows = [{name: row[name] for name in columns} for row in rows_of(split, (5, 6))]
     with pytest.raises(UserError, match=message):
         read_corrections(write(tmp_path / "a.csv", rows), split, PERMUTATION)
 
 
-def test_corrected_pairs_train_with_their_captions_and_are_right(split, tmp_path):
+def test_corrected_pairs_are_clean_and_use_the_new_captions(split, tmp_path):
     ids, other = Tokenizer()(split.captions), Tokenizer()(["a new caption of a man"])
     settings = LoadingSettings(batch_size=8, device=torch.device("cpu"))
     images = open_images(split.images, (96, 32), tmp_path)
@@ -113,7 +113,7 @@ def test_corrected_pairs_train_with_their_captions_and_are_right(split, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_an_audits_table_is_edited_and_trained_with(root, split, tmp_path):
+def test_training_uses_an_edited_audit_table(root, split, tmp_path):
     training_root.main(arguments(root, tmp_path / "logs", "--num_epoch", "1", "--name", "first"))
     (first,) = (tmp_path / "logs/RSTPReid").iterdir()
     audit.main([str(first)])

@@ -42,14 +42,14 @@ def test_the_real_formats_are_read(tmp_path, dataset_name):
     assert ("val" in read_splits(dataset_name, tmp_path, ["val"])) == (dataset_name != "ICFG-PEDES")
 
 
-def test_the_other_name_of_icfg_is_read(tmp_path):
+def test_icfgs_alternative_file_name_is_read(tmp_path):
     datasets_on_disk.write(tmp_path, "ICFG-PEDES", file="ICFG_PEDES.json")
     assert len(read_splits("ICFG-PEDES", tmp_path, ["train"])["train"].images) == 12
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 @pytest.mark.parametrize("imgs", ["imgs", "."])
-def test_an_annotation_file_of_ones_own_is_read(tmp_path, ending, imgs):
+def test_a_custom_annotation_file_is_read(tmp_path, ending, imgs):
     listed = []
     for number, split in [(900, "train"), (-3, "train"), (900, "train"), (7, "test")]:
         path = f"pictures/{len(listed)}.jpg"
@@ -176,7 +176,7 @@ def test_ids_of_any_kind_distinguish_persons(tmp_path):
 @pytest.mark.parametrize("folder", ["imgs", "images", ""])
 @pytest.mark.parametrize("written_from", ["the folder", "the annotations"])
 @pytest.mark.parametrize("published", [False, True])
-def test_images_are_found_in_either_folder_whatever_their_paths_start_from(tmp_path, folder, written_from, published):
+def test_images_are_found_in_any_folder_layout(tmp_path, folder, written_from, published):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     data = tmp_path / "RSTPReid"
     prefix = f"{folder}/" if folder and written_from == "the annotations" else ""
@@ -200,7 +200,7 @@ def test_images_are_found_in_either_folder_whatever_their_paths_start_from(tmp_p
 
 
 @pytest.mark.parametrize("with_test", [False, True])
-def test_entries_without_a_split_are_training_pairs_when_asked(tmp_path, with_test):
+def test_split_all_assigns_entries_without_a_split(tmp_path, with_test):
     for number in range(4):
         Image.new("RGB", (10, 20)).save(tmp_path / f"{number}.jpg")
     listed: list[dict] = [{"id": n, "file_path": f"{n}.jpg", "captions": [f"caption {n}"]} for n in range(4)]
@@ -230,7 +230,7 @@ def test_a_file_name_with_a_backslash_is_kept(tmp_path):
     ("encoding", "message"),
     [("gbk", r"seems to be GBK"), ("utf-16", "seems to be UTF-16"), ("latin-1", "binary or in another encoding")],
 )
-def test_a_text_in_another_encoding_is_named(tmp_path, encoding, message):
+def test_the_encoding_of_non_utf8_annotations_is_reported(tmp_path, encoding, message):
     caption = "café noir" if encoding == "latin-1" else "一个穿红衣服的人"
     entry = {"id": 1, "file_path": "a.jpg", "captions": [caption], "split": "train"}
     file = tmp_path / "mine.json"
@@ -321,7 +321,7 @@ def test_a_noise_index_is_checked(tmp_path):
         noise.find_noise("X", 1000, 0.5, str(tmp_path / "none.npy"))
 
 
-def test_without_a_file_the_noise_is_drawn_and_said(tmp_path, monkeypatch):
+def test_noise_without_an_index_is_drawn_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(noise, "NOISEINDEX", tmp_path)
     drawn = noise.find_noise("Mine", 1000, 0.5, "")
     np.testing.assert_array_equal(drawn.permutation, noise.draw_permutation(1000, 0.5))
@@ -357,7 +357,7 @@ def test_the_cache_follows_size_and_files(tmp_path, pictures):
     assert changed == [5]
 
 
-def test_another_process_opens_the_cache_and_does_not_copy_it(tmp_path, pictures):
+def test_cached_images_are_pickled_by_reference(tmp_path, pictures):
     cached = open_images(pictures, (96, 32), tmp_path / "cache")
     sent = pickle.dumps(cached)
     assert len(sent) < 1000
@@ -373,7 +373,7 @@ def test_a_broken_image_is_named_and_leaves_no_cache(tmp_path, pictures, content
     assert list((tmp_path / "cache").glob("*.*npy*")) == []
 
 
-def test_what_is_no_picture_is_called_so_and_a_cameras_mpo_is_read(tmp_path):
+def test_text_is_not_an_image_and_mpo_files_are_read(tmp_path):
     (tmp_path / "a.jpg").write_text("a text")
     with pytest.raises(DataError, match="can't be read: cannot identify image file"):
         read_image(tmp_path / "a.jpg", (96, 32))
@@ -420,7 +420,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_reported(tmp_path, pictures):
             open_images(pictures, (96, 32), tmp_path / "cache")
 
 
-def test_identity_batches_hold_instances_of_each_identity():
+def test_identity_batches_hold_num_instance_pairs_per_identity():
     rng = np.random.default_rng(0)
     pids = np.repeat(np.arange(30), rng.integers(1, 12, 30))
     rng.shuffle(pids)
@@ -449,7 +449,7 @@ def training_pairs(tmp_path, **settings) -> TrainingPairs:
     return TrainingPairs(split, images, ids, permutation, LoadingSettings(**(defaults | settings)))
 
 
-def test_exclamation_marks_do_not_cost_a_caption_its_end():
+def test_trimming_does_not_cut_captions_at_exclamation_marks():
     ids = Tokenizer()(["a man !% b", "a"])  # the "!" within a word has the padding's id
     assert 0 in ids[0, : ids[0].argmax()]
     np.testing.assert_array_equal(trim(ids), ids[:, : ids[0].argmax() + 1])
@@ -477,7 +477,7 @@ def collect(batches) -> dict[int, tuple[torch.Tensor, list[int]]]:
 
 
 @pytest.mark.parametrize("changed", [{"num_workers": 2}, {"batch_size": 7}])
-def test_what_is_drawn_for_a_pair_depends_on_no_batch_or_worker(tmp_path, changed):
+def test_augmentation_is_independent_of_batches_and_workers(tmp_path, changed):
     one = collect(training_pairs(tmp_path).training_batches(3))
     other = collect(training_pairs(tmp_path, **changed).training_batches(3))
     assert one.keys() == other.keys() == set(range(24))
@@ -502,7 +502,7 @@ def test_epochs_passes_and_seeds_draw_differently(tmp_path):
             assert orders[a] != orders[b]
 
 
-def test_the_scoring_pass_visits_every_pair_whatever_the_sampler(tmp_path):
+def test_the_scoring_pass_visits_every_pair_with_identity_sampling(tmp_path):
     pairs = training_pairs(tmp_path, sampler="identity", batch_size=8, num_instance=2)
     assert sorted(n for batch in pairs.scoring_batches(0) for n in batch.pairs.tolist()) == list(range(24))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from assembly import build_state
-from benchmarks.encoders import MadeUpGallery
+from benchmarks.encoders import SyntheticGallery
 from benchmarks.made_up import SMALLEST, image_size
 from datasets.loaders import Batch, LoadingSettings, TrainingPairs
 from datasets.masking import Masking
@@ -65,7 +65,7 @@ def pairs_of(device: torch.device) -> TrainingPairs:
     """Pairs whose images are in memory."""
     images: Any = _Images()
     split: Any = SimpleNamespace(caption_images=np.arange(PAIRS), caption_pids=np.arange(PAIRS))
-    masking = Masking(mask_share=0.8, unchanged_share=0.1, all_see=False)
+    masking = Masking(mask_share=0.8, unchanged_share=0.1, for_all_objectives=False)
     settings = LoadingSettings(PAIRS, device, img_aug=True, txt_aug=True, masking=masking)
     return TrainingPairs(split, images, IDS, np.arange(PAIRS), settings)
 
@@ -119,7 +119,7 @@ def test_training_with_other_optimizers(device, optimizer):
 @pytest.mark.parametrize("image_to_text", [False, True])
 def test_evaluation_and_re_ranking(device, image_to_text):
     batch = batch_of(device)
-    gallery: Any = MadeUpGallery(batch, 2)
+    gallery: Any = SyntheticGallery(batch, 2)
     metrics, _ = evaluate(
         state_of(device).model, gallery, image_to_text=image_to_text, rerank=RerankSettings(k1=2, k2=2)
     )
@@ -133,7 +133,7 @@ def test_search(device):
     assert encoder.texts(["a man", "a woman with a bag"]).shape == (2, sum(encoder.widths.values()))
 
 
-def test_a_planted_mixture_is_seen(device, monkeypatch):
+def test_a_planted_device_mismatch_is_detected(device, monkeypatch):
     pooled = TokenSelectionEmbedding.pooled
     monkeypatch.setattr(TokenSelectionEmbedding, "pooled", lambda head, tokens: pooled(head, tokens).cpu())
     with pytest.raises(RuntimeError, match="device"):

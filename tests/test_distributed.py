@@ -38,7 +38,7 @@ COMMANDS = (
     "--heads BGE --trained BGE --division decl --loss_names DECL --decl_warmup 1",
     "--heads BGE --trained BGE --division crcl --loss_names CRCL --crcl_warmup 1",
 )
-IN_PARTS = (2, 4, 5, 6)  # run by several processes
+WITH_GRAD_ACCUM = (2, 4, 5, 6)  # run by several processes
 BY_FOUR = (1, 2, len(COMMANDS))  # TAL over the batch's statistics, SDM by identities, pairs that are excluded
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 PRELOADED = ["tests.ranks_worker", "tests.float64", "assembly", "solver.correspondence.ccd", "torch._dynamo"]
@@ -87,7 +87,7 @@ def runs(tmp_path_factory) -> Path:
     (folder / "marks.csv").write_text("pair,exclude\n3,x\n4,x\n")
     for processes in (1, 2, 4):
         lines = [f"{shared} {line}" for line in COMMANDS]
-        for number in IN_PARTS if processes > 1 else ():
+        for number in WITH_GRAD_ACCUM if processes > 1 else ():
             lines[number] += " --grad_accum 2"
         lines += [marked, f"{shared} --test", f"test.py --output_dir {folder}/world{processes}/0 --device cpu"]
         if processes == 4:  # where rows of all processes interact, and some have none
@@ -99,12 +99,12 @@ def runs(tmp_path_factory) -> Path:
             with in_float64():
                 run_here(folder, own / "printed")
         else:
-            run_together(processes, ranks_worker.in_double, folder, own / "printed")
+            run_together(processes, ranks_worker.all_in_float64, folder, own / "printed")
     return folder
 
 
 @pytest.mark.usefixtures("float64")
-def test_gathered_rows_and_batch_norm_have_one_processs_values_and_gradients(runs):
+def test_gather_and_batch_norm_equal_a_single_process(runs):
     layer, batches = ranks_worker.batch_norm()
     plain = torch.nn.BatchNorm1d(3)
     plain.load_state_dict(layer.state_dict())
@@ -129,7 +129,7 @@ def kept(folder: Path, number: int, world: int) -> list[dict]:
     return [torch.load(file, weights_only=True) for file in files]
 
 
-def the_run(folder: Path, number: int, world: int) -> Path:
+def run_dir_of(folder: Path, number: int, world: int) -> Path:
     (run_dir,) = (folder / f"world{world}" / str(number)).glob("*/*_*")
     return run_dir
 
@@ -137,7 +137,7 @@ def the_run(folder: Path, number: int, world: int) -> Path:
 @pytest.mark.parametrize(
     ("processes", "number"), [(2, number) for number in range(len(COMMANDS) + 1)] + [(4, number) for number in BY_FOUR]
 )
-def test_many_processes_equal_one(runs, number, processes):
+def test_multi_process_training_equals_single_process(runs, number, processes):
     """Also with excluded pairs and pairs without an image."""
     (expected,), every = kept(runs, number, 1), kept(runs, number, processes)
     assert len(expected["losses"]) >= 4
@@ -148,7 +148,7 @@ def test_many_processes_equal_one(runs, number, processes):
         torch.testing.assert_close(found, expected, **TOLERANCE)
         torch.testing.assert_close(found["labels"], expected["labels"], rtol=0, atol=0)
         torch.testing.assert_close(found["weights"], every[0]["weights"], rtol=0, atol=0)
-    many, one = (the_run(runs, number, world) for world in (processes, 1))
+    many, one = (run_dir_of(runs, number, world) for world in (processes, 1))
     for record, line in zip(records(many), records(one), strict=True):
         assert record["ccd"] == line["ccd"]
     assert RunFolder(one).facts() | {"processes": processes} == RunFolder(many).facts()
@@ -156,14 +156,14 @@ def test_many_processes_equal_one(runs, number, processes):
     assert (many / "train_log.txt").read_text().count("epoch=") == 2, "one process writes the log"
 
 
-def test_many_processes_test_as_one_does_and_report_once(runs):
+def test_multi_process_testing_equals_single_process_and_reports_once(runs):
     printed = [(runs / f"world{world}/printed").read_text() for world in (1, 2)]
     tables = [text[text.index(f"{small_clip.FILE} on RSTPReid, test") :] for text in printed]
     same = [re.sub(r"(Testing|  device:) .*\n", "", text).rstrip() for text in tables]  # the run's folder, the threads
     assert same[1] == same[0]
     assert tables[0].count(" on RSTPReid, test") == 3
     for world in (1, 2):
-        log = (the_run(runs, 0, world) / "test_log.txt").read_text()
+        log = (run_dir_of(runs, 0, world) / "test_log.txt").read_text()
         assert log.count("last.pth on RSTPReid") == 2, "its own test and test.py's"
 
 
@@ -221,7 +221,7 @@ def assert_same_step(found: dict, expected: dict, of_expected: int = 0) -> None:
     """Compare division and losses of the first step found with those expected, both from the same weights.
 
     Later steps aren't comparable: rounding can change a token selection or a maximum over tokens, so that gradients
-    jump and training diverges. `test_many_processes_equal_one` compares whole runs in float64.
+    jump and training diverges. `test_multi_process_training_equals_single_process` compares whole runs in float64.
     """
     torch.testing.assert_close(found["labels"][0], expected["labels"][of_expected], rtol=0, atol=0)
     step = len(expected["losses"]) // len(expected["labels"]) * of_expected
@@ -229,7 +229,7 @@ def assert_same_step(found: dict, expected: dict, of_expected: int = 0) -> None:
 
 
 @pytest.mark.parametrize("number", range(2))
-def test_two_processes_equal_one_in_float32_up_to_rounding(real_runs, number):
+def test_the_first_float32_step_of_two_processes_equals_one_up_to_rounding(real_runs, number):
     (expected,), every = kept(real_runs, number, 1), kept(real_runs, number, 2)
     assert expected["losses"][0].dtype == torch.float32
     for found in every:
@@ -248,7 +248,7 @@ def test_processes_in_half_precision_end_with_the_same_weights(real_runs, number
 
 
 @pytest.mark.parametrize("number", [3, 4])
-def test_two_processes_with_the_published_rounding_step_as_one_does(real_runs, number):
+def test_two_processes_agree_in_fp16_weights_and_fp16_adam(real_runs, number):
     (one,), (first, second) = kept(real_runs, number, 1), kept(real_runs, number, 2)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(first["losses"][0], one["losses"][0], rtol=1e-3, atol=1e-4)
@@ -258,32 +258,32 @@ def test_two_processes_with_the_published_rounding_step_as_one_does(real_runs, n
     }
 
 
-def test_a_run_whose_launcher_was_stopped_is_resumed_by_any_number_of_processes(real_runs):
+def test_a_stopped_distributed_run_resumes_with_one_or_two_processes(real_runs):
     printed = (real_runs / "printed").read_text()
     assert (
         printed.count("Stopped: the state after the last completed epoch is saved; resume with: train.py --resume") == 1
     )
-    one, two = (the_run(real_runs, 2, world) for world in (1, 2))
+    one, two = (run_dir_of(real_runs, 2, world) for world in (1, 2))
     for run_dir in (one, two):
         log = (run_dir / "train_log.txt").read_text()
         assert log.count("Resuming after epoch 1:") == 1
         assert log.count("started with 2 processes, resumed with 1") == (run_dir == one)
-    uninterrupted = the_run(real_runs, 0, 2)
+    uninterrupted = run_dir_of(real_runs, 0, 2)
     assert [name for name in differences(two, uninterrupted) if not name.startswith("figures")] == []
     (found,), whole = kept(real_runs, 2, 1), kept(real_runs, 0, 2)[0]
     assert_same_step(found, whole, of_expected=1)
 
 
-def test_a_run_is_compared_by_all_that_it_leaves(real_runs, tmp_path):
+def test_run_comparison_covers_all_output_files(real_runs, tmp_path):
     """`benchmarks.kill_resume` must not find runs equal because it compares too little."""
-    run_dir = shutil.copytree(the_run(real_runs, 0, 2), tmp_path / "run")
-    assert differences(run_dir, the_run(real_runs, 0, 2)) == []
+    run_dir = shutil.copytree(run_dir_of(real_runs, 0, 2), tmp_path / "run")
+    assert differences(run_dir, run_dir_of(real_runs, 0, 2)) == []
     content = torch.load(run_dir / "last.pth", weights_only=True)
     content["optimizer"]["state"][0]["momentum_buffer"][0] += 1e-3
     torch.save(content, run_dir / "last.pth")
     (run_dir / "epochs/0001.npz").unlink()
     (run_dir / "best.pth.partial").touch()
-    assert differences(run_dir, the_run(real_runs, 0, 2)) == ["best.pth.partial", "epochs/0001.npz", "last.pth"]
+    assert differences(run_dir, run_dir_of(real_runs, 0, 2)) == ["best.pth.partial", "epochs/0001.npz", "last.pth"]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_run_is_compared_by_all_that_it_leaves(real_runs, tmp_path):
         ("killed", "Signal 9 (SIGKILL)"),
     ],
 )
-def test_a_failure_ends_all_processes_with_its_reason(tmp_path, how, told):
+def test_a_failure_ends_all_processes_and_is_reported_once(tmp_path, how, told):
     (tmp_path / "how").write_text(how)
     command = [*TORCHRUN, "2", str(ROOT / "tests/ranks_worker.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)

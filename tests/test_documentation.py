@@ -33,7 +33,7 @@ FOLDERS = ("benchmarks", "datasets", "model", "processor", "solver", "tools", "u
 NOT_OURS = {".venv", ".pytest_cache", "data", "logs"}
 PAGES = sorted(path for path in ROOT.glob("**/*.md") if not NOT_OURS & {*path.relative_to(ROOT).parts})
 DOCS = [page for page in PAGES if page.parent.name == "docs" or page.parent == ROOT]
-OTHERWISE = {"extending.md", "guarantees.md"}  # run by test_extending.py, and by make test
+TESTED_ELSEWHERE = {"extending.md", "guarantees.md"}  # run by test_extending.py, and by make test
 BLOCK = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.S | re.M)
 EXAMPLES = [
     pytest.param(code, marks=[pytest.mark.slow] * ("slow" in info), id=f"{page.name}-{number}")
@@ -93,7 +93,7 @@ def small(arguments: Sequence[str], root_dir: Path) -> list[str]:
 
 
 def without_figures(root: ModuleType, arguments: Sequence[str]) -> None:
-    with figures.of_one_pixel():
+    with figures.single_pixels():
         root.main(arguments)
 
 
@@ -133,7 +133,7 @@ def test_an_example_runs(code, root_dir, tmp_path, monkeypatch, request):
 
 def test_every_page_has_an_example_that_runs():
     have = {str(example.id).rpartition("-")[0] for example in EXAMPLES}
-    assert {page.name for page in PAGES if page.parent.name == "docs"} == have | OTHERWISE
+    assert {page.name for page in PAGES if page.parent.name == "docs"} == have | TESTED_ELSEWHERE
 
 
 @cache
@@ -156,7 +156,7 @@ def test_no_link_is_dead(page):
 
 
 @cache
-def flags_of_the_project() -> set[str]:
+def project_flags() -> set[str]:
     """All flags declared by the project's programs."""
     from options import build_parser
 
@@ -170,7 +170,7 @@ def flags_of_the_project() -> set[str]:
 NOT_PRINTED = ("`ensurepip is not available`", "`the page's test needs a browser`")  # but by Python and by a test
 
 
-def test_messages_that_troubleshooting_quotes_are_printed():
+def test_messages_quoted_in_troubleshooting_exist_in_the_code():
     files = [file for of in ("*.py", *(f"{of}/**/*.py" for of in FOLDERS)) for file in ROOT.glob(of)]
     sources = re.sub(r'"\n\s*f?"', "", "".join(path.read_text(encoding="utf-8") for path in files))
     rows = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
@@ -193,7 +193,7 @@ OTHERS = {
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_flags_and_modules_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
-    assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)) <= flags_of_the_project() | OTHERS
+    assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", text)) <= project_flags() | OTHERS
     for module in re.findall(r"python -m\s+((?:tools|benchmarks|tests)[.\w]*\w)", text):
         assert callable(program(module)), module
     for file in re.findall(r"(?<![\w/])((?:configs|docs|tools|tests|solver|model|datasets|utils)/[\w./-]*\w)", text):

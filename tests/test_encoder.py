@@ -131,7 +131,7 @@ class Around(Head):
 
 @pytest.mark.numeric
 @pytest.mark.usefixtures("float64")
-def test_reading_a_part_of_the_tokens_gives_the_values_and_gradients_of_reading_all():
+def test_a_head_that_reads_some_tokens_equals_one_that_reads_all():
     HEADS.register("ALL")(Around)
     HEADS.register("PART")(type("Part", (Around,), {"reads": Around.positions}))
     found, expected = gradients(built(heads="BGE+TSE+PART")), gradients(built(heads="BGE+TSE+ALL"))
@@ -220,7 +220,7 @@ class Forked(Clip):
 ADAPTER = "visual.transformer.resblocks.0.adapter"
 
 
-def test_a_layer_added_to_clip_is_new_and_what_every_clip_has_is_still_required():
+def test_a_layer_added_to_clip_is_new_and_missing_clip_weights_are_refused():
     BACKBONES.register("forked")(Forked)
     logged = []
     model = build_model(Options(SMALL | {"backbone": "forked"}).of, logged.append)
@@ -236,7 +236,7 @@ def test_a_layer_added_to_clip_is_new_and_what_every_clip_has_is_still_required(
         model.backbone.load_openai(state, "weights")
 
 
-def test_weights_without_a_published_name_are_saved_and_loaded_under_their_own():
+def test_weights_without_published_names_are_saved_under_their_own():
     model, other = built(), built()
     for changed in (model, other):
         changed.classifier = nn.Linear(4, 2)
@@ -286,7 +286,7 @@ def test_a_frozen_tower_is_kept_saved_and_loaded(tmp_path):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("onednn", [True, False])
-def test_accelerating_changes_rounding_alone_and_nothing_the_second_time(monkeypatch, onednn):
+def test_accelerate_changes_only_rounding_and_is_idempotent(monkeypatch, onednn):
     monkeypatch.setattr(accelerations, "ONEDNN", onednn)
     monkeypatch.setattr(accelerations, "_SMALL", 0)
     plain, model = built().train(), built().train()
@@ -318,7 +318,7 @@ def test_the_plain_model_is_plain_pytorch_and_training_accelerates_it():
 
 
 @pytest.mark.numeric
-def test_the_plain_models_gradients_are_the_accelerated_ones():
+def test_plain_and_accelerated_gradients_agree():
     golden = published.numbers("model")
     found = []
     for accelerated in (False, True):

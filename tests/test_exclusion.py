@@ -39,7 +39,7 @@ def test_marked_rows_are_read_and_compared_with_the_data(split, tmp_path):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter):
+def test_lists_saved_by_spreadsheets_are_read(split, tmp_path, delimiter):
     lines = [delimiter.join(cells) for cells in (("pair", "note", "exclude"), ("4", "", "x"), ("5", "seen", ""))]
     file = write(tmp_path / "a.csv", *lines, encoding="utf-8-sig")
     assert read_excluded(file, split, PERMUTATION).tolist() == [4]
@@ -61,12 +61,12 @@ def test_what_spreadsheets_write_is_read(split, tmp_path, delimiter):
         (["pair,exclude", "1"], "marks no pair"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(split, tmp_path, lines, message):
+def test_a_mismatched_exclusion_list_is_refused(split, tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         read_excluded(write(tmp_path / "a.csv", *lines), split, PERMUTATION)
 
 
-def test_a_list_that_is_no_text_is_refused(split, tmp_path):
+def test_an_exclusion_list_that_is_not_utf8_is_refused(split, tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"a.csv is not UTF-8 but seems to be UTF-16"):
         read_excluded(tmp_path / "a.csv", split, PERMUTATION)
@@ -84,13 +84,13 @@ def test_a_list_that_is_no_text_is_refused(split, tmp_path):
         ("Pair,Exclude\n3,x\n", "has no column 'pair', but Pair, Exclude"),
     ],
 )
-def test_odd_tables_are_refused_in_one_line(split, tmp_path, text, message):
+def test_exclusion_lists_without_a_pair_column_are_refused(split, tmp_path, text, message):
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_excluded(tmp_path / "a.csv", split, PERMUTATION)
 
 
-def test_excluded_pairs_are_in_no_batch_and_the_others_keep_what_is_theirs(split, tmp_path):
+def test_excluded_pairs_are_in_no_batch_and_the_others_are_unchanged(split, tmp_path):
     images = open_images(split.images, (96, 32), tmp_path)
     ids = Tokenizer()(split.captions)
     settings = LoadingSettings(batch_size=8, device=torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_excluded_pairs_are_in_no_batch_and_the_others_keep_what_is_theirs(split
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_a_run_excludes_marked_pairs_and_is_resumed_only_so(root, tmp_path):
+def test_a_run_excludes_marked_pairs_and_resumes_only_with_the_same_list(root, tmp_path):
     marks = write(tmp_path / "marks.csv", "pair,exclude", "3,x", "5,x")
     training_root.main(arguments(root, tmp_path / "logs", "--num_epoch", "2", "--exclude", str(marks)))
     (run_dir,) = (tmp_path / "logs/RSTPReid").iterdir()

@@ -17,7 +17,7 @@ from datasets.noise import draw_permutation
 from model.settings import BACKBONES, HEADS
 from solver.settings import CORRESPONDENCES, OBJECTIVES
 from tests import datasets_on_disk
-from tests.test_training import SMALL, records, train_killed_and_continued
+from tests.test_training import SMALL, records, train_killed_and_resumed
 from tools.search import __main__ as search
 from utils import plugins
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def test_examples_are_trained_killed_resumed_tested_indexed_and_queried(folder, 
         given += ["--noisy_file", str(folder / "noise.npy")]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     training_root.main([*given, "--output_dir", str(whole)])
-    train_killed_and_continued([*given, "--output_dir", str(cut)], cut, monkeypatch)
+    train_killed_and_resumed([*given, "--output_dir", str(cut)], cut, monkeypatch)
     (run_dir,), (resumed,) = (list(logs.glob("*/*")) for logs in (whole, cut))
     assert records(run_dir) == records(resumed)
     first, second = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, resumed))
@@ -112,7 +112,7 @@ class Alike(TokenObjective):
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("precision", ["fp16_weights", "bf16"])
-def test_examples_are_trained_in_the_recipes_precision_on_a_gpu(folder, tmp_path, precision):
+def test_examples_are_trained_in_half_precision(folder, tmp_path, precision):
     """Their layers and inputs stay float32."""
     (folder / "alike.py").write_text(TOKENS)
     files = ",".join(str(folder / name) for name in ("alike.py", "attended.py", "identity_loss.py"))
@@ -129,7 +129,7 @@ def test_examples_are_trained_in_the_recipes_precision_on_a_gpu(folder, tmp_path
     assert set(types.values()) == {torch.float32}
 
 
-def test_a_backbone_that_does_not_say_so_does_not_compute_in_float16_weights(folder):
+def test_fp16_weights_are_refused_for_a_backbone_without_support(folder):
     given = ["--plugin", str(folder / "small_clip_backbone.py"), "--backbone", "small_clip", *SMALL]
     given += ["--dataset_name", "RSTPReid", "--root_dir", str(folder), "--precision", "fp16_weights"]
     with pytest.raises(UserError, match="--precision fp16_weights: this backbone does not compute in it"):
@@ -301,7 +301,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
     ],
 )
 @pytest.mark.usefixtures("own_registries")
-def test_what_a_plugin_gets_wrong_is_one_line_that_names_it(folder, tmp_path, code, flags, message):
+def test_mistakes_in_plugins_are_one_line_errors(folder, tmp_path, code, flags, message):
     file = tmp_path / f"bad_{abs(hash((code, flags)))}.py"
     file.write_text(code)
     given = ["--plugin", str(file), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL, *SHORT]
@@ -358,7 +358,7 @@ class Moving(Correspondence):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_file_is(folder, tmp_path, monkeypatch):
+def test_random_frozen_and_stateful_plugins_resume_exactly_and_may_move(folder, tmp_path, monkeypatch):
     plugin = tmp_path / "draws.py"
     plugin.write_text(DROPOUT)
     given = ["--plugin", str(plugin), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL]
@@ -366,7 +366,7 @@ def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_f
     given += ["--division", "moving", "--num_epoch", "3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     training_root.main([*given, "--output_dir", str(whole)])
-    train_killed_and_continued([*given, "--output_dir", str(cut)], cut, monkeypatch)
+    train_killed_and_resumed([*given, "--output_dir", str(cut)], cut, monkeypatch)
     (run_dir,), (resumed,) = (list(logs.glob("*/*")) for logs in (whole, cut))
     first, second = (torch.load(run / "last.pth", weights_only=True)["model"] for run in (run_dir, resumed))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -387,7 +387,7 @@ def test_what_draws_is_frozen_or_keeps_a_state_resumes_to_the_bit_wherever_its_f
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_a_frozen_tower_trains_in_parts(folder, tmp_path):
+def test_a_frozen_tower_trains_with_grad_accum(folder, tmp_path):
     plugin = tmp_path / "freezes.py"
     plugin.write_text(re.sub('"(NOISY|moving|frozen)"', r'"\1_2"', DROPOUT))
     given = ["--plugin", str(plugin), "--dataset_name", "RSTPReid", "--root_dir", str(folder), *SMALL, *SHORT]

@@ -61,7 +61,7 @@ def train(root_dir: Path, output_dir: Path, *more: str) -> Path:
         ("TAL", 3, ("BGE",)),
     ],
 )
-def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts, trained):
+def test_grad_accum_gives_the_whole_batchs_gradients(loss, parts, trained):
     model = golden_model().train()
     generator = torch.manual_seed(0)
     ids = torch.cat([torch.full((5, 1), 510), torch.randint(1, 500, (5, 9), generator=generator)], dim=1)
@@ -80,7 +80,7 @@ def test_a_batch_encoded_in_parts_has_the_whole_batchs_gradients(loss, parts, tr
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
+def test_a_non_finite_loss_ends_the_run_and_names_its_pairs(root_dir, tmp_path):
     with pytest.raises(UserError) as caught:
         train(root_dir, tmp_path, "--lr", "1e30", "--warmup_epochs", "0")
     assert str(caught.value).startswith("epoch 1, step 2: the loss is NaN or infinite, with pairs ")
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_its_pairs(root_dir, tm
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(root_dir, tmp_path, monkeypatch):
+def test_a_non_finite_gradient_ends_the_run_before_a_checkpoint(root_dir, tmp_path, monkeypatch):
     steps = []
 
     def spoil(parameters: Iterator[torch.nn.Parameter]) -> None:
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_saved(root_dir,
         ("1e30", "1e-34", "2", "the model's embeddings are NaN or infinite"),
     ],
 )
-def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
+def test_a_diverging_step_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr_factor, epochs, told):
     """Each epoch has one step, with finite loss and gradients; that of the second epoch is too large."""
     more = ["--lr", lr, "--warmup_factor", first_lr_factor, "--num_epoch", epochs, "--eval_period", epochs]
     with pytest.raises(UserError, match=f"^epoch 2, {told}") as caught:
@@ -128,7 +128,7 @@ def test_a_step_that_ruins_the_weights_reaches_no_checkpoint(root_dir, tmp_path,
     assert all(torch.isfinite(value).all() for value in content["model"].values())
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     file = tmp_path / "last.pth"
     save_checkpoint({"model": {"weight": torch.ones(1000)}}, file)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -161,7 +161,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
         ),
     ],
 )
-def test_a_disk_that_is_full_is_one_line_that_names_the_file(tmp_path, write, named):
+def test_a_full_disk_is_a_one_line_error_naming_the_file(tmp_path, write, named):
     program = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
@@ -182,7 +182,7 @@ run_program(main)
 
 
 @pytest.mark.slow
-def test_steps_that_the_loss_scaler_skips_are_counted(root_dir, tmp_path, monkeypatch):
+def test_steps_skipped_by_the_loss_scaler_are_counted(root_dir, tmp_path, monkeypatch):
     scaler = GradScaler("cpu", init_scale=2.0**127, enabled=True)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
     run_dir = train(root_dir, tmp_path, "--precision", "bf16", "--num_epoch", "1", "--warmup_epochs", "0")
@@ -238,7 +238,7 @@ def test_pairs_without_an_image_are_in_no_batch(tmp_path, monkeypatch, division)
 
 
 @pytest.mark.slow
-def test_without_a_single_image_there_is_nothing_to_train_on(tmp_path):
+def test_training_without_any_readable_image_is_refused(tmp_path):
     listed = datasets_on_disk.entries("RSTPReid")
     datasets_on_disk.write(tmp_path, "RSTPReid", listed)
     for file in (tmp_path / "RSTPReid/imgs/cam_train").iterdir():
@@ -281,7 +281,7 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_
 
 
 @pytest.mark.slow
-def test_a_network_that_is_not_set_up_is_one_line():
+def test_a_misconfigured_network_is_a_one_line_error():
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
     environment = os.environ | LAUNCHED | {"MASTER_PORT": str(port), "WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "nope0"}
@@ -292,7 +292,7 @@ def test_a_network_that_is_not_set_up_is_one_line():
     assert "Traceback" not in done.stderr
 
 
-def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
+def test_an_interrupt_waits_until_a_checkpoint_is_written(tmp_path, monkeypatch):
     def save(content: dict, stream: BinaryIO) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         stream.write(content["model"])
@@ -305,7 +305,7 @@ def test_an_interrupt_waits_for_the_end_of_a_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_terminal_that_lacks_a_captions_letters_is_served():
+def test_characters_the_terminal_lacks_are_escaped():
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
     program += "run_program(lambda _: print('un caf\\xe9'))"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -314,7 +314,7 @@ def test_a_terminal_that_lacks_a_captions_letters_is_served():
 
 
 @pytest.mark.slow
-def test_a_reader_who_has_left_is_no_failure():
+def test_a_closed_output_pipe_is_not_an_error():
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.program import run_program; "
     program += "run_program(lambda _: [print('a line', flush=True) for _ in range(99_999)])"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -325,7 +325,7 @@ def test_a_reader_who_has_left_is_no_failure():
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_leaves_at_once():
+def test_a_second_interrupt_exits_immediately():
     program = f"""import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from utils.program import run_program
@@ -351,7 +351,7 @@ run_program(main)
 
 
 @pytest.mark.parametrize("value", [0.0, 6e4, math.inf, -math.inf, math.nan])
-def test_gradients_of_any_type_are_finite_together_or_not(value):
+def test_magnitude_is_finite_only_if_all_gradients_are(value):
     """Large float16 values whose norm overflows count as finite, and so do no gradients at all."""
     large = torch.full((100, 100), 6e4).half()
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -33,7 +33,7 @@ def run(folder: str, **flags: object) -> Run:
 
 
 @pytest.mark.parametrize("count", [2, 4, 9])
-def test_the_legend_of_runs_hides_no_curve(drawn, count):
+def test_the_legend_of_runs_does_not_cover_the_plot(drawn, count):
     ratio = {"noisy_rate": 0.123456789, "select_ratio": 0.4}
     runs = [
         run(str(n), division="all" if n % 2 else "ccd", tau=0.01 + n / 1000, **(ratio if n else {}))
@@ -50,7 +50,7 @@ def test_the_legend_of_runs_hides_no_curve(drawn, count):
     assert beside.x1 <= figure.bbox.width
 
 
-def test_runs_of_different_data_sets_have_axes_of_their_own(drawn):
+def test_each_data_set_has_its_own_axes(drawn):
     runs = [
         run("a", dataset_name="RSTPReid"),
         run("b", dataset_name="/some/where/own.json"),
@@ -62,7 +62,7 @@ def test_runs_of_different_data_sets_have_axes_of_their_own(drawn):
     assert len(drawn["r1"].legends[0].get_texts()) == 3
 
 
-def test_a_retrieval_sheet_says_by_what_and_what_its_colours_mean(drawn, tmp_path):
+def test_a_retrieval_sheet_names_its_source_and_explains_its_colours(drawn, tmp_path):
     Image.new("RGB", (4, 8)).save(tmp_path / "a.png")
     captions = [figures.Ranked("a man", np.array([0.5]), np.array([False]))]
     figures.retrieval_sheet(captions, [tmp_path / "a.png"], "run/best.pth on X, test, by BGE", Path("sheet"))

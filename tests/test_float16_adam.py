@@ -32,7 +32,7 @@ def half_weights(count: int = 5000) -> torch.nn.Parameter:
     return torch.nn.Parameter((0.05 * torch.randn(count, generator=torch.Generator().manual_seed(3))).half())
 
 
-def test_all_tensors_together_are_stepped_as_one_by_one(monkeypatch):
+def test_foreach_adam_matches_the_single_tensor_loop(monkeypatch):
     """The foreach implementation used on a GPU, run on a CPU; it differs only in rounding 0.999 before decaying v."""
     groups = [half_weights(), half_weights()]
     plain, together = (
@@ -52,7 +52,7 @@ def test_all_tensors_together_are_stepped_as_one_by_one(monkeypatch):
         assert torch.equal(together.state[groups[1]][name], plain.state[groups[0]][name])
 
 
-def test_the_rounding_optimizer_has_float16_adams_moments_and_steps_to_the_bit():
+def test_float16_adam_equals_adam_on_float16_weights_bit_for_bit():
     half, own = half_weights(), torch.nn.Parameter(half_weights().detach().float())
     adam = torch.optim.Adam([{"params": [half], "weight_decay": 4e-5}], **ADAM, foreach=False)
     rounding = Float16Adam([{"params": [own], "weight_decay": 4e-5}], [own], **ADAM)
@@ -69,7 +69,7 @@ def test_the_rounding_optimizer_has_float16_adams_moments_and_steps_to_the_bit()
         assert (own != before)[still].float().mean() > 0.9, "the steps that float16 lost"
 
 
-def test_what_is_not_rounded_is_stepped_as_pytorchs_adam_does():
+def test_unrounded_parameters_are_stepped_as_by_pytorchs_adam():
     own, plain = (torch.nn.Parameter(half_weights().detach().float()) for _ in range(2))
     found = stepped(Float16Adam([{"params": [own], "weight_decay": 4e-5}], [], **ADAM), own, gradients(5000, 2))
     adam = torch.optim.Adam([{"params": [plain], "weight_decay": 4e-5}], **ADAM, foreach=False)
@@ -77,7 +77,7 @@ def test_what_is_not_rounded_is_stepped_as_pytorchs_adam_does():
 
 
 @pytest.mark.parametrize(("gradient", "rates"), [(5.4e-3, 5.4), (5.5e-3, 0.63)])
-def test_a_step_is_up_to_six_rates_long_where_the_second_moment_vanishes(gradient, rates):
+def test_steps_exceed_the_learning_rate_where_the_second_moment_vanishes(gradient, rates):
     """lr·m/eps below 5.46e-3, √(half of float16's smallest number / (1 − β₂)); a fused step is below lr."""
     moved = {}
     for kind in ("rounded", "plain", "fused"):
@@ -100,7 +100,7 @@ def test_adamws_eps_is_0_in_float16():
     assert not moved[0].isfinite().any()
 
 
-def test_gradients_beyond_float16_freeze_its_weights_and_not_ours():
+def test_overflowing_gradients_freeze_float16_weights_but_not_ours():
     """From 8,094 on, (1 − β₂)g² overflows float16; Adam divides by the moment, which stays infinite."""
     half, own = torch.nn.Parameter(torch.zeros(2).half()), torch.nn.Parameter(torch.zeros(2))
     after = [torch.tensor([value, 1.0]) for value in (9e3, *[1.0] * 20)]

@@ -31,7 +31,7 @@ from utils.run_folder import RunFolder
 def run_dir(root, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("logs")
     given = ["--dataset_name", "RSTPReid", "--root_dir", str(root), "--noisy_rate", "0", *SMALL, "--num_epoch", "2"]
-    with figures.of_one_pixel():
+    with figures.single_pixels():
         training_root.main([*given, "--warmup_epochs", "0", "--output_dir", str(output_dir)])
     return next(output_dir.glob("*/*"))
 
@@ -59,7 +59,7 @@ def test_a_finished_run_is_extended_on_the_longer_schedule(run_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_the_validation_split_is_tested_into_a_file_of_its_own(run_dir, tmp_path):
+def test_validation_results_have_their_own_file(run_dir, tmp_path):
     before = (run_dir / "test_metrics.json").read_text()
     assert "best.pth on RSTPReid, val (epoch " in printed_by(
         evaluation_root, run_dir, "--split", "val", "--device", "cpu"
@@ -75,7 +75,7 @@ def test_the_validation_split_is_tested_into_a_file_of_its_own(run_dir, tmp_path
         )
 
 
-def test_a_run_is_fine_tuned_with_its_heads(tmp_path):
+def test_fine_tuning_from_a_run_loads_its_heads(tmp_path):
     flags = {"pretrain_choice": "tiny", "img_size": (96, 32), "stride_size": 8}
     torch.manual_seed(7)
     trained = build(resolve(flags))
@@ -103,7 +103,7 @@ class Data:
     image_pids, caption_pids = np.array([0, 1, 2]), np.array([0, 1, 2, 0])
 
 
-def test_failures_are_the_captions_whose_first_image_is_another_persons():
+def test_failed_queries_rank_another_person_first():
     images = torch.eye(3)
     texts = images[[0, 2, 2, 1]]
     encoded = Encoded({"BGE": images}, {"BGE": texts})

@@ -46,7 +46,7 @@ def golden_batch() -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids", "label_hat"))
 
 
-def test_precisions_side_by_side():
+def test_precisions_match_float32_and_then_the_published_losses():
     """The first loss is float32's within a half precision's rounding; the second shows which optimizer it was."""
     names = ("fp32", "bf16", "fp16_weights", "fp16_adam")
     found = {name: steps(golden_model(precision=name), golden_batch(), 1e-4, 2) for name in names}
@@ -62,7 +62,7 @@ def published_losses() -> list[list[float]]:
     return json.loads((published.GOLDEN / "half.json").read_text())["runs"]["TAL"]["losses"]
 
 
-def test_all_tensors_together_are_stepped_as_one_by_one():
+def test_foreach_adam_matches_the_single_tensor_loop():
     """PyTorch's choice on a GPU rounds as the plain loop does, but for the last place of some divisions."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     start = [(0.05 * torch.randn(4096, generator=generator, device=DEVICE)).half() for _ in range(3)]
@@ -98,7 +98,7 @@ def test_a_step_of_the_published_size_does_not_overflow(precision):
 @pytest.mark.parametrize(
     "check", [checks.one_step, checks.precisions, checks.float16_adam, checks.recorded, checks.compiled]
 )
-def test_what_the_benchmark_checks_holds(check, tmp_path):
+def test_the_gpu_benchmarks_checks_pass(check, tmp_path):
     """Float32 steps equal the CPU's; precisions are within their bounds; CUDA graphs and compiling change nothing."""
     setting = Setting(DEVICE, precision="bf16", sizes=TINY, batch=8, scale=1, repeats=1, steps=1, folder=tmp_path)
     rows = check(setting)

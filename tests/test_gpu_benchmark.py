@@ -19,7 +19,7 @@ CPU = ["--quick", "--device", "cpu"]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("whole_run_here")
-def test_every_part_runs_and_holds_on_a_cpu(tmp_path):
+def test_every_part_runs_and_passes_on_a_cpu(tmp_path):
     """Except two that are also sections of `python -m benchmarks`, and tested there."""
     file = tmp_path / "gpu.json"
     parts = [name for name, part in command.PARTS.items() if part.run not in {run for _, run in SECTIONS.values()}]
@@ -34,7 +34,7 @@ def test_every_part_runs_and_holds_on_a_cpu(tmp_path):
     assert {row["holds"] for row in held} == {"yes"}
 
 
-def test_what_fails_is_saved_and_the_rest_is_run(tmp_path, monkeypatch, capsys):
+def test_failures_are_recorded_and_the_other_parts_are_run(tmp_path, monkeypatch, capsys):
     def breaks(_):
         raise RuntimeError("CUDA error: out of memory")
 
@@ -54,7 +54,7 @@ def test_what_fails_is_saved_and_the_rest_is_run(tmp_path, monkeypatch, capsys):
     assert results["third"]["rows"] == [{"what": "c", "value": 1.0}]
 
 
-def test_a_part_that_may_take_too_long_is_skipped(tmp_path, monkeypatch, capsys):
+def test_a_part_that_may_exceed_the_time_limit_is_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "PARTS", {"long": command.Part("Long", lambda _: pytest.fail("was run"), 60)})
     command.main(["--device", "cpu", "--minutes", "0.5", "--out", str(tmp_path / "gpu.json")])
     assert "Long: skipped" in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_bad_arguments_are_named(tmp_path, argv, message):
         ({"device": "cuda", "loss_names": "CRCL", "division": "crcl"}, "--division crcl"),
     ],
 )
-def test_what_cuda_graphs_do_not_go_with_is_named(monkeypatch, flags, obstacle):
+def test_flags_incompatible_with_cuda_graphs_are_refused(monkeypatch, flags, obstacle):
     monkeypatch.setattr(assembly, "choose_device", torch.device)
     own = {"dataset_name": "SynthPEDES", "pretrain_choice": "tiny", "device": "cpu", "cuda_graphs": True}
     with pytest.raises(OptionError, match=f"--cuda_graphs: not supported with {obstacle}"):

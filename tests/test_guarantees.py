@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_test_that_a_guarantee_names_exists():
+def test_tests_named_in_guarantees_exist():
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs/guarantees.md").read_text(encoding="utf-8"))
     assert len(named) > 20
     files = {file: (ROOT / file).read_text(encoding="utf-8") for file, _ in named}

@@ -13,7 +13,7 @@ from solver.correspondence.ccd import COARSE, divide
 from utils.errors import DataError
 
 
-def test_a_division_is_read_back_as_it_was_but_for_float16(tmp_path):
+def test_a_division_round_trips_up_to_float16(tmp_path):
     rng = np.random.default_rng(0)
     drawn = (np.concatenate([rng.normal(0.2, 0.05, 70), rng.normal(0.8, 0.1, 31)]) for _ in range(3))
     losses = dict(zip(("BGE", "TSE", "mine"), drawn, strict=True))
@@ -36,7 +36,7 @@ def test_a_division_is_read_back_as_it_was_but_for_float16(tmp_path):
     assert not epoch.pairs.clean[:, excluded].any()
 
 
-def test_histories_of_before_embeddings_had_names_are_read(tmp_path):
+def test_histories_without_embedding_names_are_read(tmp_path):
     losses = {name: np.linspace(0, 1, 9, dtype=np.float32) for name in ("BGE", "TSE")}
     arrays = vote_arrays(divide(losses, COARSE, (1, 0)).votes, losses, np.ones(9, bool), np.empty(0, np.int64))
     del arrays["names"]

@@ -51,7 +51,7 @@ any_json = st.recursive(
 )
 
 
-def result_or_our_error(read: Callable[[], object]) -> object:
+def result_or_user_error(read: Callable[[], object]) -> object:
     """The result of `read`, or None for a user error of one line; other errors propagate."""
     try:
         return read()
@@ -107,7 +107,7 @@ def annotated(tmp_path_factory) -> Path:
 def test_any_json_is_read_or_refused(annotated, entries):
     file = annotated.parent / "any.json"
     file.write_text(json.dumps(entries), encoding="utf-8")
-    result_or_our_error(lambda: read_splits(str(file), Path(), ["train"]))
+    result_or_user_error(lambda: read_splits(str(file), Path(), ["train"]))
 
 
 @quick
@@ -116,27 +116,27 @@ def test_a_damaged_annotation_file_is_read_or_refused(annotated, data):
     content = annotated.read_bytes()
     file = annotated.parent / "damaged.json"
     file.write_bytes(damaged(data.draw, content, content[::-1]))
-    result_or_our_error(lambda: read_splits(str(file), Path(), ["train"]))
+    result_or_user_error(lambda: read_splits(str(file), Path(), ["train"]))
 
 
 @quick
 @given(content=st.dictionaries(any_key, any_json, max_size=4) | any_json)
-def test_any_yaml_is_a_configuration_or_refused(tmp_path_factory, content):
+def test_any_yaml_is_read_or_refused(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("yaml") / "configs.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    result_or_our_error(lambda: resolve({"config": str(file)}))
-    result_or_our_error(lambda: resolve_run(file, {}))
+    result_or_user_error(lambda: resolve({"config": str(file)}))
+    result_or_user_error(lambda: resolve_run(file, {}))
 
 
 @quick
 @given(text=st.text("&*[]{}!|>-:,a1.e+~'\"\n #%@<0", max_size=60))
-def test_any_text_is_a_configuration_or_refused(tmp_path_factory, text):
+def test_any_configuration_text_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("yaml") / "configs.yaml"
     file.write_text(text, encoding="utf-8")
-    result_or_our_error(lambda: resolve({"config": str(file)}))
+    result_or_user_error(lambda: resolve({"config": str(file)}))
 
 
-def test_aliases_that_unfold_without_end_are_refused_at_once(tmp_path):
+def test_exponential_yaml_aliases_are_refused(tmp_path):
     lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
     for key in ("lr", "img_size", "name"):
         (tmp_path / "c.yaml").write_text(f"{key}: &top\n- {{{', '.join(lines)}}}\n", encoding="utf-8")
@@ -151,27 +151,27 @@ def test_aliases_that_unfold_without_end_are_refused_at_once(tmp_path):
     )
     | st.permutations(range(20)).map(np.array)
 )
-def test_any_array_is_an_index_or_refused(tmp_path_factory, array):
+def test_any_array_is_a_permutation_or_refused(tmp_path_factory, array):
     file = tmp_path_factory.mktemp("index") / "index.npy"
     np.save(file, array)
-    found = result_or_our_error(lambda: read_permutation(file, 20, 0.5))
+    found = result_or_user_error(lambda: read_permutation(file, 20, 0.5))
     if found is not None:
         assert sorted(found.tolist()) == list(range(20))
 
 
 @quick
 @given(data=st.data())
-def test_a_damaged_index_is_an_index_or_refused(tmp_path_factory, data):
+def test_a_damaged_noise_index_is_a_permutation_or_refused(tmp_path_factory, data):
     file = tmp_path_factory.mktemp("index") / "index.npy"
     np.save(file, draw_permutation(20, 0.5))
     content = file.read_bytes()
     file.write_bytes(damaged(data.draw, content, content[::-1]))
-    found = result_or_our_error(lambda: read_permutation(file, 20, 0.5))
+    found = result_or_user_error(lambda: read_permutation(file, 20, 0.5))
     if found is not None:
         assert sorted(found.tolist()) == list(range(20))
 
 
-def test_an_index_that_promises_more_than_there_is_memory_is_refused(tmp_path):
+def test_a_noise_index_that_claims_too_much_memory_is_refused(tmp_path):
     with (tmp_path / "index.npy").open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
     with pytest.raises(UserError, match="can't be read"):
@@ -188,28 +188,28 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @settings(quick, max_examples=200)
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_whole_or_refused(checkpoint, data):
+def test_a_damaged_checkpoint_is_read_exactly_or_refused(checkpoint, data):
     content = checkpoint.read_bytes()
     file = checkpoint.with_name("damaged.pth")
     file.write_bytes(damaged(data.draw, content, content[::-1]))
-    found = result_or_our_error(lambda: load_checkpoint(file))
+    found = result_or_user_error(lambda: load_checkpoint(file))
     if found is not None:
         torch.testing.assert_close(found, load_checkpoint(checkpoint), rtol=0, atol=0)
 
 
 @quick
 @given(data=st.data())
-def test_damaged_safetensors_are_weights_or_refused(tmp_path_factory, data):
+def test_damaged_safetensors_are_read_or_refused(tmp_path_factory, data):
     content = save({name: value for name, value in published.weights("clip").items() if "resblocks" not in name})
     file = tmp_path_factory.mktemp("clip") / "clip.safetensors"
     at = data.draw(st.integers(0, 3000))  # the header, the only part that can be misread
     file.write_bytes(content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :])
-    result_or_our_error(lambda: read_clip(str(file)))
+    result_or_user_error(lambda: read_clip(str(file)))
 
 
 @pytest.mark.parametrize("which", ["clip", "rde"])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (7, 7), (64, 3, 0, 0), (1, 1, 1, 1), None])
-def test_a_tensor_of_any_shape_is_refused(tmp_path, which, shape):
+def test_missing_or_misshapen_tensors_are_refused(tmp_path, which, shape):
     """For each tensor that determines a model's sizes; None omits it."""
     file = tmp_path / "file.pth"
     options = Options(pretrain_choice=str(file), img_size=(96, 32), stride_size=8, vocab_size=512)
@@ -301,7 +301,7 @@ def test_the_code_of_a_torchscript_archive_is_not_run(tmp_path):
 
 @pytest.mark.parametrize("read", [load_checkpoint, read_clip])
 @pytest.mark.parametrize("name", ["archive/data/0", "archive/code/__torch__.py"])
-def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, read, name):
+def test_a_zip_bomb_is_refused_before_it_is_expanded(tmp_path, monkeypatch, read, name):
     file = tmp_path / "file.pth"
     torch.save({"model": {"weight": torch.zeros(1)}}, file)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open(name, "w") as entry:
@@ -321,7 +321,7 @@ def test_any_metrics_file_gives_records(tmp_path_factory, lines):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_any_text_can_be_printed_and_controls_no_terminal(tmp_path, monkeypatch, encoding):
+def test_any_text_is_logged_without_terminal_control_characters(tmp_path, monkeypatch, encoding):
     console = io.TextIOWrapper(io.BytesIO(), encoding)
     monkeypatch.setattr(sys, "stdout", console)
     start_logging(tmp_path / "log.txt")
@@ -336,7 +336,7 @@ def test_any_text_can_be_printed_and_controls_no_terminal(tmp_path, monkeypatch,
     "text",
     ["lr: !!bool foo", 'lr: !!int ""', "lr: !!timestamp foo", "? !!python/tuple [[1]]\n: 2", "lr: 1" + "0" * 5000],
 )
-def test_configurations_that_mislead_are_refused(tmp_path, text):
+def test_malformed_yaml_values_are_refused(tmp_path, text):
     file = tmp_path / "c.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -344,7 +344,7 @@ def test_configurations_that_mislead_are_refused(tmp_path, text):
     assert "\n" not in caught.value.line
 
 
-def test_a_picture_starts_no_other_program(tmp_path, monkeypatch):
+def test_decoding_an_image_starts_no_program(tmp_path, monkeypatch):
     """PostScript with an image's file name would be passed to Ghostscript."""
     spy = tmp_path / "bin/gs"
     spy.parent.mkdir()
@@ -379,7 +379,7 @@ def test_a_picture_that_claims_to_be_huge_is_not_decoded(tmp_path, monkeypatch):
     ],
     ids=["meta", "sparse", "complex", "repeating"],
 )
-def test_a_model_is_of_plain_tensors(tmp_path, value):
+def test_unusual_tensors_are_refused(tmp_path, value):
     torch.save({"model": published.weights("rde") | {"base_model.visual.proj": value}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"a.pth (holds no model|can't be read)"):
         load_checkpoint(tmp_path / "a.pth")

@@ -22,14 +22,14 @@ RECORD = {"epoch": 3, "loss": 2.4861, "pairs_per_second": 184.2}
 METRICS = {"BGE": {"R1": 50.0, "mAP": 40.0}, "BGE+TSE": {"R1": 60.333, "mAP": 55.1}}
 
 
-def test_an_epochs_line_can_be_searched():
+def test_epoch_lines_are_greppable():
     validated = epoch_line(RECORD | {"val": METRICS}, 60, ("BGE", "TSE"), 3725.4)
     assert validated == "epoch=3/60 split=val R1=60.33 mAP=55.10 loss=2.486 pairs/s=184 ETA=1:02:05"
     assert "R1=50.00 mAP=40.00" in epoch_line(RECORD | {"val": METRICS}, 60, ("BGE",), 0)
     assert epoch_line(RECORD, 60, ("BGE", "TSE"), 30) == "epoch=3/60 loss=2.486 pairs/s=184 ETA=0:00:30"
 
 
-def test_the_first_of_equally_good_epochs_is_the_best():
+def test_ties_for_the_best_epoch_go_to_the_first():
     records = [{"epoch": n, "val": {"BGE": {"R1": r1}, "BGE+TSE": {"R1": -r1}}} for n, r1 in ((1, 5), (2, 7), (3, 7))]
     assert best_record([{"epoch": 4}, *records], "BGE")["epoch"] == 2
     assert best_record(records, "BGE+TSE")["epoch"] == 1
@@ -37,7 +37,7 @@ def test_the_first_of_equally_good_epochs_is_the_best():
 
 
 @pytest.mark.slow
-def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
+def test_a_run_logs_its_setup_and_its_results(tmp_path):
     datasets_on_disk.write(tmp_path, "ICFG-PEDES")
     given = ["--dataset_name", "ICFG-PEDES", "--root_dir", str(tmp_path), "--noisy_rate", "0", *SMALL, "--seed", "7"]
     printed = printed_by(training_root, *given, "--output_dir", tmp_path / "logs", "--num_epoch", "2")
@@ -74,7 +74,7 @@ def test_a_run_says_what_it_is_and_what_came_out(tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "warned"), [("auto", True), ("cpu", False)])
-def test_a_cpu_taken_for_want_of_a_driver_is_warned_of(monkeypatch, asked, warned):
+def test_falling_back_to_the_cpu_is_warned_about(monkeypatch, asked, warned):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

@@ -108,7 +108,7 @@ def test_tal_tends_to_trl_as_tau_falls():
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("tau", [0.002, 0.015])
-def test_gradients_are_finite_and_alive_at_any_tau(loss, tau):
+def test_gradients_are_finite_and_do_not_vanish_at_small_tau(loss, tau):
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(16, 32, generator=generator).requires_grad_()
     text = torch.randn(16, 32, generator=generator)
@@ -127,14 +127,14 @@ def test_without_negatives_loss_and_gradient_are_zero(loss, pids):
     assert (s.grad == 0).all()
 
 
-def test_one_row_without_negatives_does_not_disturb_the_others():
+def test_a_row_without_negatives_keeps_all_losses_finite():
     s = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
     for loss in LOSSES:
         assert pairwise(loss).per_pair(s, torch.tensor([1, 1, 1, 2])).isfinite().all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_reduction_sums_the_labelled_pairs(loss):
+def test_reduction_sums_or_averages_the_labelled_pairs(loss):
     per_pair, label = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 1.0])
     assert pairwise(loss).reduce(per_pair, label) == (2.5 if loss in ("InfoNCE", "SDM") else 5.0)
     assert pairwise(loss).reduce(per_pair, torch.zeros(3)) == 0

@@ -15,7 +15,7 @@ from datasets.noise import draw_permutation
 from options import resolve
 from processor.history import read_history
 from tests import datasets_on_disk
-from tests.test_training import SMALL, records, train_killed_and_continued
+from tests.test_training import SMALL, records, train_killed_and_resumed
 from tools import export
 from tools.audit import __main__ as audit
 from tools.search import __main__ as search
@@ -53,7 +53,7 @@ def test_a_method_is_trained_killed_resumed_tested_and_searched(folder, tmp_path
     given = command(folder, METHODS[name])
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     training_root.main([*given, "--output_dir", str(whole)])
-    train_killed_and_continued([*given, "--output_dir", str(cut)], cut, monkeypatch, epoch=3 if name == "crcl" else 2)
+    train_killed_and_resumed([*given, "--output_dir", str(cut)], cut, monkeypatch, epoch=3 if name == "crcl" else 2)
     (run_dir,), (resumed,) = (list(logs.glob("*/*")) for logs in (whole, cut))
     assert records(run_dir) == records(resumed)
     first, second = (torch.load(run / "last.pth", weights_only=True) for run in (run_dir, resumed))
@@ -131,14 +131,14 @@ def test_irras_released_runs_are_tested_and_searched_as_they_are(folder, tmp_pat
         ("--loss_names TAL+id --heads TSE --trained TSE", "--loss_names id: needs the embedding BGE among --heads"),
     ],
 )
-def test_what_does_not_go_together_is_one_line_and_leaves_no_run(folder, tmp_path, more, message):
+def test_incompatible_flags_are_one_line_errors_and_leave_no_run(folder, tmp_path, more, message):
     with pytest.raises(UserError, match=message) as caught:
         training_root.main([*command(folder, more), "--output_dir", str(tmp_path / "logs")])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "logs").exists()
 
 
-def test_ccd_votes_by_pairs_losses_alone(folder, tmp_path):
+def test_ccd_votes_only_by_pairwise_losses(folder, tmp_path):
     given = command(folder, f"{BGE} --loss_names TAL+DECL+CRCL --division ccd --num_epoch 1")
     training_root.main([*given, "--output_dir", str(tmp_path)])
     (run_dir,) = tmp_path.glob("*/*")

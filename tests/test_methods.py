@@ -136,7 +136,7 @@ def test_words_are_masked_as_published():
     ids[:66] = [MASK + 1, *rng.integers(1, MASK, 64), MASK + 2]
     counts = np.zeros(4)
     for _ in range(3000):
-        masked, labels = mask_words(ids, rng, Masking(0.8, 0.1, all_see=True))
+        masked, labels = mask_words(ids, rng, Masking(0.8, 0.1, for_all_objectives=True))
         drawn = labels != 0
         assert np.array_equal(labels[drawn], ids[drawn])
         assert np.array_equal(masked[~drawn], ids[~drawn])
@@ -155,7 +155,9 @@ def test_words_are_masked_as_published():
 
 def test_where_no_word_is_drawn_the_first_is_masked():
     ids = np.array([MASK + 1, 7, MASK + 2, 0, 0])
-    found = [mask_words(ids, np.random.default_rng(seed), Masking(0.0, 1.0, all_see=True)) for seed in range(40)]
+    found = [
+        mask_words(ids, np.random.default_rng(seed), Masking(0.0, 1.0, for_all_objectives=True)) for seed in range(40)
+    ]
     masks = {(tuple(masked), tuple(labels)) for masked, labels in found}
     assert masks == {
         ((MASK + 1, 7, MASK + 2, 0, 0), (0, 7, 0, 0, 0)),  # drawn but left unchanged
@@ -200,7 +202,7 @@ def encoded(image: torch.Tensor, text: torch.Tensor, weight: torch.Tensor | None
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("case", range(3))
-def test_decl_doubts_the_published_pairs(case):
+def test_decls_uncertainty_and_division_equal_the_published_ones(case):
     golden = published.case("decl", case)
     batch = encoded(*(torch.from_numpy(golden[name]) for name in ("image", "text")))
     scores = {name: value.numpy() for name, value in DECL(None, Sizes({}, 1)).score(batch).items()}
@@ -213,7 +215,7 @@ def test_decl_doubts_the_published_pairs(case):
 
 
 @pytest.mark.numeric
-def test_decls_loss_is_both_parts_and_its_negatives_become_fewer():
+def test_decls_loss_equals_the_oracle_as_its_negatives_decrease():
     """One pair and negative at a time."""
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
@@ -235,7 +237,7 @@ def test_decls_loss_is_both_parts_and_its_negatives_become_fewer():
 
 
 @pytest.mark.numeric
-def test_a_batch_of_one_pair_has_a_loss_of_every_method():
+def test_decl_and_crcl_losses_of_a_single_pair_are_finite():
     one = encoded(torch.ones(1, 8), torch.ones(1, 8))
     for kind in (DECL, CRCL):
         objective = kind(None, Sizes({}, 1))
@@ -266,7 +268,7 @@ def test_crcls_loss_and_labels_equal_the_published_ones(case, stage):
         np.testing.assert_allclose(embedding.grad, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_crcls_rounds_keep_the_labels_and_only_the_first_takes_over_matches():
+def test_crcl_labels_are_refined_after_warm_up_and_kept_across_rounds():
     settings = CrclSettings(crcl_rounds=(1, 2), crcl_warmup=2, crcl_beta=0.5)
     SelfRefining.check(settings, 7)
     found = SelfRefining(settings, Facts("crcl", 1, 0.5, "golden", np.array([True, False, True])))
@@ -317,7 +319,7 @@ def test_soft_ccd_weighs_by_the_mean_of_its_probabilities():
     assert 0.01 < soft.weight[soft.weight < 0.5].max() < 0.5 < soft.weight.max()
 
 
-def test_a_correspondence_judges_by_its_own_objectives_scores():
+def test_a_correspondence_gets_only_its_objectives_scores():
     options = Options(loss_names="TAL+DECL+CRCL", trained="BGE+TSE")
     loss = build_loss(options, Sizes({"BGE": 8, "TSE": 8}, 5, 8, 20, 8))
     assert loss.scores == ("BGE", "TSE", "uncertainty", "belief", "clean", "match")

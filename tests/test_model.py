@@ -135,7 +135,7 @@ def test_positions_are_resized_bilinearly():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(2, 171, 64), (343, 64), (7, 64), (1, 1, 64), (0, 5, 64)], ids=str)
-def test_a_linear_layer_by_convolution_equals_pytorchs_in_value_and_gradients(shape, bias, monkeypatch):
+def test_a_linear_layer_as_convolution_equals_pytorchs(shape, bias, monkeypatch):
     torch.manual_seed(0)
     weight, added = torch.randn(96, 64, requires_grad=True), torch.randn(96, requires_grad=True)
     parameters = [torch.randn(shape, requires_grad=True), weight, *([added] if bias else [])]
@@ -157,7 +157,7 @@ def test_a_linear_layer_takes_transposed_tokens_and_weights(monkeypatch):
     torch.testing.assert_close(accelerate.linear(x, weight), x @ weight.T)
 
 
-def test_the_compiler_is_given_linear_layers_as_they_are(monkeypatch):
+def test_compiled_graphs_keep_plain_linear_layers(monkeypatch):
     monkeypatch.setattr(accelerate, "ONEDNN", True)
     traced = []
 
@@ -313,7 +313,7 @@ def test_compiled_blocks_give_the_same_numbers_under_the_same_names(golden, grad
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("tse_bn", ["frozen", "batch"])
-def test_leaving_unused_tokens_out_of_the_last_block_changes_nothing(golden, tse_bn, monkeypatch):
+def test_skipping_unused_tokens_in_the_last_block_changes_nothing(golden, tse_bn, monkeypatch):
     golden = golden | {"caption_ids": golden["caption_ids"].copy()}
     golden["caption_ids"][0] = 0
     golden["caption_ids"][0, :2] = 510, 511  # a caption without a word, whose EOS is both its BGE and its TSE
@@ -341,7 +341,7 @@ def test_cutting_padding_changes_no_embedding_and_no_gradient(golden, tse_bn):
         torch.testing.assert_close(other, results[0], **TOLERANCE)
 
 
-def test_a_caption_without_words_is_its_eos_and_changes_no_other(golden):
+def test_a_caption_without_words_selects_its_eos_and_affects_no_other(golden):
     model = golden_model("frozen").eval()
     ids = torch.from_numpy(golden["caption_ids"])
     empty = torch.zeros_like(ids[:1])
@@ -365,7 +365,7 @@ def test_frozen_batch_norm_learns_but_keeps_its_statistics(golden):
     assert norm.weight.grad.abs().sum() > 0
 
 
-def test_published_names_go_both_ways():
+def test_published_names_round_trip():
     model = golden_model("frozen")
     state = model.published_state()
     listed = published.weights("rde")

@@ -66,7 +66,7 @@ def test_captions_of_any_length_have_the_models_embeddings(run_dir, exported, le
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-def test_the_search_answers_by_onnx_as_by_torch(exported, gallery, tmp_path):
+def test_search_results_agree_between_onnx_and_torch(exported, gallery, tmp_path):
     text = next(iter(gallery.captions.values()))
     found = []
     for engine in ("torch", "onnx"):
@@ -83,7 +83,7 @@ def test_the_search_answers_by_onnx_as_by_torch(exported, gallery, tmp_path):
     search.main(["captions", str(picture), "--run", str(exported), "--from", str(captions), "--engine", "onnx"])
 
 
-def test_towers_that_are_missing_or_of_other_weights_are_named(run_dir, exported, gallery, tmp_path):
+def test_missing_or_mismatched_onnx_towers_are_reported(run_dir, exported, gallery, tmp_path):
     def index(run: Path) -> None:
         command = ["index", "--run", str(run), "--gallery", str(gallery.folder), "--index", str(tmp_path / "i")]
         search.main([*command, "--engine", "onnx"])

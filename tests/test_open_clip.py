@@ -223,7 +223,7 @@ def test_weights_of_a_run_and_within_other_models_are_found(tmp_path, name, wrap
     assert any("not part of CLIP: " in remark for remark in remarks)
 
 
-def test_a_run_of_another_backbone_is_no_start(tmp_path):
+def test_weights_of_another_backbone_are_refused(tmp_path):
     """ViT-B-16 and ViT-B-16-quickgelu have the same tensors."""
     file = write_weights(tmp_path / "w", "tiny-ViT")
     model = assembly.build(resolve(flags("tiny-ViT", file)))
@@ -292,7 +292,7 @@ def test_the_attention_is_the_last_blocks(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tiny-ViT", "tiny-SigLIP2"])
-def test_the_normalisation_is_the_weights_own(tmp_path, name):
+def test_normalisation_comes_from_the_weights_configuration(tmp_path, name):
     file = write_weights(tmp_path / "w", name)
     (tmp_path / "w/open_clip_config.json").write_text(
         json.dumps({"model_cfg": CONFIGS[name], "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}})
@@ -302,7 +302,7 @@ def test_the_normalisation_is_the_weights_own(tmp_path, name):
     assert model.towers()["preprocessing"]["mean"] == [0.5] * 3
 
 
-def test_siglips_words_are_masked_by_its_own_mask(tmp_path):
+def test_siglip_captions_are_masked_with_its_own_mask_token(tmp_path):
     file = write_weights(tmp_path / "w", "tiny-SigLIP2")
     tokenizer = assembly.build(resolve(flags("tiny-SigLIP2", file))).backbone.tokenizer
     ids = tokenizer(["a woman in a red coat"] * 500, 20)
@@ -332,7 +332,7 @@ def test_siglips_words_are_masked_by_its_own_mask(tmp_path):
         ({"precision": "fp16_weights"}, "--precision fp16_weights: this backbone does not compute in it"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, given, message):
+def test_unsupported_backbones_and_weights_are_one_line_errors(tmp_path, given, message):
     file = write_weights(tmp_path / "w", "tiny-ViT")
     with pytest.raises(UserError, match=message) as caught:
         assembly.build(resolve(flags("tiny-ViT", file) | given))
@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, given, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_beside_the_weights_is_named(tmp_path):
+def test_missing_or_conflicting_files_beside_the_weights_are_named(tmp_path):
     file = write_weights(tmp_path / "w", "tiny-SigLIP2")
     file.with_name("tokenizer.json").unlink()
     with pytest.raises(WeightsError, match=r"tokenizer.json is missing: put tiny-SigLIP2's tokenizer file beside"):
@@ -351,7 +351,7 @@ def test_what_is_missing_beside_the_weights_is_named(tmp_path):
         assembly.build(resolve(flags("tiny-ViT", file)))
 
 
-def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_path):
+def test_fp16_adam_rounds_attention_and_projections_too(tmp_path):
     """They are float16 in the published code's CLIP; in open_clip they are parameters outside linear layers."""
     file = write_weights(tmp_path / "w", "tiny-ViT")
     model = assembly.build(resolve(flags("tiny-ViT", file) | {"precision": "fp16_adam"}))
@@ -374,7 +374,7 @@ def test_the_published_optimizer_rounds_for_attention_and_projections_too(tmp_pa
         ({"model_cfg": {"vision_cfg": {}, "text_cfg": None}, "preprocess_cfg": []}, ""),
     ],
 )
-def test_what_the_weights_configuration_says_is_what_the_name_says(tmp_path, config, message):
+def test_a_configuration_that_contradicts_the_model_name_is_refused(tmp_path, config, message):
     """Tensors don't show it: the weights would load and give wrong embeddings."""
     file = write_weights(tmp_path / "w", "tiny-ViT")
     file.with_name("open_clip_config.json").write_text(json.dumps(config))
@@ -389,7 +389,7 @@ def test_what_the_weights_configuration_says_is_what_the_name_says(tmp_path, con
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("name", ["tiny-EVA02", "tiny-SigLIP2"])
-def test_a_run_is_trained_resumed_and_tested(tmp_path, name):
+def test_a_run_is_tested_without_its_pretrained_files(tmp_path, name):
     file = write_weights(tmp_path / "w", name)
     datasets_on_disk.write(tmp_path, "RSTPReid")
     given = ["--dataset_name", "RSTPReid", "--root_dir", str(tmp_path), "--output_dir", str(tmp_path / "logs")]

@@ -40,7 +40,7 @@ def test_run_rde_sh_gives_own_data_the_recipe_without_noise(own, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", ["", "0.5"])
-def test_noise_on_own_data_is_warned_of_and_its_precision_stated_only_where_known(own, tmp_path, rate):
+def test_requested_noise_on_own_data_is_warned_about_and_scored(own, tmp_path, rate):
     more = ["--noisy_rate", rate] if rate else []
     given = ["--dataset_name", str(own), *SMALL, "--num_epoch", "1", "--output_dir", str(tmp_path / "logs"), *more]
     training_root.main(given)

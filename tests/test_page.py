@@ -103,7 +103,7 @@ def first_files(indexed, text: str, top: int, out: Path, similarity: str = "BGE"
     return [Path(hit["file"]).name for hit in json.loads(out.with_suffix(".json").read_text())[0]["results"]]
 
 
-def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, browser, tmp_path):
+def test_a_typed_query_shows_the_commands_results(indexed, address, browser, tmp_path):
     page = browser.new_page(viewport={"width": 1200, "height": 1400})
     page.set_default_timeout(1000 * PATIENCE)
     asked, complaints = [], []
@@ -141,7 +141,7 @@ def test_a_sentence_is_typed_and_the_right_pictures_are_seen(indexed, address, b
     page.close()
 
 
-def test_enter_searches_by_both_embeddings_and_all_results_are_seen(indexed, address, browser, tmp_path):
+def test_enter_searches_with_both_embeddings_and_shows_all_results(indexed, address, browser, tmp_path):
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(address)
@@ -171,9 +171,7 @@ def test_user_errors_are_shown_on_the_page(address, browser):
 
 
 @pytest.mark.parametrize(("width", "columns"), [(1366, 6), (390, 2)])
-def test_examples_and_the_choice_of_embedding_search_and_all_is_seen(
-    indexed, address, browser, tmp_path, width, columns
-):
+def test_examples_and_embedding_choice_search_within_the_viewport(indexed, address, browser, tmp_path, width, columns):
     """Results run from left to right, nothing is off-screen, and a click's details are visible."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.set_default_timeout(1000 * PATIENCE)
@@ -208,7 +206,7 @@ def test_examples_and_the_choice_of_embedding_search_and_all_is_seen(
 
 
 @pytest.mark.parametrize(("width", "columns"), [(1366, 6), (390, 2)])
-def test_all_of_it_is_done_by_keyboard(address, browser, width, columns):
+def test_the_page_is_usable_by_keyboard(address, browser, width, columns):
     page = browser.new_page(viewport={"width": width, "height": 844})
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(address)
@@ -233,7 +231,7 @@ def test_all_of_it_is_done_by_keyboard(address, browser, width, columns):
     page.close()
 
 
-def test_a_gallery_without_captions_has_examples_that_pictures_stand_out_for(indexed, monkeypatch):
+def test_examples_without_captions_are_discriminative_queries(indexed, monkeypatch):
     """One of two images matches "black trousers"; both match all other sentences equally."""
     similar = {"a man in black trousers": 0.1, "a woman in black trousers": 0.2, "a man in a red shirt": 0.05}
 
@@ -256,7 +254,7 @@ def status(address: str, path: str, **headers: str) -> int:
         return error.code
 
 
-def test_nothing_but_thumbnails_is_served_and_only_locally(indexed, address):
+def test_only_thumbnails_are_served_and_only_locally(indexed, address):
     folder = indexed[0].folder
     assert status(address, "") == 200
     for path in ("/etc/passwd", folder / "secret.txt", folder / "camera 1/01.jpg", ROOT / "README.md", "README.md"):

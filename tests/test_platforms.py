@@ -27,7 +27,7 @@ for program in programs:
 
 
 @pytest.mark.slow
-def test_everything_is_imported_and_helps_without_what_windows_lacks():
+def test_modules_import_and_help_works_without_unix_only_modules():
     modules = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in FILES]
     programs = [str(file) for file in FILES if "run_program(main)" in (ROOT / file).read_text(encoding="utf-8")]
     assert len(modules) > 50

@@ -42,7 +42,7 @@ def gradients(precision: str) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: parameter.grad.float() for name, parameter in model.named_parameters()}
 
 
-def test_the_flag_names_what_the_model_has():
+def test_the_precision_flag_offers_the_models_precisions():
     assert FLAGS["precision"].choices == (*PRECISIONS, "published")
     assert FLAGS["precision"].owner.endswith(PrecisionSettings.__name__)
 
@@ -64,7 +64,7 @@ def exact_gradients() -> tuple[float, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_gradients_point_where_float32s_do(exact_gradients, precision):
+def test_half_precision_gradients_align_with_float32s(exact_gradients, precision):
     (loss, exact), (half_loss, half) = exact_gradients, gradients(precision)
     assert half_loss == pytest.approx(loss, rel=BOUNDS[precision])
     exact, half = (torch.cat([g[name].double().flatten() for name in sorted(g)]) for g in (exact, half))
@@ -72,7 +72,7 @@ def test_gradients_point_where_float32s_do(exact_gradients, precision):
     assert half.norm().item() == pytest.approx(exact.norm().item(), rel=4 * BOUNDS[precision])
 
 
-def test_the_published_weights_in_float16_and_no_others():
+def test_exactly_the_published_weights_are_float16():
     model = golden_model(precision="fp16_weights")
     float32 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
     assert {name for name in float32 if "ln_" not in name and "mlp.1." not in name} == {
@@ -103,7 +103,7 @@ def test_adam_keeps_the_types_of_the_weights_and_steps():
     assert not torch.equal(before["backbone.visual.proj"], model.backbone.visual.proj)
 
 
-def test_float32_convolutions_are_float32(monkeypatch):
+def test_tf32_is_disabled_for_convolutions(monkeypatch):
     """cuDNN's default, TF32, keeps 10 bits of each factor."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     choose_device("cpu")

@@ -24,7 +24,7 @@ def small(monkeypatch):
     monkeypatch.setattr(pretrain_tiny, "CONFIG", replace(pretrain_tiny.CONFIG, image=image, text=text))
 
 
-def test_twice_the_same_bytes_which_load_as_a_clip(tmp_path, capsys):
+def test_output_is_reproducible_and_loads_as_a_clip(tmp_path, capsys):
     files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for file in files:
         pretrain_tiny.main(["--epochs", "1", "--out", str(file)])
@@ -35,7 +35,7 @@ def test_twice_the_same_bytes_which_load_as_a_clip(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("step", ["draw", "pretrain", "save_file"])
-def test_an_interrupt_leaves_nothing_and_an_older_file_as_it_was(tmp_path, monkeypatch, step):
+def test_an_interrupt_leaves_no_partial_file_and_keeps_the_older_one(tmp_path, monkeypatch, step):
     def stop(*arguments: object) -> None:
         for argument in arguments:
             if isinstance(argument, Path) and argument.suffix == ".partial":
@@ -63,7 +63,7 @@ def test_the_cone_narrows_cosines_and_brings_the_modalities_together():
         return F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
 
     before = cosines()
-    pretrain_tiny.put_into_a_cone(model)
+    pretrain_tiny.shift_into_cone(model)
     after = cosines()
     assert after.std() < 0.5 * before.std()
     assert after.mean() > before.mean() + 0.3

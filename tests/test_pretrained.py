@@ -109,7 +109,7 @@ def test_huggingface_files_with_odd_attention_are_refused(tmp_path, name, value,
         read_clip(str(tmp_path / "odd.safetensors"))
 
 
-def test_rows_of_words_without_their_ids_are_refused(tmp_path):
+def test_token_embedding_rows_without_row_ids_are_refused(tmp_path):
     state = published.weights("clip")
     state["token_embedding.rows"] = state.pop("token_embedding.weight")
     torch.save(state, tmp_path / "clip.pt")
@@ -167,21 +167,21 @@ def test_a_file_is_fetched_once(server, tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "sha256"), [(3_000_000, SHA256), (None, "0" * 64)], ids=["half", "other"])
-def test_half_a_file_or_another_is_not_kept(server, tmp_path, sent, sha256):
+def test_a_truncated_or_wrong_download_is_discarded(server, tmp_path, sent, sha256):
     server.breaks_after = sent
     with pytest.raises(DownloadError, match=r"can't be fetched \(.*\): download it elsewhere"):
         fetch(server.url, sha256, tmp_path / "ViT.pt")
     assert [file for file in tmp_path.iterdir() if file.suffix != ".lock"] == []
 
 
-def test_a_file_that_is_there_is_verified_too(server, tmp_path):
+def test_a_cached_file_is_verified(server, tmp_path):
     (tmp_path / "ViT.pt").write_bytes(CONTENT[:-1])
     with pytest.raises(DownloadError, match=r"ViT.pt is corrupted or a different file .*: delete it"):
         fetch(server.url, SHA256, tmp_path / "ViT.pt")
     assert server.requests == 0
 
 
-def test_two_processes_at_once_download_once(server, tmp_path):
+def test_concurrent_fetches_download_once(server, tmp_path):
     results = []
     threads = [
         threading.Thread(target=lambda: results.append(fetch(server.url, SHA256, tmp_path / "ViT.pt").read_bytes()))
@@ -195,7 +195,7 @@ def test_two_processes_at_once_download_once(server, tmp_path):
     assert server.requests == 1
 
 
-def test_without_a_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
+def test_the_download_error_says_where_to_put_the_file(tmp_path, monkeypatch):
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 

@@ -40,7 +40,7 @@ def test_dependencies_and_extras_are_those_of_the_requirements_files():
         assert included(REQUIREMENTS[name]), f"{name}: installs requirements.txt, directly or by another file"
 
 
-def test_a_lower_bound_is_a_version_that_the_workflow_of_the_oldest_can_pin():
+def test_every_requirement_has_a_single_lower_bound():
     for file in REQUIREMENTS.values():
         for requirement in map(Requirement, listed(file)):
             (bound,) = requirement.specifier
@@ -59,7 +59,7 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_a_workflow_calls_what_there_is(file):
+def test_workflows_call_existing_targets_and_files(file):
     workflow = yaml.safe_load(file.read_text(encoding="utf-8"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.M))

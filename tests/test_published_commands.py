@@ -67,7 +67,7 @@ def test_the_published_scripts_own_command_is_accepted():
     assert found == options | more | {"MLM": True, "local_rank": 0}
 
 
-def test_at_rate_0_no_noise_file_is_looked_at(tmp_path):
+def test_the_noise_file_is_ignored_at_rate_0(tmp_path):
     found = noise.find_noise("CUHK-PEDES", 50, 0.0, "./noiseindex/CUHK-PEDES_0.0.npy")
     np.testing.assert_array_equal(found.permutation, np.arange(50))
     assert found.summary == "none; --noisy_file is ignored at rate 0"
@@ -139,13 +139,13 @@ def test_flags_without_effect_are_taken_from_anywhere_and_named_in_the_log(tmp_p
         ("--distributed", "unknown argument --distributed"),
     ],
 )
-def test_errors_in_flags_without_effect_are_one_line(command, message):
+def test_errors_in_flags_without_effect_are_reported(command, message):
     with pytest.raises(UserError, match=message):
         options_of(command)
     assert {"local_rank", "MLM"} == IDLE
 
 
-def test_configurations_say_how_the_papers_best_was_chosen_and_whose_failure_fail_was():
+def test_configurations_explain_the_papers_best_and_fail_entries():
     texts = {file: file.read_text() for file in (ROOT / "configs").rglob("*.yaml")}
     best = re.compile(r"best checkpoint(.)")
     found = {file.parent.name for file, text in texts.items() if best.search(text)}
@@ -170,7 +170,7 @@ def test_rstpreid_given_as_a_file_has_its_fine_mixtures(tmp_path):
 
 
 @pytest.mark.parametrize("seed", [1, 2**40])
-def test_the_division_has_a_random_stream_of_its_own(seed):
+def test_the_division_has_its_own_random_stream(seed):
     """numpy fills short seeds with zeros: (seed, epoch) is (seed, epoch, 0, 0), pair 0's in the scoring pass."""
 
     def drawn(*key: int) -> int:
@@ -183,7 +183,7 @@ def test_the_division_has_a_random_stream_of_its_own(seed):
 
 
 @pytest.mark.slow
-def test_the_division_is_drawn_from_that_stream(tmp_path, monkeypatch):
+def test_ccd_draws_from_its_own_random_stream(tmp_path, monkeypatch):
     keys, divide = [], ccd.divide
     monkeypatch.setattr(ccd, "divide", lambda *arguments: keys.append(arguments[-1]) or divide(*arguments))
     datasets_on_disk.write(tmp_path, "ICFG-PEDES")

@@ -20,7 +20,7 @@ from tools import readme_pictures, train_and_report
 from tools.report import __main__ as report
 from tools.report import page as report_page
 from tools.report.page import escaped
-from tools.report.retrievals import Answers, one_a_person
+from tools.report.retrievals import Answers, one_per_person
 from tools.visualize.runs import read_run
 from utils.errors import DataError, UserError, brief
 from utils.run_folder import RunFolder
@@ -53,7 +53,7 @@ def runs(root, tmp_path_factory) -> dict[str, Path]:
     }
     found = {}
     for name, flags in given.items():
-        with figures.of_one_pixel():
+        with figures.single_pixels():
             printed = printed_by(train_and_report, *flags)
         (found[name],) = (logs / name).glob("*/*")
         assert printed.splitlines()[-1] == f"report: {found[name] / 'report.html'}"
@@ -71,7 +71,7 @@ LACKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1366])
 @pytest.mark.parametrize("name", LACKS)
-def test_it_opens_offline_and_all_of_it_is_seen(runs, browser, name, width):  # noqa: F811
+def test_a_report_opens_offline_and_fits_the_screen(runs, browser, name, width):  # noqa: F811
     asked: list[str] = []
     scheme = {390: "dark", 1366: "light"}[width]
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, offline=True)
@@ -97,7 +97,7 @@ def test_it_opens_offline_and_all_of_it_is_seen(runs, browser, name, width):  # 
 
 
 @pytest.mark.slow
-def test_what_a_run_lacks_is_left_out_with_the_reason(runs, root, tmp_path):
+def test_sections_a_run_lacks_are_replaced_by_the_reason(runs, root, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copytree(root / "RSTPReid", tmp_path / "data/RSTPReid", ignore=shutil.ignore_patterns("*.jpg", "*.cache*"))
     page = report.report(runs["rde"], str(tmp_path / "data"), str(tmp_path / "a.html")).read_text(encoding="utf-8")
@@ -118,7 +118,7 @@ def test_what_a_run_lacks_is_left_out_with_the_reason(runs, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_picture_is_made_and_small(runs, browser, tmp_path):  # noqa: F811
+def test_the_readmes_picture_is_small_and_not_blank(runs, browser, tmp_path):  # noqa: F811
     page = browser.new_page(viewport=readme_pictures.LAPTOP)
     readme_pictures.picture_of_the_report(page, runs["rde"] / "report.html", tmp_path / "report.png")
     page.close()
@@ -137,7 +137,7 @@ def test_the_readmes_picture_is_made_and_small(runs, browser, tmp_path):  # noqa
         (KeyError(), "Key"),
     ],
 )
-def test_a_training_without_a_report_is_none_that_failed(monkeypatch, capsys, error, line):
+def test_a_failed_report_does_not_fail_the_training(monkeypatch, capsys, error, line):
     def fails(*_: object) -> None:
         raise error
 
@@ -150,7 +150,7 @@ def test_a_training_without_a_report_is_none_that_failed(monkeypatch, capsys, er
     assert capsys.readouterr().out == ""
 
 
-def test_a_wrong_folder_is_said_to_be_no_run(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none", Path(__file__)):
         with pytest.raises(UserError, match=f"^{folder} is not a run folder: it holds no configs.yaml$"):
             report.main([str(folder)])
@@ -180,14 +180,14 @@ def test_damaged_files_are_named(tmp_path, file, content, message):
 
 
 @pytest.mark.parametrize("content", ['{"val": 3}', '{"val": {"BGE": {"R1": "x"}}}', '{"val": {"BGE"', "[1]"])
-def test_damaged_metrics_of_the_start_are_none(tmp_path, content):
+def test_damaged_start_metrics_are_ignored(tmp_path, content):
     (tmp_path / "start_metrics.json").write_text('{"val": {"BGE": {"R1": 5}}}', encoding="utf-8")
     assert RunFolder(tmp_path).start_metrics() == {"val": {"BGE": {"R1": 5.0}}}
     (tmp_path / "start_metrics.json").write_text(content, encoding="utf-8")
     assert RunFolder(tmp_path).start_metrics() == {}
 
 
-def test_a_reason_is_a_sentence_whatever_it_ends_with():
+def test_long_error_messages_are_truncated_in_a_report():
     def lacks(_: object) -> str:
         raise DataError(f"a.pth can't be read: {brief(ValueError('x' * 200))}")
 
@@ -196,7 +196,7 @@ def test_a_reason_is_a_sentence_whatever_it_ends_with():
     assert f"read: {'x' * 119}…</p>" in section
 
 
-def test_a_file_that_cannot_be_written_is_found_before_the_work(monkeypatch, tmp_path):
+def test_an_unwritable_report_file_is_detected_before_the_work(monkeypatch, tmp_path):
     def works(_subject: object, _sections: object, file: Path) -> None:
         assert file.read_text(encoding="utf-8") == "older"
         raise DataError("worked")
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_written_is_found_before_the_work(monkeypatch, tmp
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_leads_and_ranks_are_those_of_every_similarity():
+def test_leads_and_ranks_equal_the_oracle():
     rng = torch.Generator().manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(n, 8, generator=rng), dim=1) for n in (12, 20))
     image_pids, caption_pids = np.arange(12) % 4, np.arange(20) % 4
@@ -227,9 +227,9 @@ def test_leads_and_ranks_are_those_of_every_similarity():
         assert answers.rank[caption] == sorted(row, reverse=True).index(max(right)) + 1
 
 
-def test_one_caption_a_person_is_shown():
-    assert one_a_person([4, 0, 1, 5, 2, 3], np.array([7, 7, 8, 9, 7, 8])) == [4, 5, 3]
+def test_one_caption_per_person_is_shown():
+    assert one_per_person([4, 0, 1, 5, 2, 3], np.array([7, 7, 8, 9, 7, 8])) == [4, 5, 3]
 
 
-def test_any_text_is_shown_as_it_is():
+def test_text_is_escaped_for_html():
     assert escaped('<b title="x">\ud800 & é') == "&lt;b title=&quot;x&quot;&gt;? &amp; é"

@@ -94,7 +94,7 @@ def small(tmp_path_factory) -> list[str]:
         ("cross-domain", []),
     ],
 )
-def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small, monkeypatch, capsys, table, more):
+def test_every_kind_of_row_is_run_and_reported(tmp_path_factory, small, monkeypatch, capsys, table, more):
     monkeypatch.setattr(runs, "FAR", replace(runs.FAR, identities={"test": 3}, images_per_identity={"test": 2}))
     output_dir = tmp_path_factory.getbasetemp() / "reproduce"  # shared: rows of several tables use the same run
     command = ["--table", table, *more, "--output_dir", str(output_dir), *small]
@@ -128,7 +128,7 @@ def test_every_kind_of_row_runs_in_small_and_is_reported(tmp_path_factory, small
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_a_row_runs_on_synthpedes_itself(tmp_path, monkeypatch, capsys):
+def test_a_row_and_its_audit_run_on_synthpedes(tmp_path, monkeypatch, capsys):
     """One epoch on a few persons of it, rendering included; its audit finds the wrong captions."""
     sizes = {"train": 60, "val": 5, "test": 20}
     few = replace(synthpedes.RECIPE, identities=sizes, images_per_identity=dict.fromkeys(sizes, 2))
@@ -174,7 +174,7 @@ def test_the_report_compares_means_over_seeds_with_the_paper(tmp_path, capsys):
     assert "72.00 ± 2.83 (-2.53)" in capsys.readouterr().out
 
 
-def test_the_rows_are_all_of_the_papers():
+def test_the_rows_cover_all_of_the_papers_numbers():
     printed = json.loads((Path(paper.__file__).with_name("paper_numbers.json")).read_text())
     ours = [row for _, row in ROWS if row.paper]
     r1 = sorted(numbers["R1"] for row in {id(row): row for row in ours}.values() for numbers in row.paper.values())
@@ -207,7 +207,7 @@ def test_a_configuration_is_headed_by_its_command_and_the_papers_numbers(file):
     assert read_config(file)["precision"] == "published", "it is based on configs/base.yaml"
 
 
-def test_rows_in_small_differ_from_the_recipe_as_the_papers_do():
+def test_synthpedes_rows_change_the_same_flags_as_the_papers():
     for _, row in ROWS:
         if row.dataset == "SynthPEDES":
             continue
@@ -220,7 +220,7 @@ def test_rows_in_small_differ_from_the_recipe_as_the_papers_do():
         assert given == differing | {"noisy_rate": row.noise}
 
 
-def test_runs_that_other_flags_made_are_refused(tmp_path):
+def test_runs_with_other_flags_are_refused(tmp_path):
     run_dir = tmp_path / "SynthPEDES/ablation/no-ccd_0.5/seed1/SynthPEDES/20260101_000000_RDE_TAL"
     run_dir.mkdir(parents=True)
     (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
@@ -230,7 +230,7 @@ def test_runs_that_other_flags_made_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_a_run_that_is_still_going_on_is_left_to_its_process(tmp_path, small, capsys):
+def test_a_run_that_another_process_trains_is_skipped(tmp_path, small, capsys):
     command = ["--table", "figure6", "--row", "0.1", "--output_dir", str(tmp_path), *small]
     (row,) = reproduce.select("figure6", "0.1", "SynthPEDES", None)
     run_dir = tmp_path / row.slug / "seed1/RSTPReid/20260101_000000_RDE_TAL"
@@ -264,7 +264,7 @@ def test_runs_that_fail_are_reported_and_the_others_run(tmp_path, small, capsys)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path, small, capsys):
+def test_a_killed_run_is_resumed_and_interim_tests_do_not_count(tmp_path, small, capsys):
     """Two seeds; the first is killed in its second epoch, and tested by hand before it is resumed."""
     more = small[small.index("--") + 1 :]
     more += ["--num_epoch", "6"]  # it must not end before it is killed
@@ -282,7 +282,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
     with pytest.raises(UserError, match="another process is training this run"):  # its child continues
         runs.Run(reproduce.select("figure6", "0.5", "SynthPEDES", None)[0], 1, seed1, small[1], tuple(more)).train()
     (run_dir,) = (path.parent for path in found)
-    os.kill(int(_holder(seed1)), signal.SIGKILL)
+    os.kill(int(training_process(seed1)), signal.SIGKILL)
     while RunFolder(run_dir).is_locked():  # the kill takes effect later
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -304,7 +304,7 @@ def test_a_run_that_is_killed_is_resumed_and_no_test_in_between_counts(tmp_path,
         reproduce.main([*command, "--log_period", "7"])
 
 
-def _holder(folder: Path) -> str:
+def training_process(folder: Path) -> str:
     """The process that is training in a folder."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from tools.reproduce import __main__ as reproduce
 from tools.reproduce import runs, train_rows
 
 
-def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
+def test_a_dry_run_prints_each_command_once_and_in_order(tmp_path, capsys):
     reproduce.main(
         ["--table", "cross-domain", "--seeds", "2", "--root_dir", "/data", "--output_dir", str(tmp_path), "--dry-run"]
     )
@@ -28,7 +28,7 @@ def test_a_dry_run_prints_each_command_once_and_whole(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_commands_at_once_share_the_runs_out(tmp_path, monkeypatch, capsys):
+def test_concurrent_commands_share_the_runs(tmp_path, monkeypatch, capsys):
     """Four processes, four seeds: each is trained once, the last to finish sees all, and one reports at a time."""
     started, all_started, reports = [], threading.Barrier(4), []
     reporting, at_once = threading.Lock(), []

@@ -44,7 +44,7 @@ def keep(run: Run, clean: list[bool], probability: list[float], truly: list[bool
     write_epoch(finished.path, 2, arrays)
 
 
-def test_what_a_run_knows_of_wrong_pairs(run):
+def test_detection_of_wrong_pairs_is_scored(run):
     assert run.knowledge() == {"seconds": 5.5}
     keep(run, [True, False, False, True], [0.9, 0.1, 0.4, 0.8], [True, False, True, False], [2])
     found = run.knowledge()
@@ -53,7 +53,7 @@ def test_what_a_run_knows_of_wrong_pairs(run):
     assert found["average precision"] == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
-def test_where_nothing_is_wrong_there_is_nothing_to_know(run):
+def test_nothing_is_scored_without_wrong_pairs(run):
     keep(run, [True, False], [0.9, 0.1], [True, True], [])
     assert run.knowledge() == {"seconds": 5.5}
 
@@ -67,7 +67,7 @@ def report(file: Path, *noises: float) -> Path:
     return file
 
 
-def test_the_figure_is_drawn_of_a_report(tmp_path):
+def test_the_figure_is_drawn_from_a_report(tmp_path):
     noise.main([str(report(tmp_path / "table.json", 0, 0.5)), str(tmp_path / "figure.png")])
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
@@ -90,14 +90,14 @@ def test_the_figures_numbers_do_not_replace_a_report(tmp_path):
         (lambda _: None, "is not a report"),
     ],
 )
-def test_what_is_no_such_report_is_one_line(tmp_path, write, message):
+def test_unsuitable_reports_are_refused(tmp_path, write, message):
     write(tmp_path / "table.json")
     with pytest.raises(UserError, match=message):
         noise.main([str(tmp_path / "table.json"), str(tmp_path / "figure.png")])
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_pages_print_the_numbers_that_the_figure_is_drawn_from(page, tmp_path):
+def test_pages_print_the_figures_numbers(page, tmp_path):
     """And docs/methods.json is what the command writes from it."""
     kept = ROOT / "docs/methods.json"
     noise.main([str(kept), str(tmp_path / "methods.png")])
@@ -119,7 +119,7 @@ def test_pages_print_the_numbers_that_the_figure_is_drawn_from(page, tmp_path):
         assert len(tables) == (1 if page == "README.md" else 2)
 
 
-def test_the_reversed_sdm_of_the_page_is_that(monkeypatch):
+def test_the_documented_reversed_sdm_equals_pytorchs_kl_divergence(monkeypatch):
     """KL(q‖p) as PyTorch computes it, with q of two pairs of one person."""
     (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/results.md").read_text(encoding="utf-8"), re.S | re.M)
     scope: dict[str, Any] = {}

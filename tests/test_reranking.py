@@ -84,14 +84,14 @@ def test_a_gallery_smaller_than_k_is_reranked(count):
         assert found.argmax(dim=1).tolist() == [0, 1]
 
 
-def test_equal_images_are_equally_near():
+def test_duplicate_images_keep_reranked_similarities_finite():
     gallery = torch.eye(3)[[0, 0, 0, 1, 2, 2]]
     found = KReciprocal(gallery, RerankSettings(2, 2)).similarity(torch.eye(3) @ gallery.T)
     assert torch.isfinite(found).all()
     assert found.argmax(dim=1).tolist()[1:] == [3, 4]
 
 
-def test_a_ranking_reports_both_and_persons_gain_by_their_other_images():
+def test_reranking_is_reported_beside_the_ranking_and_raises_map():
     rng = np.random.default_rng(3)
     image, text = ({"BGE": unit(rng, n, 30), "TSE": unit(rng, n, 30)} for n in (240, 60))
     text = {name: torch.nn.functional.normalize(part + 0.5 * image[name][:60], dim=1) for name, part in text.items()}
@@ -101,7 +101,7 @@ def test_a_ranking_reports_both_and_persons_gain_by_their_other_images():
 
 
 @pytest.mark.parametrize("values", [[20.0], [20.0, 6.0], [0.0, 6.0, 0.3], [20.0, 2.5, 0.3], [20.0, 6.0, 1.5]])
-def test_wrong_values_are_refused(values):
+def test_invalid_rerank_values_are_refused(values):
     with pytest.raises(OptionError, match=r"--rerank .*: K1 and K2 must be whole numbers of at least 1, LAMBDA 0 to 1"):
         check_rerank(values)
 

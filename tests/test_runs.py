@@ -56,7 +56,7 @@ def rows(capsys, *arguments: object) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
 
 
-def test_a_run_is_a_row_with_what_differs_and_what_came_out(logs, capsys):
+def test_a_run_is_a_row_of_differing_flags_and_results(logs, capsys):
     first, _, third = rows(capsys, logs)
     assert first == {
         "run": str(logs / "X/20260101_000000_a"), "margin": "0.2", "seed": "1", "state": "done", "epochs": "3/3",
@@ -82,14 +82,14 @@ def test_rows_are_sorted_filtered_and_grouped(logs, capsys):
     assert rows(capsys, logs, "--group", "--sort", "val_R1")[0] == other
 
 
-def test_files_of_one_name_are_distinguished(tmp_path, capsys):
+def test_data_files_of_the_same_name_are_distinguished(tmp_path, capsys):
     for n, folder in enumerate(("a", "b", "b"), 1):
         write(tmp_path / f"2026010{n}_x", [10.0 * n], seed=n, dataset_name=f"/data/{folder}/mine.json")
     assert [row["dataset_name"] for row in rows(capsys, tmp_path)] == ["a/mine.json", "b/mine.json", "b/mine.json"]
     assert [row["runs"] for row in rows(capsys, tmp_path, "--group")] == ["1", "2"], "other data, another configuration"
 
 
-def test_it_is_text_and_markdown_too_and_a_damaged_run_hides_no_other(logs, capsys):
+def test_text_and_markdown_tables_include_damaged_runs(logs, capsys):
     (logs / "X/20260102_000000_b/test_metrics.json").write_text("[1]")
     command.main([str(logs), "--format", "md"])
     lines = capsys.readouterr().out.splitlines()

@@ -63,7 +63,7 @@ def index(run_dir: Path, gallery: Path, folder: Path, *more: str) -> None:
     search.main([*command, *more])
 
 
-def by_the_model(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.ndarray]]:
+def model_similarities(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, np.ndarray]]:
     """Paths, and (captions, images) similarities computed directly, one image and caption at a time."""
     model = load_run(run_dir, torch.device("cpu")).model
     paths = sorted(gallery.captions)
@@ -82,12 +82,12 @@ def by_the_model(run_dir: Path, gallery: Gallery) -> tuple[list[str], dict[str, 
 
 @pytest.fixture(scope="module")
 def oracle(run_dir, gallery) -> tuple[list[str], dict[str, np.ndarray]]:
-    return by_the_model(run_dir, gallery)
+    return model_similarities(run_dir, gallery)
 
 
 @pytest.mark.numeric
 @pytest.mark.slow
-def test_a_users_images_are_found_by_sentences_through_the_commands(gallery, tmp_path, capsys):
+def test_sentences_find_images_through_the_commands(gallery, tmp_path, capsys):
     run_dir = write_run(tmp_path / "run", clip="tiny")
     folder, captions = tmp_path / "index", tmp_path / "captions.txt"
     command = [sys.executable, "-m", "tools.search", "index"]
@@ -95,7 +95,7 @@ def test_a_users_images_are_found_by_sentences_through_the_commands(gallery, tmp
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "24 images of" in done.stdout
     assert "24 of them new" in done.stdout
-    paths, expected = by_the_model(run_dir, gallery)
+    paths, expected = model_similarities(run_dir, gallery)
     captions.write_text("\n".join(gallery.captions[path] for path in paths), encoding="utf-8")
     search.main(["query", "--from", str(captions), "--index", str(folder), "--top", "5", "--similarity", "BGE"])
     results = json.loads((folder / "query.json").read_text())
@@ -131,7 +131,7 @@ def test_one_inner_product_gives_each_similarity(gallery, indexed, oracle, simil
 
 
 @pytest.mark.slow
-def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(run_dir, gallery, tmp_path, capsys):
+def test_reindexing_reads_only_changes_and_forgets_deleted_files(run_dir, gallery, tmp_path, capsys):
     folder, pictures = tmp_path / "index", tmp_path / "pictures"
     shutil.copytree(gallery.folder, pictures)
     index(run_dir, pictures, folder)
@@ -150,7 +150,7 @@ def test_only_what_is_new_or_changed_is_read_again_and_what_is_gone_forgotten(ru
 
 
 @pytest.mark.slow
-def test_what_is_no_picture_is_listed_and_skipped(run_dir, gallery, tmp_path, capsys):
+def test_files_that_are_not_images_are_listed_and_skipped(run_dir, gallery, tmp_path, capsys):
     folder, pictures = tmp_path / "index", tmp_path / "pictures"
     pictures.mkdir()
     shutil.copy(gallery.folder / "camera 0/00.jpg", pictures / "<img src=x onerror=alert(1)>.jpg")
@@ -199,17 +199,17 @@ def transparent(picture: Image.Image, file: Path) -> Image.Image:
     return Image.composite(picture, Image.new("RGBA", picture.size, "white"), mask).convert("RGB")
 
 
-def grey_in_16_bits(picture: Image.Image, file: Path, **more: int) -> Image.Image:
+def grey_16_bit(picture: Image.Image, file: Path, **more: int) -> Image.Image:
     grey = picture.convert("L")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 99).save(file, **more)
     return grey
 
 
-def grey_in_16_bits_of_which_one_is_transparent(picture: Image.Image, file: Path) -> Image.Image:
-    return grey_in_16_bits(picture, file, transparency=65535)
+def grey_16_bit_with_transparency(picture: Image.Image, file: Path) -> Image.Image:
+    return grey_16_bit(picture, file, transparency=65535)
 
 
-@pytest.mark.parametrize("write", [turned, transparent, grey_in_16_bits, grey_in_16_bits_of_which_one_is_transparent])
+@pytest.mark.parametrize("write", [turned, transparent, grey_16_bit, grey_16_bit_with_transparency])
 def test_a_picture_is_read_as_viewers_show_it(gallery, tmp_path, write):
     with Image.open(gallery.folder / "camera 0/00.jpg") as picture:
         write(picture.copy(), tmp_path / "a.png").save(tmp_path / "plain.png")
@@ -253,7 +253,7 @@ def test_a_killed_index_resumes_where_it_ended(run_dir, gallery, tmp_path, capsy
         assert vector == pytest.approx(found[1][path], abs=1e-5)
 
 
-def test_of_two_processes_one_indexes(run_dir, gallery, tmp_path):
+def test_concurrent_indexing_is_refused(run_dir, gallery, tmp_path):
     with (
         writing(tmp_path / "index"),
         pytest.raises(UserError, match=r"another process is indexing into .*: wait for it"),
@@ -262,7 +262,7 @@ def test_of_two_processes_one_indexes(run_dir, gallery, tmp_path):
     index(run_dir, gallery.folder, tmp_path / "index")
 
 
-def test_an_index_is_used_with_the_model_and_the_folder_that_made_it(run_dir, gallery, indexed, tmp_path):
+def test_an_index_of_another_model_or_folder_is_refused(run_dir, gallery, indexed, tmp_path):
     other = write_run(tmp_path / "logs/SynthPEDES/20260101_000000_other", seed=2)
     with pytest.raises(UserError, match="was built with another model"):
         index(other, gallery.folder, indexed)
@@ -290,7 +290,7 @@ def test_weights_outside_a_run_are_found_again(run_dir, gallery, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(2000, 4), (4, 2000), (1, 1)])
-def test_a_line_of_pixels_has_a_thumbnail(tmp_path, size):
+def test_images_one_pixel_wide_have_thumbnails(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "line.png")
     shown = thumbnail(tmp_path / "line.png", CELL)
     assert shown.size == (CELL[1], CELL[0])
@@ -304,7 +304,7 @@ def test_an_exported_model_searches_its_runs_index(run_dir, indexed, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_changed_since_is_refused_and_one_that_moved_is_found(gallery, tmp_path):
+def test_a_changed_run_is_refused_and_a_moved_one_is_found(gallery, tmp_path):
     run_dir, folder = write_run(tmp_path / "run"), tmp_path / "index"
     index(run_dir, gallery.folder, folder)
     run_dir.rename(tmp_path / "moved")
@@ -346,7 +346,7 @@ def test_user_errors_are_one_line(indexed, arguments, message):
     assert "\n" not in str(caught.value)
 
 
-def test_galleries_without_images_are_reported_and_lose_nothing(run_dir, indexed, tmp_path):
+def test_empty_galleries_are_reported_and_leave_the_index_unchanged(run_dir, indexed, tmp_path):
     before = (indexed / "index.json").read_bytes()
     (tmp_path / "file").write_text("no folder")
     for folder, message in (
@@ -363,7 +363,7 @@ def test_galleries_without_images_are_reported_and_lose_nothing(run_dir, indexed
 
 
 @pytest.mark.slow
-def test_an_index_has_a_folder_of_its_own(run_dir, gallery, tmp_path):
+def test_the_index_is_never_part_of_its_gallery(run_dir, gallery, tmp_path):
     shutil.copytree(gallery.folder / "camera 0", tmp_path / "mine")
     with pytest.raises(UserError, match="is the gallery itself: choose another folder"):
         index(run_dir, tmp_path / "mine", tmp_path / "mine")
@@ -399,7 +399,7 @@ def test_results_are_written_where_out_says(indexed, tmp_path, monkeypatch, out)
     assert written == {f"{name}.json", f"{name}.png"}
 
 
-def test_sentences_end_with_their_line_and_steer_no_terminal(indexed, tmp_path, capsys):
+def test_sentences_are_split_by_line_and_printed_escaped(indexed, tmp_path, capsys):
     for name, text in (("raw", "a man\u2028in \x1b[31mred"), ("spelt", r"a man\u2028in \x1b[31mred")):
         (tmp_path / "captions.txt").write_text(text + "\r\n\n", encoding="utf-8")
         command = ["query", "--from", str(tmp_path / "captions.txt"), "--index", str(indexed), "--top", "1"]
@@ -445,7 +445,7 @@ def test_a_damaged_index_is_reported(run_dir, gallery, indexed, tmp_path, file, 
         assert "\n" not in str(caught.value)
 
 
-def test_an_older_versions_index_is_made_again(run_dir, gallery, tmp_path):
+def test_an_older_versions_index_is_rebuilt(run_dir, gallery, tmp_path):
     (tmp_path / "index.sqlite").touch()
     with pytest.raises(UserError, match=r"no index in .* \(index.sqlite is of an older version\): build one"):
         search.main(["query", "a", "--index", str(tmp_path)])
@@ -457,7 +457,7 @@ ABOUT = About(Path("gallery"), Path("run"), Path("run/best.pth"), "fingerprint",
 
 
 @pytest.mark.slow
-def test_an_index_from_before_embeddings_had_names_is_searched(run_dir, gallery, indexed, tmp_path):
+def test_an_index_without_embedding_names_is_searched(run_dir, gallery, indexed, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(indexed, folder)
     manifest = json.loads((folder / "index.json").read_text())
@@ -500,7 +500,7 @@ def test_vectors_of_any_embeddings_are_weighed_and_scored():
     assert About.from_json(about.to_json()) == about
 
 
-def test_many_batches_are_merged_and_the_latest_counts(tmp_path, monkeypatch):
+def test_batches_are_merged_and_the_latest_entry_wins(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_FULL", 10)
     monkeypatch.setattr(files, "_SMALL", 3)
     store, rng, expected = open_or_create_store(tmp_path, None, ABOUT), np.random.default_rng(0), {}
@@ -558,7 +558,7 @@ def test_milvus_gives_what_plain_files_give(run_dir, gallery, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_query_of_5000_words_is_cut_and_said_so(indexed, tmp_path, capsys):
+def test_a_query_of_5000_words_is_truncated_with_a_warning(indexed, tmp_path, capsys):
     text = "a woman in a red coat " * 834
     search.main(["query", text, "--index", str(indexed), "--out", str(tmp_path / "long")])
     told = capsys.readouterr()
@@ -611,7 +611,7 @@ def test_vectors_are_exported_for_other_engines(run_dir, gallery, indexed, oracl
 
 @settings(deadline=None, max_examples=60)
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([0.0, 0.5, 1.0, -1.0])), st.integers(1, 50))
-def test_the_best_come_first_and_equal_ones_in_their_order(scores, count):
+def test_best_first_sorts_stably(scores, count):
     assert best_first(scores, count).tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
 
 
@@ -675,7 +675,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["pictures", "sentences"])
-def test_faiss_recalls_what_is_nearest_among_its_candidates(clustered, kind):
+def test_faiss_candidates_include_the_nearest_neighbours(clustered, kind):
     vectors, engine, queries = clustered
     recall = []
     for query, rows in zip(queries[kind], engine.top(queries[kind], 10), strict=True):

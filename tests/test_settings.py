@@ -40,7 +40,7 @@ def test_flags_of_the_first_version_keep_their_meaning(name):
     assert not given, "only flags that are given override a configuration"
 
 
-def test_help_lists_every_flag_under_its_settings_heading():
+def test_help_lists_every_flag_and_its_headings_in_order():
     text = build_parser("what it does").format_help()
     for flag in FLAGS.values():
         assert f"--{flag.name} " in text or f"--{flag.name}," in text
@@ -74,7 +74,7 @@ def test_a_flag_belongs_to_one_settings_class():
     assert FLAGS["lr"].default == 1e-5
 
 
-def test_a_field_without_help_is_no_flag():
+def test_a_field_without_help_is_refused():
     @dataclass(frozen=True)
     class Bare:
         value: float = 1.0
@@ -83,7 +83,7 @@ def test_a_field_without_help_is_no_flag():
         settings.settings("the run")(Bare)
 
 
-def test_a_default_that_is_not_allowed_is_refused():
+def test_an_invalid_default_is_refused():
     @dataclass(frozen=True)
     class Low:
         low_default: float = option(-1.0, "too low", above=0)
@@ -98,7 +98,7 @@ def test_a_default_that_is_not_allowed_is_refused():
         settings.settings("the run")(Text)
 
 
-def test_a_registry_imports_what_is_asked_for_and_names_the_choices():
+def test_a_registry_imports_lazily_and_names_the_choices():
     registry: Registry = Registry("thing", {"a": "json", "b": "no.such.module"})
     assert list(registry) == ["a", "b"]
 
@@ -142,7 +142,7 @@ class Mine(PairwiseObjective):
         (None, r"no such file"),
     ],
 )
-def test_a_plugin_that_does_not_import_is_one_line_that_names_it(tmp_path, text, message):
+def test_a_plugin_that_fails_to_import_is_a_one_line_error(tmp_path, text, message):
     file = tmp_path / "bad.py"
     if text is not None:
         file.write_text(text)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.numeric
 OPTIM = json.loads((published.GOLDEN / "optim.json").read_text())
 
 
-def test_run_folders_are_named_as_the_published_script_names_them():
+def test_loss_labels_follow_the_published_script():
     assert labelled("TAL", 0.3, 0.015, 0.1, 0.2) == "TAL+sr0.3_tau0.015_margin0.1_n0.2"
     assert labelled("TAL+id", 0.3, 0.015, 0.1, 0.0) == "TAL+id+sr0.3_tau0.015_margin0.1_n0.0"
     assert labelled("sdm+mlm+id", 0.3, 0.015, 0.1, 0.5) == "sdm+mlm+id+n0.5"
@@ -49,7 +49,7 @@ def test_every_parameter_has_the_published_rate_and_decay():
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
-def test_a_first_step_that_the_loss_scaler_skips_leaves_no_state(name, monkeypatch):
+def test_a_skipped_first_step_leaves_no_optimizer_state(name, monkeypatch):
     def garbage(like: torch.Tensor, **kept: object) -> torch.Tensor:
         return torch.full_like(like, 7e3, **kept)
 
@@ -105,7 +105,7 @@ def mixed_losses(seed: int, clean: int = 700, noisy: int = 300) -> tuple[np.ndar
     return loss, np.arange(clean + noisy) < clean
 
 
-def test_agreement_decides_and_disagreement_is_a_coin():
+def test_agreeing_votes_decide_and_disagreement_is_a_coin_flip():
     bge, truly_clean = mixed_losses(0)
     tse = np.roll(bge, 150)  # the votes differ on 300 pairs
     first, again, other = (ccd.divide({"BGE": bge, "TSE": tse}, ccd.FINE, (1, epoch)) for epoch in (0, 0, 1))
@@ -124,7 +124,7 @@ def test_agreement_decides_and_disagreement_is_a_coin():
     assert report["recall"] == pytest.approx((clean & truly_clean).sum() / 700)
 
 
-def test_separated_losses_are_divided_rightly():
+def test_separated_losses_are_divided_correctly():
     loss, truly_clean = mixed_losses(1)
     report = ccd.divide({"BGE": loss, "TSE": loss}, ccd.FINE, (1, 0)).report(truly_clean)
     assert report["precision"] > 0.99

@@ -106,7 +106,7 @@ def written(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_second_write_and_any_number_of_workers_give_the_same_bytes(written, tmp_path, monkeypatch):
+def test_one_and_two_workers_write_the_same_bytes(written, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     write_synthpedes(tmp_path / "two", SMALL)
     write_synthpedes(tmp_path / "other", replace(SMALL, seed=6))
@@ -244,16 +244,16 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, cores):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_set_of_a_faster_process_stays(written, tmp_path, monkeypatch):
+def test_a_faster_processs_set_is_kept(written, tmp_path, monkeypatch):
     shutil.copytree(written, tmp_path / "ready")
     ready = _tree(written)
-    put_in_place = write._put_in_place
+    put_in_place = write._move_into_place
 
     def overtaken(work: Path, folder: Path) -> None:
         (tmp_path / "ready").rename(folder)
         put_in_place(work, folder)
 
-    monkeypatch.setattr(write, "_put_in_place", overtaken)
+    monkeypatch.setattr(write, "_move_into_place", overtaken)
     write_synthpedes(tmp_path / "set", replace(SMALL, seed=6))
     assert _tree(tmp_path / "set") == ready
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

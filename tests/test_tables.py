@@ -62,7 +62,7 @@ def assert_same(found: dict[str, Split], expected: dict[str, Split], *, embedded
             assert found[name].images == split.images
 
 
-def one_row_a_caption(listed: list[dict]) -> list[dict]:
+def one_row_per_caption(listed: list[dict]) -> list[dict]:
     return [{**entry, "captions": caption} for entry in listed for caption in entry["captions"]]
 
 
@@ -70,7 +70,7 @@ def one_row_a_caption(listed: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("as_list", [False, True])
 def test_text_tables_are_read(folder, listed, ending, delimiter, as_list):
     rows = [{**entry, "captions": json.dumps(entry["captions"])} for entry in listed]
-    rows = rows if as_list else one_row_a_caption(listed)
+    rows = rows if as_list else one_row_per_caption(listed)
     file = folder / f"mine.{ending}"
     with file.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.DictWriter(stream, ["split", "id", "captions", "file_path"], delimiter=delimiter)
@@ -80,7 +80,7 @@ def test_text_tables_are_read(folder, listed, ending, delimiter, as_list):
     assert not odd_entries(read_annotations(str(file), folder)[1])
 
 
-@pytest.mark.parametrize("rows", [lambda listed: listed, one_row_a_caption])
+@pytest.mark.parametrize("rows", [lambda listed: listed, one_row_per_caption])
 def test_parquet_with_paths_is_read(folder, listed, rows):
     rows = [{**row, "id": float(row["id"])} for row in rows(listed)]  # as pandas makes of a column with gaps
     parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "mine.parquet")
@@ -160,7 +160,7 @@ def test_arrow_files_of_the_other_format_are_read(folder, listed):
         ),
     ],
 )
-def test_what_is_no_table_is_one_line(tmp_path, write, message):
+def test_unreadable_tables_are_one_line_errors(tmp_path, write, message):
     write(tmp_path / "mine.parquet")
     with pytest.raises(DataError, match=message) as caught:
         read_splits(str(tmp_path / "mine.parquet"), tmp_path, ["train"])
@@ -169,7 +169,7 @@ def test_what_is_no_table_is_one_line(tmp_path, write, message):
 
 @pytest.mark.parametrize("rows", [1, 5000])
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
-def test_a_table_in_gbk_is_called_so(tmp_path, ending, rows):
+def test_a_gbk_table_is_recognised(tmp_path, ending, rows):
     """Also if the first such caption is beyond the first chunk, and a chunk ends within a character."""
     file = tmp_path / f"mine.{ending}"
     text = "id,file_path,captions,split\n" + "1,a.jpg,a man,train\n" * (rows - 1) + "1,a.jpg,一个穿红衣服的人,train\n"
@@ -178,14 +178,14 @@ def test_a_table_in_gbk_is_called_so(tmp_path, ending, rows):
         read_splits(str(file), tmp_path, ["train"])
 
 
-def test_pyarrow_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+def test_missing_pyarrow_is_reported(tmp_path, monkeypatch):
     (tmp_path / "mine.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"mine.parquet needs pyarrow: pip install -r requirements-tables.txt"):
         read_splits(str(tmp_path / "mine.parquet"), tmp_path, ["train"])
 
 
-def test_sentences_are_offered_whatever_folder_the_images_are_in(folder, listed):
+def test_example_captions_are_found_for_absolute_image_paths(folder, listed):
     """Absolute paths, such as those of embedded images, aren't in `imgs`."""
     images, captions = folder / "imgs", {caption for entry in listed for caption in entry["captions"]}
     for entry in listed:
@@ -198,7 +198,7 @@ def test_sentences_are_offered_whatever_folder_the_images_are_in(folder, listed)
     assert captions_of(folder / "other/imgs", folder / "other/mine.jsonl") == []
 
 
-def test_a_folder_is_named_with_a_slash(tmp_path, monkeypatch):
+def test_a_data_folder_needs_a_slash_in_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "people").mkdir()
     (tmp_path / "CUHK-PEDES").mkdir()

@@ -30,7 +30,7 @@ import assembly
 import options as training_options
 import test as evaluation_root
 import train as training_root
-from benchmarks.kill_resume import without_clock as records
+from benchmarks.kill_resume import records_without_times as records
 from datasets.annotations import read_splits
 from datasets.augmentation import normalise
 from datasets.images import read_image
@@ -88,7 +88,7 @@ def arguments(root_dir: Path, output_dir: Path, *more: str) -> list[str]:
     return [*map(str, wanted), "--img_aug", "--txt_aug", *SMALL, *more]
 
 
-def assert_left_the_same(run_dir: Path, other: Path) -> None:
+def assert_same_outputs(run_dir: Path, other: Path) -> None:
     """Compare records, test results and histories."""
     assert records(run_dir) == records(other)
     assert RunFolder(run_dir).test_metrics() == RunFolder(other).test_metrics() != {}
@@ -114,7 +114,7 @@ def copied(trained, tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_leaves_what_the_field_knows(trained):
+def test_a_run_writes_the_expected_files(trained):
     run_dir, printed = trained
     names = {path.name for path in run_dir.iterdir()}
     expected = {"configs.yaml", "train_log.txt", "test_log.txt", "best.pth", "last.pth", "figures", "epochs"}
@@ -134,7 +134,7 @@ def test_a_run_leaves_what_the_field_knows(trained):
 
 
 @pytest.mark.slow
-def test_the_records_hold_what_is_promised(trained):
+def test_records_hold_the_documented_fields(trained):
     lines = [json.loads(line) for line in (trained[0] / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     for line in lines:
@@ -175,7 +175,7 @@ def test_test_py_repeats_the_runs_own_test(trained):
 
 
 @pytest.mark.slow
-def test_other_data_and_image_to_text_have_files_of_their_own(trained):
+def test_other_data_and_image_to_text_have_separate_result_files(trained):
     run_dir = trained[0]
     before = (run_dir / "test_metrics.json").read_bytes()
     printed_by(evaluation_root, run_dir, "--dataset_name", "ICFG-PEDES")
@@ -237,7 +237,7 @@ def test_files_to_save_are_checked_first(tmp_path, file, message):
 
 
 @pytest.mark.slow
-def test_the_share_of_its_time_that_an_epoch_waits_for_data(monkeypatch):
+def test_an_epochs_data_wait_share_is_measured(monkeypatch):
     seconds = 0.0
 
     def passing(more: float) -> None:
@@ -303,14 +303,14 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(trained, root_dir, tmp_
     assert not (run_dir / "test_metrics.json").exists(), "it was killed before it finished"
     training_root.main(["--resume", "--output_dir", str(tmp_path), "--num_workers", "0"])
     assert "Resuming after epoch" in (run_dir / "train_log.txt").read_text()
-    assert_left_the_same(run_dir, trained[0])
+    assert_same_outputs(run_dir, trained[0])
 
 
 class Killed(BaseException):
     """Simulates SIGKILL: none of our code may catch it."""
 
 
-def train_killed_and_continued(
+def train_killed_and_resumed(
     given: list[str], output_dir: Path, monkeypatch: pytest.MonkeyPatch, epoch: int = 2, name: str = "last.pth"
 ) -> None:
     """Train, die while an epoch's checkpoint is written, and resume."""
@@ -334,14 +334,14 @@ def train_killed_and_continued(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "name"), [(2, "last.pth"), (1, "best.pth")])
-def test_a_kill_before_a_checkpoint_is_in_place_loses_nothing(trained, root_dir, tmp_path, monkeypatch, epoch, name):
-    train_killed_and_continued(arguments(root_dir, tmp_path), tmp_path, monkeypatch, epoch, name)
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(trained, root_dir, tmp_path, monkeypatch, epoch, name):
+    train_killed_and_resumed(arguments(root_dir, tmp_path), tmp_path, monkeypatch, epoch, name)
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
-    assert_left_the_same(run_dir, trained[0])
+    assert_same_outputs(run_dir, trained[0])
 
 
 @pytest.mark.slow
-def test_from_an_older_copy_the_best_epoch_is_selected_again(copied):
+def test_resuming_from_an_older_copy_reselects_the_best_epoch(copied):
     """best.pth has been overwritten since the copy was made."""
     last, best = (torch.load(copied / name, weights_only=True) for name in ("last.pth", "best.pth"))
     torch.save(last | {"epoch": 2, "best": 100.0, "best_epoch": 1}, copied / "copy.pth")
@@ -354,7 +354,7 @@ def test_from_an_older_copy_the_best_epoch_is_selected_again(copied):
 
 
 @pytest.mark.slow
-def test_only_unfinished_runs_are_resumed(trained):
+def test_resume_without_an_unfinished_run_is_refused(trained):
     with pytest.raises(UserError, match="no unfinished run in"):
         training_root.main(["--resume", "--output_dir", str(trained[0].parents[1])])
 
@@ -415,7 +415,7 @@ def test_a_released_checkpoint_gives_the_golden_embeddings(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_rde_sh_turns_variables_into_flags_and_hands_the_rest_on(tmp_path):
+def test_run_rde_sh_turns_variables_into_flags_and_forwards_arguments(tmp_path):
     spy = tmp_path / "spy"
     spy.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
     spy.chmod(0o755)
@@ -518,7 +518,7 @@ def test_errors_in_a_configuration_are_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_flags_override_a_configuration_and_that_its_base(tmp_path):
+def test_flags_override_a_configuration_and_it_overrides_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 1e-3\nname: a\ntau: 0.5\nimg_aug: true\n", encoding="utf-8")
     (tmp_path / "c.yaml").write_text("_base_: base.yaml\nname: b\ntau: 0.25\n", encoding="utf-8")
     command = ["--config", str(tmp_path / "c.yaml"), "--tau", "0.1", "--no-img_aug"]
@@ -557,7 +557,7 @@ def test_clip_c_leaves_tse_as_it_was(root_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_tse_alone_is_trained_votes_and_chooses(root_dir, tmp_path):
+def test_tse_alone_trains_votes_and_selects_the_best_epoch(root_dir, tmp_path):
     training_root.main(arguments(root_dir, tmp_path, "--trained", "TSE", "--num_epoch", "1"))
     (run_dir,) = (tmp_path / "RSTPReid").iterdir()
     (record,) = records(run_dir)
@@ -576,7 +576,7 @@ def test_a_run_under_loss_scaling_resumes(root_dir, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ["--precision", "fp16", *HALF, "2"]
     training_root.main(arguments(root_dir, whole, *more))
-    train_killed_and_continued(arguments(root_dir, cut, *more), cut, monkeypatch)
+    train_killed_and_resumed(arguments(root_dir, cut, *more), cut, monkeypatch)
     runs = [next((output_dir / "RSTPReid").iterdir()) for output_dir in (whole, cut)]
     assert records(runs[0]) == records(runs[1])
     scalers = [torch.load(run_dir / "last.pth", weights_only=True)["scaler"] for run_dir in runs]
@@ -654,7 +654,7 @@ def test_user_errors_of_test_py_are_one_line(more, message):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_being_trained_is_left_alone(trained, tmp_path):
+def test_a_run_that_another_process_trains_is_not_resumed(trained, tmp_path):
     run_dir = tmp_path / "RSTPReid/20260101_000000_live"
     shutil.copytree(trained[0], run_dir)
     (run_dir / "test_metrics.json").unlink()
@@ -727,7 +727,7 @@ def states(content: dict) -> list[dict]:
         lambda content: [s.update(step=torch.zeros(0)) for s in states(content)],
     ],
 )
-def test_a_checkpoint_that_cannot_be_resumed_is_refused(copied, change):
+def test_an_inconsistent_checkpoint_is_not_resumed(copied, change):
     content = torch.load(copied / "last.pth", weights_only=True)
     change(content)
     torch.save(content, copied / "last.pth")
@@ -778,7 +778,7 @@ def test_an_optimizers_saved_state_is_restored(tmp_path, more):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-def test_moments_get_memory_of_their_own(tmp_path, monkeypatch):
+def test_restored_moments_are_contiguous_and_unshared(tmp_path, monkeypatch):
     """Fused steps assume that each has its parameter's memory layout, and are silently wrong otherwise."""
     options = options_with()
     stepped(options, tmp_path)
@@ -809,7 +809,7 @@ def test_other_data_of_the_same_name_do_not_overwrite_a_runs_results(trained, tm
     assert (trained[0] / "figures/retrieval_elsewhere.png").is_file()
 
 
-def test_annotation_files_of_one_name_have_results_of_their_own(tmp_path):
+def test_annotation_files_of_the_same_name_have_separate_results(tmp_path):
     options = [defaults() for _ in range(3)]
     for folder, of_folder in zip("abc", options):
         (tmp_path / folder).mkdir()
@@ -819,7 +819,7 @@ def test_annotation_files_of_one_name_have_results_of_their_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_the_first_version_is_tested_exported_searched_and_drawn(trained, root_dir, tmp_path, monkeypatch):
+def test_a_run_of_the_first_version_is_tested_exported_searched_and_audited(trained, root_dir, tmp_path, monkeypatch):
     """Before embeddings, heads and backbones had names."""
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
     own = json.loads((run_dir / "test_metrics.json").read_text())
@@ -847,7 +847,7 @@ def test_a_run_of_the_first_version_is_tested_exported_searched_and_drawn(traine
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_numbers_are_not_evaluated(copied):
+def test_nan_weights_are_not_evaluated(copied):
     content = torch.load(copied / "best.pth", weights_only=True)
     content["model"]["base_model.text_projection"].fill_(float("nan"))
     torch.save(content, copied / "best.pth")

@@ -60,7 +60,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def train(root: Path, output_dir: Path, *more: str) -> Path:
-    with figures.of_one_pixel():
+    with figures.single_pixels():
         training_root.main(arguments(root, output_dir, "--num_epoch", "2", *more))
     (run_dir,) = (output_dir / "RSTPReid").iterdir()
     return run_dir
@@ -88,7 +88,7 @@ def check_figures(folder: Path, names: Sequence[str]) -> None:
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_one_run_becomes_its_figures(run_dir, tmp_path):
+def test_all_figures_of_one_run_are_drawn(run_dir, tmp_path):
     names = ["curves", "r1", "losses_over_epochs", "similarities", "retrieval", "selection"]
     visualize.main([str(run_dir), "--out", str(tmp_path), "--device", "cpu"])
     check_figures(tmp_path, names)
@@ -156,7 +156,7 @@ def test_many_runs_are_distinguished(run_dir, tmp_path, drawn):
     assert len(set(looks)) == len(runs)
 
 
-def test_data_sets_of_one_file_name_are_distinguished(run_dir, tmp_path, drawn):
+def test_data_sets_of_the_same_file_name_are_distinguished(run_dir, tmp_path, drawn):
     files = ("/data/old/mine.json", "/data/new/mine.json")
     runs = [read_run(copy_of(run_dir, tmp_path / str(n), dataset_name=file)) for n, file in enumerate(files)]
     assert labels(runs) == ["dataset_name old/mine.json", "dataset_name new/mine.json"]
@@ -196,7 +196,7 @@ def test_a_sweep_has_a_panel_for_each_group_of_runs(run_dir, tmp_path, drawn):
         curves.sweep(runs, "tau", tmp_path / "sweep")
 
 
-def test_densities_of_several_runs_are_to_one_scale(run_dir, tmp_path, drawn):
+def test_densities_of_several_runs_share_one_scale(run_dir, tmp_path, drawn):
     short = copy_of(run_dir, tmp_path / "short", margin=0.2)
     (short / "epochs/0002.npz").unlink()
     runs = [read_run(run_dir), read_run(short)]
@@ -222,7 +222,7 @@ def test_legends_name_the_components_and_curves_show_precision_and_recall(run_di
     assert [text.get_text() for text in drawn["unknown"].axes[3].texts] == ["the true noise is unknown"]
 
 
-def test_what_can_not_be_drawn_is_skipped_with_the_reason(run_dir, tmp_path, capsys):
+def test_figures_that_cannot_be_drawn_are_skipped_with_the_reason(run_dir, tmp_path, capsys):
     poor = copy_of(run_dir, tmp_path / "poor")
     (poor / "epochs/0001.npz").write_bytes(b"PK")
     for _ in range(2):  # a second time replaces the first
@@ -239,7 +239,7 @@ def test_what_can_not_be_drawn_is_skipped_with_the_reason(run_dir, tmp_path, cap
     check_figures(tmp_path / "moved", ["curves", "r1", "losses_over_epochs", "similarities"])
 
 
-def test_runs_of_which_nothing_can_be_drawn_are_an_error(run_dir, tmp_path):
+def test_runs_without_any_drawable_figure_are_an_error(run_dir, tmp_path):
     folders = [copy_of(run_dir, tmp_path / name) for name in "ab"]
     for folder in folders:
         shutil.rmtree(folder / "epochs")
@@ -265,7 +265,7 @@ def audited(run_dir, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.html", "audit.json", "precision_recall.png"])
-def test_an_audit_that_breaks_off_leaves_the_older_file(run_dir, audited, tmp_path, monkeypatch, name):
+def test_an_interrupted_audit_keeps_the_older_file(run_dir, audited, tmp_path, monkeypatch, name):
     folder, replace = shutil.copytree(audited, tmp_path / "audit"), Path.replace
 
     def breaks_off(partial: Path, file: Path) -> None:
@@ -392,7 +392,7 @@ def test_the_audit_lists_what_was_flagged(root, run_dir, tmp_path, capsys):
         assert (tmp_path / f"{name}.pdf").is_file()
 
 
-def test_the_audits_page_shows_captions_as_they_are(audited):
+def test_the_audits_page_escapes_captions_and_loads_nothing(audited):
     page = (audited / "pairs.html").read_text(encoding="utf-8")
     shown = page.count("<article")
     assert shown == sum(1 for _ in csv.DictReader((audited / "pairs.csv").open(encoding="utf-8-sig", newline="")))
@@ -434,7 +434,7 @@ def test_marked_pairs_of_an_audit_are_excluded(root, run_dir, audited, tmp_path)
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "  =1", "'=1", "say 'red'", 'plain, "red"\nand blue', "")
 
 
-def test_the_table_holds_no_formula_and_comes_back_exactly(run_dir, tmp_path):
+def test_the_audit_table_holds_no_formula_and_round_trips(run_dir, tmp_path):
     listed = datasets_on_disk.entries("CUHK-PEDES")
     for number, (entry, text) in enumerate(zip(listed, FORMULAS, strict=False)):
         entry["captions"][0] = text
@@ -473,7 +473,7 @@ def test_other_data_are_not_audited(run_dir, tmp_path):
         audit.main([str(run_dir), "--root_dir", str(tmp_path), "--out", str(tmp_path / "out")])
 
 
-def test_without_the_truth_nothing_is_judged(run_dir):
+def test_nothing_is_judged_without_ground_truth(run_dir):
     pairs = read_history(run_dir)[-1].pairs
     object.__setattr__(pairs, "truly_clean", np.ones(24, bool))
     assert Findings([pairs]).truth is None
@@ -487,7 +487,7 @@ def test_confusion_counts_every_pair_once():
     assert confusion(truth, np.zeros(7, bool))["precision"] == 0
 
 
-def test_an_export_is_tested_like_its_run(root, run_dir, capsys):
+def test_an_export_reproduces_its_runs_test_results(root, run_dir, capsys):
     export.main([str(run_dir)])
     out = run_dir / "export"
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "configs.yaml", "README.md"}

@@ -15,7 +15,7 @@ from utils import log, threads
 from utils.errors import DataError
 
 
-def test_threads_that_waited_are_counted(tmp_path, monkeypatch):
+def test_the_time_threads_wait_for_a_core_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "_TASKS", tmp_path)
 
     def count(task: str, ran: float, waited: float) -> None:
@@ -53,7 +53,7 @@ def test_each_figure_is_named_before_it_is_drawn(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_status_is_for_terminals(monkeypatch, terminal):
+def test_status_lines_are_printed_only_on_terminals(monkeypatch, terminal):
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -62,7 +62,7 @@ def test_a_status_is_for_terminals(monkeypatch, terminal):
 
 
 @pytest.mark.parametrize("command", ["audit", "check_data", "reproduce", "runs", "search", "visualize"])
-def test_help_waits_for_no_torch(command):
+def test_help_does_not_import_torch(command):
     root = Path(__file__).parents[1]
     program = (
         "import runpy, sys\n"

@@ -114,7 +114,7 @@ def test_a_file_with_open_clips_configuration_gives_its_embeddings(tmp_path, cas
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_configuration_of_the_files_own_name_comes_first(tmp_path, case):
+def test_a_configuration_named_after_the_file_takes_precedence(tmp_path, case):
     config = config_of(case)
     save_file(reference(config).state_dict(), tmp_path / "ViT.safetensors")
     (tmp_path / "ViT.json").write_text(json.dumps(config))
@@ -136,7 +136,7 @@ def huggingface_config(case: str, activations: tuple[str, str]) -> dict:
 
 @pytest.mark.parametrize("activations", [("quick_gelu", "quick_gelu"), ("gelu", "gelu"), ("gelu", "quick_gelu")])
 @pytest.mark.parametrize("case", ["GELU", "4 heads of 80", "narrow heads"])
-def test_a_hugging_face_folder_gives_each_tower_its_own(tmp_path, case, activations):
+def test_a_hugging_face_folder_configures_each_tower(tmp_path, case, activations):
     config = config_of(case)
     state = published.under_huggingface_names(reference(config).state_dict())
     save_file(state, tmp_path / "model.safetensors")
@@ -148,7 +148,7 @@ def test_a_hugging_face_folder_gives_each_tower_its_own(tmp_path, case, activati
     equal(found(tmp_path / "model.safetensors"), (image, text))
 
 
-def test_hugging_faces_older_keys_count_where_they_are(tmp_path):
+def test_hugging_faces_older_keys_take_precedence(tmp_path):
     content = huggingface_config("GELU", ("gelu", "gelu"))
     content["text_config_dict"] = content.pop("text_config")
     content["text_config"] = {"hidden_act": "quick_gelu"}
@@ -158,7 +158,7 @@ def test_hugging_faces_older_keys_count_where_they_are(tmp_path):
     equal(found(tmp_path / "model.safetensors"), expected(config))
 
 
-def test_another_activation_or_other_heads_would_be_seen(tmp_path):
+def test_a_wrong_activation_or_head_count_changes_the_embeddings(tmp_path):
     """Checks that the comparisons above can fail."""
     config = config_of("4 heads of 80")
     torch.save(reference(config).state_dict(), tmp_path / "clip.pt")
@@ -177,7 +177,7 @@ def test_the_flag_decides_the_activation(tmp_path):
     assert "activation gelu in both towers (--activation)" in said
 
 
-def test_without_a_configuration_openais_widths_are_assumed_and_others_refused(tmp_path):
+def test_without_a_configuration_only_openais_widths_are_assumed(tmp_path):
     config = config_of("as OpenAI's")
     config["vision_cfg"] |= {"width": 512, "layers": 1}
     config["text_cfg"] |= {"width": 512, "heads": 8, "layers": 1}
@@ -232,7 +232,7 @@ def test_a_broken_configuration_is_named(tmp_path, content):
         build(tmp_path / "clip.pt")
 
 
-def test_a_folder_is_answered_with_the_file_in_it(tmp_path):
+def test_the_error_for_a_folder_suggests_the_weights_file_in_it(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(WeightsError, match=r"is a folder: pass the weights file in it, as .*model.safetensors"):
         build(tmp_path)
@@ -269,7 +269,7 @@ WRAPPERS: dict[str, Callable[[dict[str, Tensor]], dict]] = {
     ("case", "wrapper"),
     [*(("GELU", wrapper) for wrapper in WRAPPERS), ("as OpenAI's", "flat"), ("4 heads of 80", "flat")],
 )
-def test_a_clip_within_a_checkpoint_is_found_and_what_is_not_clips_is_named(tmp_path, case, wrapper):
+def test_a_clip_in_a_checkpoint_is_found_and_other_tensors_are_named(tmp_path, case, wrapper):
     config, said = config_of(case), []
     wrapped = WRAPPERS[wrapper](reference(config).state_dict())
     if wrapper == "a text tower of its own":
@@ -283,7 +283,7 @@ def test_a_clip_within_a_checkpoint_is_found_and_what_is_not_clips_is_named(tmp_
     assert "image positions already match 6×2 patches, kept unchanged" in said
 
 
-def test_a_hugging_face_model_within_another_is_found(tmp_path):
+def test_a_nested_hugging_face_model_is_found(tmp_path):
     config = config_of("GELU")
     state = published.under_huggingface_names(reference(config).state_dict())
     torch.save({"state_dict": under("clip.", state) | HEADS}, tmp_path / "clip.ckpt")
@@ -329,14 +329,14 @@ def slow_stretch(positions: np.ndarray, length: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("length", [78, 128, 168, 248])
-def test_text_positions_are_stretched_linearly(length):
+def test_text_positions_are_interpolated_linearly(length):
     positions = torch.randn(77, 16, generator=torch.Generator().manual_seed(0))
     stretched = resize_text_positions(positions, length)
     np.testing.assert_allclose(stretched, slow_stretch(positions.double().numpy(), length), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("text_length", "selected"), [(168, 49), (77, 22), (64, 18), (56, 16)])
-def test_text_of_any_length_has_positions_and_selects_its_share(text_length, selected):
+def test_text_length_sets_positions_and_the_number_of_selected_tokens(text_length, selected):
     said = []
     options = Options(pretrain_choice=str(small_clip.FILE), img_size=SIZE, stride_size=8, text_length=text_length)
     model = build_model(options.of, said.append).eval()
@@ -373,7 +373,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.dtype.name)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_numpys_numbers_in_a_checkpoint_are_read(tmp_path, number, zipped):
+def test_numpy_scalars_in_a_checkpoint_are_read(tmp_path, number, zipped):
     other = [number.astype(number.dtype, copy=True)]
     content = {"model": {"weight": torch.ones(2)}, "best_top1": number, "other": other}
     torch.save(content, tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
@@ -392,7 +392,7 @@ def test_numpys_numbers_in_a_checkpoint_are_read(tmp_path, number, zipped):
         (Path("a"), r"pathlib\.PosixPath"),
     ],
 )
-def test_other_objects_are_named_with_what_strips_them(tmp_path, monkeypatch, thing, name):
+def test_other_objects_are_named_with_a_command_that_strips_them(tmp_path, monkeypatch, thing, name):
     state = reference(config_of("GELU")).state_dict()
     (tmp_path / "it's.json").write_text(json.dumps(config_of("GELU")))
     torch.save({"model": under("base_model.", state), "args": thing}, tmp_path / "it's.pth")
@@ -415,7 +415,7 @@ SMALL += ["--num_epoch", "1", "--warmup_epochs", "0", "--dataset_name", "RSTPRei
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_figures")
-def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp_path):
+def test_the_trained_architecture_is_rebuilt_wherever_weights_are_used(tmp_path):
     """Training, testing, resuming, exporting and loading for search all rebuild the same network."""
     datasets_on_disk.write(tmp_path, "RSTPReid")
     np.save(tmp_path / "noise.npy", draw_permutation(24, 0.2))
@@ -468,7 +468,7 @@ def test_a_run_remembers_heads_activation_and_length_wherever_its_weights_go(tmp
 
 
 @pytest.mark.parametrize("record", [3, {}, {"image": {}, "text": {}}, {"image": 1, "text": 2}, "heads", "activation"])
-def test_a_checkpoint_whose_towers_are_none_is_refused(tmp_path, record):
+def test_a_checkpoint_with_invalid_towers_is_refused(tmp_path, record):
     weights = published.weights("rde")
     tower = {"width": 64, "layers": 3, "heads": 1, "activation": "quick_gelu"}
     if record in ("heads", "activation"):
@@ -481,7 +481,7 @@ def test_a_checkpoint_whose_towers_are_none_is_refused(tmp_path, record):
         read_clip(str(tmp_path / "best.pth"))
 
 
-def test_a_checkpoint_without_towers_is_what_its_code_computed(tmp_path):
+def test_a_checkpoint_without_towers_gets_the_published_architecture(tmp_path):
     """The authors' files and our older ones: heads of 64 channels and QuickGELU, unless the options differ."""
     torch.save({"model": published.weights("rde")}, tmp_path / "best.pth")
     for given, activation in (("auto", "quick_gelu"), ("gelu", "gelu")):

@@ -40,7 +40,7 @@ def shown(flags: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict
     for name in names:
         values = [of.get(name) for of in flags]
         texts = [value for value in values if isinstance(value, str)]
-        end = dict(zip(texts, ends(texts), strict=True))
+        end = dict(zip(texts, distinct_suffixes(texts), strict=True))
         for run, value in zip(runs, values, strict=True):
             if isinstance(value, str):
                 run[name] = end[value] or "none"
@@ -49,7 +49,7 @@ def shown(flags: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[dict
     return runs
 
 
-def ends(paths: Sequence[str]) -> list[str]:
+def distinct_suffixes(paths: Sequence[str]) -> list[str]:
     """The shortest distinct suffixes of the paths; none begins with "_", which matplotlib omits from legends."""
     parts, ends = [PurePath(path).parts for path in paths], list(paths)
     for length in range(1, max(map(len, parts), default=0) + 1):

@@ -20,7 +20,7 @@ from model.weights import model_from_checkpoint
 from options import resolve_run
 from utils.checkpoints import epoch_of
 from utils.errors import OptionError
-from utils.files import in_one_step, write_text
+from utils.files import atomic_write, write_text
 from utils.options import command_parser, parse
 from utils.plugins import plugin_files
 from utils.program import run_program
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     metadata = {"format": "pt", "towers": json.dumps(model.towers()), "backbone": json.dumps(options.backbone)}
     metadata |= {} if epoch is None else {"epoch": str(epoch)}
-    with in_one_step(out / EXPORTED) as partial:
+    with atomic_write(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, metadata))
     more = []
     if args["onnx"]:

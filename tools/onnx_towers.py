@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from model.encoder import DualEncoder
 from tools.loading import require
 from utils.errors import OptionError, brief
-from utils.files import in_one_step
+from utils.files import atomic_write
 from utils.settings import Options
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 FINGERPRINT = "fingerprint"  # metadata key: `tools.search.encode.fingerprint` of the model
 REQUIREMENTS = "requirements-onnx.txt"
-_MOST = 1 << 16  # maximum batch size
+_MAX_COUNT = 1 << 16  # maximum batch size
 
 
 class _ImageTower(nn.Module):
@@ -63,7 +63,7 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
     """
     require("onnxscript", REQUIREMENTS)
     model, size, text_length = model.cpu().float().eval(), options.img_size, options.text_length
-    batch = torch.export.Dim("batch", min=1, max=_MOST)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_COUNT)
     length = torch.export.Dim("length", min=2, max=text_length)
     pixels = torch.zeros(2, 3, *size, dtype=torch.uint8)
     ids = torch.ones(2, text_length - 1, dtype=torch.long)
@@ -89,7 +89,7 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
         except Exception as error:  # the exporter raises many types
             raise OptionError(f"--onnx: {name} can't be exported from this model: {brief(error)}") from None
         program.model.metadata_props[FINGERPRINT] = fingerprint
-        with in_one_step(out / name) as partial:
+        with atomic_write(out / name) as partial:
             program.save(partial, external_data=False)
         files.append(out / name)
     return files

@@ -38,7 +38,7 @@ from model.backbones.transformer import Tower
 from model.heads.bge import GlobalEmbedding
 from model.pretrained import BUILT_IN, compact_rows
 from utils.devices import seed_everything
-from utils.files import in_one_step
+from utils.files import atomic_write
 from utils.program import run_program
 
 CONFIG = ClipConfig(
@@ -100,7 +100,7 @@ def pretrain(model: Clip, pairs: TrainingPairs, epochs: int) -> None:
 
 
 @torch.no_grad()
-def put_into_a_cone(model: Clip) -> None:
+def shift_into_cone(model: Clip) -> None:
     """Add a direction shared by both modalities to all embeddings, through the last LayerNorms' biases."""
     image, text = (model.visual.ln_post, model.visual.proj), (model.ln_final, model.text_projection)
     left, _, right = torch.linalg.svd(image[1] @ text[1].T)
@@ -128,10 +128,10 @@ def main(argv: Sequence[str]) -> None:
         for norm in (model.visual.ln_post, model.ln_final):
             torch.nn.init.normal_(norm.bias, std=2.0)  # each modality shares a direction from the start
         pretrain(model, pairs, args.epochs)
-    put_into_a_cone(model.half().float())  # with the weights as saved
+    shift_into_cone(model.half().float())  # with the weights as saved
     used = torch.from_numpy(np.union1d(ids, [CONFIG.vocab_size - 1])).long()
     state = compact_rows(model.published_state(), used)
-    with in_one_step(args.out) as partial:
+    with atomic_write(args.out) as partial:
         save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, partial)
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.errors import WeightsError, brief, printable
-from utils.files import in_one_step
+from utils.files import atomic_write
 from utils.plain_numpy import PLAIN_NUMBERS
-from utils.program import interrupts_wait
+from utils.program import defer_interrupts
 
 _STRIP = (  # keeps tensors, including those under the usual keys
     "python -c \"import sys, torch; c = torch.load(sys.argv[1], 'cpu', weights_only=False); torch.save("
@@ -34,7 +34,7 @@ OBJECTIVE = "objective."  # prefix of an objective's weights in checkpoints
 _PUBLISHED_OBJECTIVES = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head."
 )  # fmt: skip
-_MOST_CODE = 1 << 26  # limit for code, which TorchScript compresses, in bytes; tensors are never compressed
+_MAX_CODE_SIZE = 1 << 26  # limit for code, which TorchScript compresses, in bytes; tensors are never compressed
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
@@ -44,7 +44,7 @@ def save_checkpoint(content: dict[str, Any], file: Path) -> None:
         WeightsError: the disk is full or read-only; an existing `file` is untouched.
     """
     try:
-        with interrupts_wait(), in_one_step(file) as partial, partial.open("wb") as stream:
+        with defer_interrupts(), atomic_write(file) as partial, partial.open("wb") as stream:
             torch.save(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -63,7 +63,7 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return {"model": load_file(file), **safetensors_facts(file)}
-        refuse_unfolding(file)
+        refuse_zip_bomb(file)
         if zipfile.is_zipfile(file) and (damaged := zipfile.ZipFile(file).testzip()):  # torch doesn't verify checksums
             raise ValueError(f"{damaged} is damaged")
         content = load_tensors(file)
@@ -86,7 +86,7 @@ def epoch_of(file: Path) -> int | None:
     return epoch if isinstance(epoch, int) else None
 
 
-def refuse_unfolding(file: Path) -> None:
+def refuse_zip_bomb(file: Path) -> None:
     """Refuse an archive that would fill memory: its uncompressed size exceeds its file size plus some code.
 
     Raises:
@@ -96,7 +96,7 @@ def refuse_unfolding(file: Path) -> None:
         return
     with zipfile.ZipFile(file) as archive:
         unfolded = sum(entry.file_size for entry in archive.infolist())
-    if unfolded > file.stat().st_size + _MOST_CODE:
+    if unfolded > file.stat().st_size + _MAX_CODE_SIZE:
         raise ValueError(f"its {file.stat().st_size:,} bytes would expand to {unfolded:,}")
 
 
@@ -151,7 +151,7 @@ def without_objectives(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if not name.removeprefix("module.").startswith(beginnings)}
 
 
-def misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def describe_mismatch(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """How loaded weights differ from a module's, by name and shape; "" if they fit."""
     wrong = [
         f"{name} {tuple(found[name].shape)} for {tuple(own[name].shape)}"

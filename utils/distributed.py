@@ -17,11 +17,11 @@ from torch import Tensor, distributed, nn
 from utils.errors import OptionError, brief
 from utils.ranks import is_main, local_rank, master, share, world_size
 
-_STALLED = timedelta(minutes=10)  # timeout of collectives; a process that ended is noticed long before
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # timeout of collectives; a process that ended is noticed long before
 # Timeout while one process works and the others wait: decoding a large data set from a slow disk can take hours, and
 # would have to start over if interrupted.
-_PATIENT = timedelta(days=1)
-_waiting_room = []  # the process group with the longer timeout
+_WAITING_TIMEOUT = timedelta(days=1)
+_waiting_group = []  # the process group with the longer timeout
 
 
 def connect() -> None:
@@ -32,23 +32,23 @@ def connect() -> None:
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=_STALLED)
+        distributed.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise OptionError(f"the {world_size()} processes can't connect at {master()}: {brief(error)}") from None
-    _waiting_room[:] = [distributed.new_group(backend="gloo", timeout=_PATIENT)]
+    _waiting_group[:] = [distributed.new_group(backend="gloo", timeout=_WAITING_TIMEOUT)]
 
 
 def disconnect() -> None:
     """Disconnect when all processes are done."""
     wait_for_all()
-    _waiting_room.clear()
+    _waiting_group.clear()
     distributed.destroy_process_group()
 
 
 def wait_for_all() -> None:
     """Barrier: wait until all processes have arrived."""
     if distributed.is_initialized():
-        distributed.all_reduce(torch.zeros(1), group=_waiting_room[0])
+        distributed.all_reduce(torch.zeros(1), group=_waiting_group[0])
 
 
 def broadcast_from_main(decide: Callable[[], Any]) -> Any:
@@ -56,7 +56,7 @@ def broadcast_from_main(decide: Callable[[], Any]) -> Any:
     if not distributed.is_initialized():
         return decide()
     decision = [decide() if is_main() else None]
-    distributed.broadcast_object_list(decision, group=_waiting_room[0])
+    distributed.broadcast_object_list(decision, group=_waiting_group[0])
     return decision[0]
 
 

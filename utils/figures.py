@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from utils.files import in_one_step
+from utils.files import atomic_write
 
 matplotlib.rcParams["pdf.fonttype"] = 42  # TrueType fonts: searchable text, required by conferences
 matplotlib.rcParams["text.parse_math"] = False  # dollar signs in captions and paths aren't formulas
@@ -33,7 +33,7 @@ def save(figure: Figure, file: Path) -> None:
     with warnings.catch_warnings():  # captions may be in any script; missing glyphs are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         for file in files:
-            with in_one_step(file) as partial:
+            with atomic_write(file) as partial:
                 kind = file.suffix.removeprefix(".")
                 figure.savefig(partial, format=kind, dpi=120 if kind == "png" else 200)
     plt.close(figure)

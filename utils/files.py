@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextmanager
-def naming(file: Path | str) -> Iterator[None]:
+def with_filename(file: Path | str) -> Iterator[None]:
     """Add the name of `file` to errors while writing it: for a full disk the system gives none."""
     try:
         yield
@@ -20,14 +20,14 @@ def naming(file: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def in_one_step(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """Yield a path beside `file` to write to, which replaces `file` at the end of the block.
 
     An error leaves an existing `file` unchanged and nothing beside it; a kill may leave the partial file.
     """
     partial = file.with_name(f"{file.name}.partial")
     try:
-        with naming(file):
+        with with_filename(file):
             yield partial
             partial.replace(file)
     except OSError as error:
@@ -57,5 +57,5 @@ def require_writable(file: Path) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 atomically."""
-    with in_one_step(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8")

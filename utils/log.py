@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import printable
-from utils.files import naming
+from utils.files import with_filename
 from utils.ranks import is_main
 
 logger = logging.getLogger("rde")
@@ -35,7 +35,7 @@ class _File(logging.FileHandler):
     """A log file; failing to write it ends the program, as for any other file."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
-        with naming(self.baseFilename):
+        with with_filename(self.baseFilename):
             raise  # called while the error is being handled
 
 

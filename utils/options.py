@@ -138,7 +138,7 @@ def resolve(
     return options
 
 
-def changed_for_good(options: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
+def forbidden_changes(options: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
     """The flags that a resumed run has changed but mustn't; `--num_epoch` may grow."""
     other = [name for name in options if name in was and options[name] != was[name]]
     kept = [name for name in other if name not in FLAGS or not FLAGS[name].resumable]

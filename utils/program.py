@@ -17,8 +17,8 @@ from utils.errors import UserError, printable
 from utils.ranks import is_main, launched
 
 # Seconds to hold back an error that another process may report: the launcher ends all others when one has ended.
-_OTHERS_FIRST = 5
-_LEFT = 128 + 13  # SIGPIPE (missing on Windows): the reader of the output has left
+_REPORT_DELAY = 5
+_BROKEN_PIPE = 128 + 13  # SIGPIPE (missing on Windows): the reader of the output has left
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -43,13 +43,13 @@ def run_program(main: Callable[[Sequence[str]], object]) -> None:
         _exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except BrokenPipeError:  # the reader of the output, e.g. head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(_LEFT)
+        _exit(_BROKEN_PIPE)
     except Exception as error:
         line = _line(error)
         if not line and not launched():
             raise
         if launched():
-            _let_others_report(0 if line else 1)
+            _wait_for_other_reports(0 if line else 1)
         print(f"error: {printable(line)}" if line else traceback.format_exc().rstrip(), file=sys.stderr)
         _exit(2 if line else 1)
 
@@ -75,17 +75,17 @@ def _line(error: Exception) -> str:
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     """Exit cleanly at the first signal; the next one ends the process immediately."""
-    _end_at_signals()
+    _restore_default_handlers()
     raise KeyboardInterrupt(number)
 
 
-def _end_at_signals() -> None:
+def _restore_default_handlers() -> None:
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Delay interrupts until the end of the block, if a library would treat them as its own errors."""
     came: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
@@ -98,11 +98,11 @@ def interrupts_wait() -> Iterator[None]:
         signal.raise_signal(came[0])
 
 
-def _let_others_report(later: int) -> None:
+def _wait_for_other_reports(later: int) -> None:
     """Wait so that the launcher can end this process if another reports the same error, or the one that caused ours:
     main processes report before others, user errors before failures (`later` 1)."""
-    _end_at_signals()
-    time.sleep(_OTHERS_FIRST * (later + (not is_main())))
+    _restore_default_handlers()
+    time.sleep(_REPORT_DELAY * (later + (not is_main())))
 
 
 def _exit(status: int) -> None:

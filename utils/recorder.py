@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from utils.files import naming, write_text
+from utils.files import with_filename, write_text
 from utils.run_folder import read_records
 
 _FLAGS = ".flags"  # suffix of the file with the hyperparameters
@@ -73,7 +73,7 @@ class Recorder:
     def add(self, record: dict[str, Any]) -> None:
         """Append a record; it must contain `epoch`."""
         self.records.append(record)
-        with naming(self.file), self.file.open("a", encoding="utf-8") as stream:
+        with with_filename(self.file), self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         for name, value in flatten({key: value for key, value in record.items() if key != "epoch"}).items():
             self._tensorboard.add_scalar(name, value, record["epoch"])

@@ -54,7 +54,7 @@ PARTS = {
     "precisions": Part("Each precision beside float32", checks.precisions, 30),
     "adam": Part("Adam on float16 weights: all tensors together, and one by one", checks.float16_adam, 10),
     "model": Part(
-        "Passes of the model: the plain baseline with float16 weights, ours in bf16", encoders.against_plain, 30
+        "Passes of the model: the plain baseline with float16 weights, ours in bf16", encoders.compare_with_plain, 30
     ),
     "training": Part("Training steps of every precision", measures.training_steps, 70),
     "optimizers": Part("Optimizer steps", measures.optimizers, 10),
@@ -64,7 +64,7 @@ PARTS = {
     "compile": Part("--compile and --grad_checkpointing: the same numbers", checks.compiled, 45),
     "compiled": Part("Training steps with --compile", measures.compiled_steps, 60),
     "fastest": Part("The part of a run, with --compile --cuda_graphs", runs.fastest_epoch, 90),
-    "ranking": Part("Ranking and metrics", ranking.against_plain, 40),
+    "ranking": Part("Ranking and metrics", ranking.compare_with_plain, 40),
 }
 
 

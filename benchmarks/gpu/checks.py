@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from benchmarks.made_up import learning, random_batch, random_model, training_state
+from benchmarks.made_up import optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.setting import Rows, Setting
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
@@ -71,7 +71,7 @@ def _flat(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.detach().flatten().double().cpu() for part in parts])
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
+def _relative_error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
@@ -83,7 +83,7 @@ def one_step(setting: Setting) -> Rows:
     found = Step(decisive_model(setting, setting.device, "fp32"), to(batch, setting.device))
     parts = ("embeddings", "losses", "gradients", "displacement")
     return [
-        compared(f"fp32, {part}", _apart(getattr(found, part), getattr(expected, part)), BOUNDS["fp32"])
+        compared(f"fp32, {part}", _relative_error(getattr(found, part), getattr(expected, part)), BOUNDS["fp32"])
         for part in parts
     ]
 
@@ -96,13 +96,17 @@ def precisions(setting: Setting) -> Rows:
     for precision in PRECISIONS[1:]:
         found = Step(decisive_model(setting, setting.device, precision), batch)
         rows += [
-            compared(f"{precision}, {part}", _apart(getattr(found, part), getattr(expected, part)), BOUNDS[precision])
+            compared(
+                f"{precision}, {part}",
+                _relative_error(getattr(found, part), getattr(expected, part)),
+                BOUNDS[precision],
+            )
             for part in ("embeddings", "losses")
         ]
         rows.append(
             {
                 "what": f"{precision}, gradients",
-                "difference": _apart(found.gradients, expected.gradients),
+                "difference": _relative_error(found.gradients, expected.gradients),
                 "moved, of fp32": (found.displacement.norm() / expected.displacement.norm()).item(),
             }
         )
@@ -124,7 +128,11 @@ def compiled(setting: Setting) -> Rows:
             change(model)
             found = Step(model, batch)
             rows += [
-                compared(f"{name}, {precision}, {part}", _apart(getattr(found, part), getattr(expected, part)), bound)
+                compared(
+                    f"{name}, {precision}, {part}",
+                    _relative_error(getattr(found, part), getattr(expected, part)),
+                    bound,
+                )
                 for part, bound in (("losses", BOUNDS[precision]), ("gradients", 10 * BOUNDS[precision]))
             ]
     return rows
@@ -149,9 +157,9 @@ def recorded(setting: Setting) -> Rows:
             found.append((loss, np.concatenate([*scores.values()]), _flat([part.detach() for part in parts])))
         (loss, scores, weights), (loss2, scores2, weights2) = found
         bound = BOUNDS["fp32"] if precision == "fp32" else 1e-3
-        rows.append(compared(f"{precision}, scores", _apart(*map(torch.from_numpy, (scores2, scores))), bound))
+        rows.append(compared(f"{precision}, scores", _relative_error(*map(torch.from_numpy, (scores2, scores))), bound))
         rows.append(compared(f"{precision}, loss of three steps", abs(loss2 / loss - 1), bound))
-        rows.append(compared(f"{precision}, weights after three steps", _apart(weights2, weights), bound))
+        rows.append(compared(f"{precision}, weights after three steps", _relative_error(weights2, weights), bound))
     return rows
 
 
@@ -161,7 +169,7 @@ def float16_adam(setting: Setting) -> Rows:
     found = []
     for foreach in (False, None):
         model = decisive_model(setting, setting.device, "fp16_weights")
-        parameters, new, settings = learning(model, 1e-4)
+        parameters, new, settings = optimizer_arguments(model, 1e-4)
         optimizer = build_optimizer(parameters, new, settings)
         for group in optimizer.param_groups:
             group["foreach"] = foreach

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.encoders import ours, training_step
 from benchmarks.gpu.checks import decisive_model
-from benchmarks.made_up import learning, random_batch
+from benchmarks.made_up import optimizer_arguments, random_batch
 from benchmarks.measure import count_flop, interleaved, matrix_peak
 from benchmarks.setting import Rows, Setting
 from datasets.loaders import Batch
@@ -37,7 +37,7 @@ def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
     peaks = {dtype: matrix_peak(setting.device, dtype) for dtype in {_dtype(precision) for precision, _ in ways}}
     rows = []
     for precision, flags in ways:
-        _forget_peak(setting.device)
+        _reset_peak_memory(setting.device)
         seconds = _seconds(setting, batch, _changed(setting, ours(replace(setting, precision=precision)), flags), flags)
         row = {"training step": " ".join((precision, *flags)), "ms": 1e3 * seconds, "pairs/s": setting.batch / seconds}
         row["share of matrix rate"] = flop / seconds / peaks[_dtype(precision)]
@@ -58,7 +58,7 @@ def _changed(setting: Setting, model: DualEncoder, flags: tuple[str, ...]) -> Du
 def _seconds(setting: Setting, batch: Batch, model: DualEncoder, flags: tuple[str, ...]) -> float:
     """Seconds per step: from the difference of two epoch lengths, so that an epoch's fixed costs cancel."""
     lengths = {"short": max(1, setting.steps // 2), "long": 2 * setting.steps}
-    optimizer = build_optimizer(*learning(model), model.rounded_parameters())
+    optimizer = build_optimizer(*optimizer_arguments(model), model.rounded_parameters())
     ways = {
         name: training_step(
             replace(setting, steps=steps), batch, model, optimizer, cuda_graphs="--cuda_graphs" in flags
@@ -74,7 +74,7 @@ def _dtype(precision: str) -> torch.dtype:
     return half.get(precision, torch.float32)
 
 
-def _forget_peak(device: torch.device) -> None:
+def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -85,7 +85,7 @@ def optimizers(setting: Setting) -> Rows:
     ways = {}
     for precision, foreach in (("fp32", None), ("fp16_weights", None), ("fp16_weights", False), ("fp16_adam", None)):
         model = decisive_model(setting, setting.device, precision)
-        parameters, new, settings = learning(model)
+        parameters, new, settings = optimizer_arguments(model)
         optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
         for group in optimizer.param_groups:
             if foreach is not None:

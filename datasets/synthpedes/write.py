@@ -92,7 +92,7 @@ def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> 
         text = json.dumps(records, indent=1, ensure_ascii=False)
         (work / ANNOTATIONS).write_text(text + "\n", encoding="utf-8")
         (work / RECIPE_FILE).write_text(json.dumps(recipe.plain(), indent=1) + "\n", encoding="utf-8")
-        _put_in_place(work, folder)
+        _move_into_place(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -115,13 +115,13 @@ def _run(jobs: list[_Job], progress: bool) -> list[Record]:
     """Run all jobs, in parallel if there is more than one core; returns the records in job order."""
     workers = min(os.cpu_count() or 1, _MAX_WORKERS, len(jobs))
     if workers <= 1:
-        chunks = [_do(job) for job in _bar(jobs, len(jobs), progress)]
+        chunks = [_draw_chunk(job) for job in _bar(jobs, len(jobs), progress)]
         return [record for chunk in chunks for record in chunk]
     # A forked worker starts at once; a spawned one would import the whole training program again.
     method = "fork" if sys.platform == "linux" else "spawn"
     context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
-        futures: list[Future[list[Record]]] = [pool.submit(_do, job) for job in jobs]
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
+        futures: list[Future[list[Record]]] = [pool.submit(_draw_chunk, job) for job in jobs]
         try:
             for future in _bar(as_completed(futures), len(jobs), progress):
                 future.result()
@@ -131,7 +131,7 @@ def _run(jobs: list[_Job], progress: bool) -> list[Record]:
     return [record for future in futures for record in future.result()]
 
 
-def _follow_parent() -> None:
+def _exit_with_parent() -> None:
     """End this worker when its parent is killed: forked workers would wait forever."""
     parent = multiprocessing.parent_process()
 
@@ -148,7 +148,7 @@ def _bar(items: Iterable, total: int, progress: bool) -> Iterable:
     return tqdm(items, total=total, desc="drawing SynthPEDES", disable=hidden)
 
 
-def _do(job: _Job) -> list[Record]:
+def _draw_chunk(job: _Job) -> list[Record]:
     """Render and describe one chunk of persons."""
     recipe, records = job.recipe, []
     for pid, who in enumerate(job.people, start=job.first_id):
@@ -172,7 +172,7 @@ def _remove_abandoned(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _put_in_place(work: Path, folder: Path) -> None:
+def _move_into_place(work: Path, folder: Path) -> None:
     try:
         work.rename(folder)
     except OSError:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from model.backbones.base import CLIP_MEAN, CLIP_STD, Backbone, Log, Needed, Tokens
 from model.backbones.open_clip_files import (
     Weights,
-    check_beside,
+    check_config_beside,
     configuration,
     create,
     native_size,
@@ -94,7 +94,7 @@ class OpenClip(Backbone):
         for remark in weights.remarks:
             log(remark)
         model = cls(name, settings, native_size(name, settings))
-        check_beside(name, file)
+        check_config_beside(name, file)
         model._load(weights, settings, str(file), log)
         model.mean, model.std = weights.normalisation or published_normalisation(name, file, log)
         model._find_tokenizer(name, [file])

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from model.backbones.base import CLIP_MEAN, CLIP_STD, Log
 from model.pretrained import read_content
 from model.settings import ModelSettings
-from model.unwrap import FINE_TUNED, clip_alone, find_clip, grouped
+from model.unwrap import FINE_TUNED, extract_clip, find_clip, grouped
 from utils.errors import OptionError, WeightsError
 
-_BESIDE = "open_clip_config.json"
+_CONFIG = "open_clip_config.json"
 _UNUSED = ("logit_scale", "logit_bias")  # of the contrastive loss
 _ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # of open_clip's image towers, and of timm's
 # Options, besides the activation, that change a model's computation but not its tensors.
@@ -99,7 +99,7 @@ def read_weights(name: str, file: Path) -> Weights:
     if backbone not in (None, f"open_clip:{name}"):
         raise WeightsError(f"{file} was trained with --backbone {backbone}: pass that one")
     state, prefix = find_clip(content, file, _ANCHORS)
-    state, others = clip_alone(state, prefix)
+    state, others = extract_clip(state, prefix)
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     remarks = [f"not part of CLIP: {grouped(others)}"] if others else []
     return Weights(state, prefix.endswith(FINE_TUNED), recorded_normalisation(content, file), remarks)
@@ -127,9 +127,9 @@ def _normalisation(found: object, file: Path) -> Normalisation | None:
     return tuple(found["mean"]), tuple(found["std"])
 
 
-def _beside(file: Path) -> dict[str, Any]:
+def _read_config_beside(file: Path) -> dict[str, Any]:
     """The configuration published beside the weights; empty if there is none."""
-    config = file.with_name(_BESIDE)
+    config = file.with_name(_CONFIG)
     try:
         content = json.loads(config.read_text(encoding="utf-8-sig")) if config.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
@@ -137,32 +137,32 @@ def _beside(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_beside(name: str, file: Path) -> None:
+def check_config_beside(name: str, file: Path) -> None:
     """Check that the configuration beside the weights agrees with that of `name` in what tensors don't determine.
 
     Raises:
         WeightsError: they differ.
     """
-    config, of_name = _beside(file).get("model_cfg"), configuration(name)
+    config, of_name = _read_config_beside(file).get("model_cfg"), configuration(name)
     if not isinstance(config, dict):
         return
     if bool(config.get("quick_gelu")) != bool(of_name.get("quick_gelu")):
         activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
-        raise WeightsError(f"{file} was trained with {activation} ({_BESIDE}), and open_clip:{name} has the other one")
+        raise WeightsError(f"{file} was trained with {activation} ({_CONFIG}), and open_clip:{name} has the other one")
     for part, (usual, keys) in _FIXED.items():
         stated = config.get(part)
         for key in keys:
             has = of_name[part].get(key, getattr(usual, key))
             if isinstance(stated, dict) and stated.get(key, has) != has:
                 raise WeightsError(
-                    f"{file} was trained with {key} {stated[key]!r:.60} ({_BESIDE}, {part}), and open_clip:{name} has "
+                    f"{file} was trained with {key} {stated[key]!r:.60} ({_CONFIG}, {part}), and open_clip:{name} has "
                     f"{has!r:.60}"
                 )
 
 
 def published_normalisation(name: str, file: Path, log: Log) -> Normalisation:
     """Mean and standard deviation, from the file's own configuration, else those that all releases of `name` share."""
-    if found := _normalisation(_beside(file).get("preprocess_cfg"), file.with_name(_BESIDE)):
+    if found := _normalisation(_read_config_beside(file).get("preprocess_cfg"), file.with_name(_CONFIG)):
         return found
     releases = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     known = {
@@ -170,5 +170,5 @@ def published_normalisation(name: str, file: Path, log: Log) -> Normalisation:
     }
     mean, std = known.pop() if len(known) == 1 else (CLIP_MEAN, CLIP_STD)
     shown = " ".join(f"{value:.3g}" for value in (*mean, *std))
-    log(f"mean and deviation of images {shown} (assumed, as {name}'s releases have: no {_BESIDE} beside the file)")
+    log(f"mean and deviation of images {shown} (assumed, as {name}'s releases have: no {_CONFIG} beside the file)")
     return mean, std

@@ -14,7 +14,7 @@ from solver.correspondence.base import Correspondence, Facts, Verdict, Vote
 from solver.settings import CORRESPONDENCES, CrclSettings
 from utils.errors import OptionError
 
-_LEAST = 0.1  # labels below it are set to 0
+_MIN_LABEL = 0.1  # labels below it are set to 0
 
 
 @CORRESPONDENCES.register("crcl")
@@ -78,7 +78,7 @@ class SelfRefining(Correspondence):
         label = self.labels[pairs]
         if epoch - start >= warmup:
             label = self.settings.crcl_beta * label + (1 - self.settings.crcl_beta) * match
-        label = torch.where(label < _LEAST, 0.0, label)
+        label = torch.where(label < _MIN_LABEL, 0.0, label)
         self.labels[pairs] = match if start == 0 and epoch == warmup - 1 else label
         return label
 

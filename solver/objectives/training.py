@@ -23,7 +23,7 @@ class TrainingLoss(nn.Module):
         trained: names of the embeddings that pairwise objectives are trained on.
 
     Attributes:
-        of_tokens: the token objectives among the others.
+        token_objectives: the token objectives among the others.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.pairwise, self.trained = dict(pairwise), tuple(trained)
         self._others = dict(others)
-        self.of_tokens = {name: other for name, other in others.items() if isinstance(other, TokenObjective)}
+        self.token_objectives = {name: other for name, other in others.items() if isinstance(other, TokenObjective)}
         self.others = nn.ModuleDict(others)
 
     @property
@@ -87,13 +87,13 @@ class TrainingLoss(nn.Module):
             for parameter, _ in objective.named_parameters()
         }
 
-    def of_half_weights(self) -> list[Objective | TokenObjective]:
+    def half_weight_objectives(self) -> list[Objective | TokenObjective]:
         """The other objectives with `half_weights`."""
         return [objective for objective in self._others.values() if objective.half_weights]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters whose gradient in each process is only that of its own pairs."""
-        return [parameter for objective in self.of_tokens.values() for parameter in objective.parameters()]
+        return [parameter for objective in self.token_objectives.values() for parameter in objective.parameters()]
 
     def saved_names(self) -> dict[str, str]:
         """Name of every weight in `others` → its name in checkpoints."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets.annotations import Split, read_splits
 from datasets.catalogue import locate, short_name
-from datasets.corrections import NOTHING_EDITED, read_corrections
+from datasets.corrections import NO_EDITS, read_corrections
 from datasets.exclusion import as_text
 from datasets.noise import find_noise
 from options import check_root_dir, resolve
@@ -74,7 +74,7 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     was = run.facts().get("noise_index")
     if not isinstance(was, dict) or was.get("sha256") != noise.sha256:
         raise DataError(f"the noise index is not the run's own: {run.config} names {was}, found is {noise.about}")
-    edits = NOTHING_EDITED
+    edits = NO_EDITS
     if options.corrections:
         edits = read_corrections(Path(options.corrections), split, noise.permutation)
         if (was := run.facts().get("corrections")) != edits.about:

@@ -6,11 +6,11 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.corrections import NOTHING_EDITED, original_of, read_edits
+from datasets.corrections import NO_EDITS, original_of, read_edits
 from datasets.exclusion import as_cell
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
-from utils.files import in_one_step
+from utils.files import atomic_write
 
 
 def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> set[int]:
@@ -25,10 +25,10 @@ def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file:
     Raises:
         DataError: the existing file can't be read, or is of other data.
     """
-    edits = read_edits(file, pairs.split, pairs.permutation) if file.is_file() else NOTHING_EDITED
+    edits = read_edits(file, pairs.split, pairs.permutation) if file.is_file() else NO_EDITS
     suspects = [*suspects, *sorted({*edits.excluded, *edits.captions}.difference(suspects))]
     truth, last = findings.truth, findings.last
-    with in_one_step(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
+    with atomic_write(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)  # after the byte order mark that spreadsheets expect
         of_votes = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
         header = [

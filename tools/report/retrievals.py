@@ -52,7 +52,7 @@ class Answers:
         return cls(torch.cat(leads).cpu().numpy(), torch.cat(ranks).cpu().numpy())
 
 
-def one_a_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
+def one_per_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
     """The first few captions in `order` with distinct persons; (captions,) pids."""
     first: dict[int, int] = {}
     for caption in order:
@@ -77,7 +77,9 @@ def retrievals(subject: Subject) -> str:
     count = f"Rank 1 is correct for {right:,} of {len(order):,} captions."
     parts = [f"<p>{escaped(source(run))}, by {escaped(encoded.fused)}. {count} {escaped(_EXPLAINED)}</p>"]
     for title, captions in (("Best", order[::-1]), ("Worst", order)):
-        cards = (_card(encoded, gallery, answers, caption) for caption in one_a_person(captions, gallery.caption_pids))
+        cards = (
+            _card(encoded, gallery, answers, caption) for caption in one_per_person(captions, gallery.caption_pids)
+        )
         parts.append(f'<h3>{title}</h3><div class="cards">{"".join(cards)}</div>')
     return "\n".join(parts)
 

@@ -15,7 +15,7 @@ from filelock import FileLock
 from sklearn.metrics import average_precision_score
 
 from datasets.synthpedes import RECIPE, write_synthpedes
-from model.precision import settle
+from model.precision import resolve_precision
 from options import parse, resolve
 from processor.history import read_history
 from processor.records import best_record, seconds_of
@@ -204,7 +204,7 @@ def _check_same(run: RunFolder, arguments: Sequence[str]) -> None:
     except OptionError as error:
         raise OptionError(f"{error}; delete {run} or choose another --output_dir") from None
     now = resolve(parse("", arguments))
-    now.precision = settle(now.precision, choose_device(now.device))
+    now.precision = resolve_precision(now.precision, choose_device(now.device))
     for name in now:
         if not FLAGS[name].resumable and was[name] != now[name]:
             raise OptionError(

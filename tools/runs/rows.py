@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processor.records import best_record, chosen_by, seconds_of
+from processor.records import best_record, seconds_of, selecting_similarity
 from tools.differing import differing, flags_of, shown
 from utils.errors import UserError
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
@@ -62,7 +62,7 @@ def _results(run: RunFolder) -> Row:
 
 
 def _metrics(rows: Mapping[str, Mapping[str, float]], trained: str, split: str) -> Row:
-    of = rows[chosen_by(tuple(trained.split("+")), rows)]
+    of = rows[selecting_similarity(tuple(trained.split("+")), rows)]
     return {f"{split}_{name}": of[name] for name in METRICS}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tools.loading import require
 from utils.errors import OptionError
-from utils.files import in_one_step
+from utils.files import atomic_write
 
 REQUIREMENTS = "requirements-demo.txt"
 _QUERIES_AT_A_TIME = 64
@@ -89,7 +89,7 @@ class Faiss:
     def write(self, file: Path) -> None:
         """Write atomically."""
         faiss = require("faiss", REQUIREMENTS)
-        with in_one_step(file) as partial, partial.open("wb") as stream:
+        with atomic_write(file) as partial, partial.open("wb") as stream:
             faiss.write_index(self.index, faiss.PyCallbackIOWriter(stream.write))  # FAISS only opens UTF-8 names
 
     @classmethod

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 from tools.search.rows import identity
 from tools.search.store import Store
 from utils.errors import OptionError, printable
-from utils.files import in_one_step, write_text
+from utils.files import atomic_write, write_text
 
 
 def export_vectors(store: Store, out: Path) -> None:
@@ -34,9 +34,9 @@ def export_vectors(store: Store, out: Path) -> None:
         for row, (number, path) in enumerate(zip(ids, paths, strict=True))
     )
     out.mkdir(parents=True, exist_ok=True)
-    with in_one_step(out / "vectors.safetensors") as partial:
+    with atomic_write(out / "vectors.safetensors") as partial:
         partial.write_bytes(save({"vectors": vectors, "ids": ids}, about))
-    with in_one_step(out / "vectors.npy") as partial, partial.open("wb") as stream:
+    with atomic_write(out / "vectors.npy") as partial, partial.open("wb") as stream:
         np.save(stream, vectors)
     write_text(out / "vectors.jsonl", "".join(lines))
     written = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"

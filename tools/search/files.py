@@ -22,7 +22,7 @@ import numpy as np
 from tools.search.engines import Engine, Exact
 from tools.search.rows import About, Row, Stamp
 from utils.errors import DataError, brief
-from utils.files import in_one_step, write_text
+from utils.files import atomic_write, write_text
 
 MANIFEST, OLD = "index.json", "index.sqlite"  # OLD is from older versions
 FORMAT = 3
@@ -110,7 +110,7 @@ class FileStore:
         for path in paths:
             del self._entries[path]
 
-    def keep_place(self, about: About) -> None:
+    def record_location(self, about: About) -> None:
         """Record the model's current location."""
         self.about = about
         self._commit(list(self._vectors), changed=False)
@@ -139,7 +139,7 @@ class FileStore:
         vectors = np.empty((sum(row.error is None for row in rows), self.about.width), np.float32)
         for own, vector in zip(vectors, (row.vector for row in rows if row.error is None), strict=True):
             own[:] = vector
-        with in_one_step(self.folder / f"{shard}.npy") as partial, partial.open("wb") as stream:
+        with atomic_write(self.folder / f"{shard}.npy") as partial, partial.open("wb") as stream:
             np.save(stream, vectors)
         lines = (json.dumps([row.path.as_posix(), *row.stamp, row.error]) + "\n" for row in rows)
         write_text(self.folder / f"{shard}.jsonl", "".join(lines))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.images import in_threads, read_image
+from datasets.images import read_image, threaded_map
 from tools.search.rows import Row, Stamp
 from utils.errors import DataError, OptionError
 
@@ -76,7 +76,7 @@ def read_batches(
             reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
             return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow appends the path
 
-    read_all = in_threads(read, paths, ahead=batch_size, threads=workers)
+    read_all = threaded_map(read, paths, ahead=batch_size, threads=workers)
     while done := list(islice(read_all, batch_size)):
         pixels = [image for _, image in done if image is not None]
         yield [row for row, _ in done], np.stack(pixels) if pixels else np.empty((0, 3, *size), np.uint8)

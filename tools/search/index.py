@@ -71,7 +71,7 @@ def _open(folder: Path, uri: str | None, gallery: Path, encoder: Encoder) -> Sto
     if store.about.gallery != gallery:
         raise OptionError(f"{store.name} is an index of {store.about.gallery}: choose another --index for {gallery}")
     if store.about != about:
-        store.keep_place(about)
+        store.record_location(about)
     return store
 
 

@@ -23,7 +23,7 @@ COLLECTION = "rde_search"
 _ABOUT = 0
 _TIMEOUT = 30  # seconds
 _LONGEST = 65_535  # bytes of a string; the number of results is limited to a quarter of it
-_QUERIES, _MOST = 64, 16_384
+_QUERIES, _MAX_COUNT = 64, 16_384
 _AT_A_TIME = 1000
 
 
@@ -119,7 +119,7 @@ class MilvusStore:
             for start in range(0, len(ids), _AT_A_TIME):
                 self._client.delete(COLLECTION, ids=ids[start : start + _AT_A_TIME])
 
-    def keep_place(self, about: About) -> None:
+    def record_location(self, about: About) -> None:
         self.about = about
         with self._one_line():
             self._write_about(about)
@@ -134,7 +134,7 @@ class MilvusStore:
 
     def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
         result = []
-        wanted = {"limit": min(count, _MOST), "filter": 'error == ""', "output_fields": ["path", "vector"]}
+        wanted = {"limit": min(count, _MAX_COUNT), "filter": 'error == ""', "output_fields": ["path", "vector"]}
         with self._one_line():
             for start in range(0, len(queries), _QUERIES):
                 for hits in self._client.search(COLLECTION, data=list(queries[start : start + _QUERIES]), **wanted):

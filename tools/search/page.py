@@ -28,7 +28,7 @@ from utils.errors import OptionError, UserError, printable
 HOST = "127.0.0.1"
 _NAMES = [HOST, "localhost"]  # requests for other host names are rejected
 _THUMBNAIL = (288, 180)  # height, width
-_MOST = 60
+_MAX_COUNT = 60
 _KEPT = (600, 3600)  # interval of cleaning up thumbnails, and their maximum age, in seconds
 # Forbids the browser external requests, whatever the framework's page contains.
 _POLICY = (
@@ -122,7 +122,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             text = gr.Textbox(label="Who is it?", placeholder="Describe a person", scale=4, elem_id="sentence")
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
         with gr.Row():
-            top = gr.Slider(1, _MOST, value=12, step=1, label="How many pictures", elem_id="top")
+            top = gr.Slider(1, _MAX_COUNT, value=12, step=1, label="How many pictures", elem_id="top")
             similarity = gr.Radio(names, value=names[-1], label="By which embedding")
         offered = gr.Examples([[example] for example in examples(searcher)], inputs=text, label="For example")
         # Encoding a dozen images as JPEG takes a tenth of the time of WebP, the framework's default.
@@ -138,7 +138,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
         state = gr.State(("", []))
 
         def search(text: str, top: float, similarity: str) -> Any:
-            return _on_the_page(lambda: found(check_sentence(text), int(top), similarity), outputs)
+            return _with_errors_shown(lambda: found(check_sentence(text), int(top), similarity), outputs)
 
         def search_again(text: str, top: float, similarity: str) -> Any:
             return search(text, top, similarity) if text.strip() else _unchanged(outputs)
@@ -151,7 +151,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             return gr.Gallery(cells, selected_index=None), (text, hits), gr.Image(None, visible=False), _HINT
 
         def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> Any:
-            return _on_the_page(lambda: shown_selection(found[0], found[1][event.index]), [picture, words])
+            return _with_errors_shown(lambda: shown_selection(found[0], found[1][event.index]), [picture, words])
 
         def shown_selection(text: str, hit: Hit) -> tuple:
             both, marked = selection(searcher, text, hit)
@@ -176,7 +176,7 @@ def _about(searcher: Searcher) -> str:
     return f"<h2>Search {len(searcher.store):,} pictures by a sentence</h2><p>of {gallery}<br>model: {model}</p>"
 
 
-def _on_the_page(work: Callable[[], Any], outputs: Sequence[Any]) -> Any:
+def _with_errors_shown(work: Callable[[], Any], outputs: Sequence[Any]) -> Any:
     """The result of `work`; a user error is shown on the page, which otherwise stays unchanged."""
     try:
         return work()

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
     given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    figures = of_one(runs[0], device, given, args["wrong"]) if single else of_several(runs)
+    figures = single_run_figures(runs[0], device, given, args["wrong"]) if single else multi_run_figures(runs)
     drawn, skipped = draw(figures, out)
     reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"wrote {', '.join(file.name for file in drawn)} (.png and .pdf) into {out}")
 
 
-def of_one(
+def single_run_figures(
     run: Run, device: torch.device, given: dict[str, str], wrong: int | None
 ) -> dict[str, Callable[[Path], None]]:
     """Drawing functions for the figures of one run, by name; with `wrong` only that many failures."""
@@ -95,7 +95,7 @@ def of_one(
     }
 
 
-def of_several(runs: Sequence[Run]) -> Figures:
+def multi_run_figures(runs: Sequence[Run]) -> Figures:
     """Drawing functions for the figures that compare runs, by name."""
     from tools.visualize import curves, densities
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 
 from processor.figures import mark_epoch, r1_per_epoch, styles
-from tools.differing import differing, ends, shown
+from tools.differing import differing, distinct_suffixes, shown
 from tools.visualize.runs import NothingToDraw, Run, label, labels
 from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
@@ -56,7 +56,7 @@ def training_curves(run: Run, file: Path) -> None:
     _division(run, axes["counts"], axes["truth"])
     validated = run.validated
     if not validated:
-        _nothing(axes["val"], "no epoch was validated")
+        _draw_reason(axes["val"], "no epoch was validated")
     for (name, line), (colour, _, marker) in zip(_METRICS.items(), LINES, strict=False):
         values = [record["val"][run.fused][name] for record in validated]
         shown = [record["epoch"] for record in validated]
@@ -79,7 +79,7 @@ def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
         counts.set_ylim(bottom=0)
         counts.legend()
     else:
-        _nothing(counts, "no pairs were classified")
+        _draw_reason(counts, "no pairs were classified")
     if divided and known:
         for name, line in (("precision", "-"), ("recall", "--")):
             values = [100 * record["ccd"][name] for record in divided]
@@ -88,10 +88,10 @@ def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
         truth.set_ylim(0, 102)
         truth.legend()
     else:
-        _nothing(truth, "the true noise is unknown" if divided else "")
+        _draw_reason(truth, "the true noise is unknown" if divided else "")
 
 
-def _nothing(axes: plt.Axes, why: str) -> None:
+def _draw_reason(axes: plt.Axes, why: str) -> None:
     axes.axis("off")
     axes.text(0.5, 0.5, why, ha="center", va="center")
 
@@ -125,7 +125,7 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
         every = max(1, len(r1) // 12)
         epochs = [record["epoch"] for record in run.validated]
         panels[run.data].plot(epochs, r1, label=name, markersize=4, markevery=every, **line_style(number))
-    for axes, title in zip(grid[0], ends(data), strict=True):
+    for axes, title in zip(grid[0], distinct_suffixes(data), strict=True):
         over_epochs(axes, "R1 on validation (%)" if axes is grid[0, 0] else "")
         axes.set_title(title, fontsize=9)
     figure.legend(loc="outside right center", fontsize=8)

@@ -10,7 +10,7 @@ from typing import Any
 
 from processor.history import EpochHistory, read_history
 from processor.records import best_record
-from tools.differing import differing, ends, flags_of, shown
+from tools.differing import differing, distinct_suffixes, flags_of, shown
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS
@@ -123,6 +123,6 @@ def labels(runs: Sequence[Run]) -> list[str]:
     flags = [run.flags for run in runs]
     found = [label(values) for values in shown(flags, differing(flags))]
     if len(set(found)) < len(runs):
-        folders = ends([str(run.folder.resolve()) for run in runs])
+        folders = distinct_suffixes([str(run.folder.resolve()) for run in runs])
         found = [f"{text}\n{end}".strip() for text, end in zip(found, folders, strict=True)]
     return found
