@@ -21,6 +21,7 @@ from model.backbones.base import Backbone, Needed, Tokens, union
 from model.backbones.clip import Clip, ClipConfig
 from model.encoder import DualEncoder
 from model.heads.base import Head
+from model.heads.bge import GlobalEmbedding
 from model.pretrained import read_clip
 from model.settings import BACKBONES, HEADS
 from model.weights import build_model, model_from_checkpoint
@@ -136,6 +137,20 @@ def test_a_head_that_reads_some_tokens_equals_one_that_reads_all():
     HEADS.register("PART")(type("Part", (Around,), {"reads": Around.positions}))
     found, expected = gradients(built(heads="BGE+TSE+PART")), gradients(built(heads="BGE+TSE+ALL"))
     torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+def test_a_subclass_with_its_own_forward_reads_all_tokens():
+    """GlobalEmbedding reads the summary alone; without its `reads`, the others' last MLP would be left out."""
+
+    class Average(GlobalEmbedding):
+        def forward(self, tokens: Tokens) -> Tensor:
+            return tokens.features.mean(dim=1)
+
+    HEADS.register("AVERAGE")(Average)
+    model = built(heads="BGE+AVERAGE")
+    images, ids = inputs()
+    complete, _, _ = model.with_tokens(images, ids)
+    torch.testing.assert_close(model.encode_image(images), complete)
 
 
 def test_a_union_has_every_position_once_in_order_of_first_mention():

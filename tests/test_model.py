@@ -293,6 +293,19 @@ def test_gradient_checkpointing_gives_the_same_bits_for_less_memory(golden, tse_
         assert torch.equal(a, b), name
 
 
+def test_gradient_checkpointing_recomputes_with_the_same_dropout(golden):
+    found = []
+    for checkpointing in (False, True):
+        model = golden_model().train()
+        for tower in (model.backbone.visual.transformer, model.backbone.transformer):
+            for block in tower.resblocks:
+                block.mlp.append(torch.nn.Dropout(0.5))
+        model.backbone.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(0)
+        found.append(gradients(model, golden)[1])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("grad_checkpointing", [False, True])
 def test_compiled_blocks_give_the_same_numbers_under_the_same_names(golden, grad_checkpointing):

@@ -20,3 +20,8 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         normalised = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return normalised.to(x.dtype)
+
+
+def draws(module: nn.Module) -> bool:
+    """Whether the module draws random numbers in training, that is, contains dropout."""
+    return any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in module.modules())

@@ -32,6 +32,12 @@ class Head(nn.Module):
     half_weights: ClassVar[bool] = False
     selects: int = 0
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A subclass with a `forward` of its own reads all tokens, unless it says so in a `reads` of its own."""
+        super().__init_subclass__(**arguments)
+        if "forward" in vars(cls) and "reads" not in vars(cls):
+            cls.reads = Head.reads
+
     def __init__(self, width: int, tokens: int, settings: Any = None) -> None:  # noqa: ARG002
         super().__init__()
         self.width = width
