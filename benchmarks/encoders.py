@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from processor.epoch import train_epoch
 from processor.evaluation import Encoded, encode
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
+from processor.types import Encoder
 from solver.optimizer import build_optimizer
 
 
@@ -56,10 +59,15 @@ def training_step(
     The device is waited for every `log_period` steps, by default once.
     """
     own = model.model if isinstance(model, PlainModel) else model
-    state = training_state(own, model, optimizer)
+    state = training_state(own, as_encoder(model), optimizer)
     weight, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
     settings = LoopSettings(log_period=log_period or setting.steps, cuda_graphs=cuda_graphs)
     return lambda: train_epoch(state, batches, weight, settings)
+
+
+def as_encoder(model: DualEncoder | PlainModel) -> Encoder:
+    """A plain model can do what the passes over pairs ask of an `Encoder`, though nothing else."""
+    return cast("Encoder", model)
 
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
@@ -191,11 +199,11 @@ def levers(setting: Setting) -> Rows:
         others["--compile"] = training_step(setting, batch, compiled)
     batches = [batch] * setting.steps
     scoring = {
-        "all on": lambda: score_pairs(on, training_state(model).loss, batches, pairs),
+        "all on": lambda: score_pairs(as_encoder(on), training_state(model).loss, batches, pairs),
         "CCD's losses kept pair by pair": lambda: plain.score_pairs(on, batches, pairs),
     }
     gallery = SyntheticGallery(batch, 2)
-    encoding = {name: (lambda encoders=encoders: encode(encoders, gallery)) for name, encoders in models.items()}
+    encoding: dict[str, Way] = {name: partial(encode, encoders, gallery) for name, encoders in models.items()}
     encoding["one encoding pass for each embedding"] = lambda: [encode(on, gallery) for _ in range(2)]
     rows: dict[str, dict] = {}
     passes = (

@@ -64,6 +64,13 @@ def only_run(output_dir: Path) -> Path | None:
     return next((file.parent for file in output_dir.glob("*/*/configs.yaml")), None)
 
 
+def finished_run(output_dir: Path) -> Path:
+    """The folder of a run that has ended."""
+    if run_dir := only_run(output_dir):
+        return run_dir
+    raise UserError(f"{output_dir} holds no run")
+
+
 def kill_until_done(
     arguments: Sequence[str], output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
 ) -> Path:
@@ -74,7 +81,7 @@ def kill_until_done(
         if phase is None:
             if child.wait():
                 raise UserError(f"train.py {' '.join(arguments)} ended with status {child.returncode}")
-            return only_run(output_dir)
+            return finished_run(output_dir)
         kills[phase] += 1
         run_dir = only_run(output_dir)
         if run_dir and (run_dir / "test_metrics.json").is_file():  # killed after its last write
@@ -176,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
             rng, output_dir = random.Random(args["seed"] + runs), Path(folder) / str(runs)
             arguments = command(annotations, output_dir, 2 * (runs % 2))
             run_dir = kill_until_done(arguments, output_dir, kills, args["kills"], longest, rng)
-            different += differences(run_dir, only_run(reference))
+            different += differences(run_dir, finished_run(reference))
             print(f"run {runs} done, {kills.total()} kills so far", flush=True)
     for when, count in kills.most_common():
         print(f"  {count:3d} {when}")

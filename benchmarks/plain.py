@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 
 from model import accelerate
 from model.backbones.base import Tokens
-from model.backbones.transformer import Attention, Block, Select, Transformer
+from model.backbones.transformer import Attention, Block, Select
 from model.encoder import DualEncoder, Embeddings
 from model.heads.tse import TokenSelectionEmbedding
 from model.precision import autocast
@@ -79,33 +80,33 @@ class PlainModel:
         with products(self.mkl), autocast(images.device, model.precision):
             if not (self.maps or self.gelu or self.whole):
                 return model.encode_image(images)
-            visual = model.backbone.visual
+            visual: Any = model.backbone.visual
             patches = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
             first = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
             x = visual.ln_pre(torch.cat([first, patches], dim=1) + visual.positional_embedding.to(patches.dtype))
             tokens = Tokens(cls, cls, torch.full((len(images),), patches.shape[1], device=images.device))
             x, attention = self._transform(visual.transformer, x, tokens, "image")
             tokens = replace(tokens, attention=attention, features=visual.project(visual.ln_post(x)))
-            return {name: both["image"](tokens) for name, both in model.heads.items() if tse or name == "BGE"}
+            return {name: model.head(name, "image")(tokens) for name in model.heads if tse or name == "BGE"}
 
     def encode_text(self, ids: Tensor, *, tse: bool = True) -> Embeddings:
         """As `DualEncoder.encode_text`; without `tse` only BGE."""
-        model, head = self.model, self.model.heads["TSE"]["text"]
+        model, head = self.model, self.model.head("TSE", "text")
         ids = F.pad(ids, (0, max(0, (TEXT_LENGTH if self.padded else head.selects + 2) - ids.shape[1])))
         eos = ids.argmax(dim=1, keepdim=True)
         with products(self.mkl), autocast(ids.device, model.precision):
             if not (self.maps or self.gelu or self.whole or self.loops):
                 return model.encode_text(ids)
-            clip = model.backbone
+            clip: Any = model.backbone
             x = (clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]).to(clip.text_projection.dtype)
             words = [max(0, int((row != 0).sum()) - 2) for row in ids] if tse else [0] * len(ids)
             tokens = Tokens(eos, torch.cat([torch.zeros_like(eos), eos], dim=1), torch.tensor(words, device=ids.device))
             x, attention = self._transform(clip.transformer, x, tokens, "text")
             tokens = replace(tokens, attention=attention, features=clip.project(clip.ln_final(x)))
-            embeddings = {"BGE": model.heads["BGE"]["text"](tokens)}
+            embeddings = {"BGE": model.head("BGE", "text")(tokens)}
             return embeddings | {"TSE": loop_pool(head, tokens) if self.loops else head(tokens)} if tse else embeddings
 
-    def _transform(self, transformer: Transformer, x: Tensor, tokens: Tokens, modality: str) -> tuple[Tensor, Tensor]:
+    def _transform(self, transformer: Any, x: Tensor, tokens: Tokens, modality: str) -> tuple[Tensor, Tensor]:
         """Run (B, L, D) through all blocks; also returns the summary token's (B, L) attention in the last one."""
         needed = self.model.needed(modality, {})
         for block in transformer.resblocks[:-1]:
@@ -115,19 +116,21 @@ class PlainModel:
 
     def _run(
         self, block: Block, x: Tensor, query: Tensor | None = None, select: Select | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        attend = partial(_attend, block.attn) if self.maps else block.attn
+    ) -> tuple[Tensor, Any]:
+        attend: Any = partial(_attend, block.attn) if self.maps else block.attn
         mixed, attention = attend(block.ln_1(x), query)
         x = x + mixed
         if select is None:
             return x + self._perceptron(block, x), attention
-        positions = select(attention)[:, :, None].expand(-1, -1, x.shape[2])
+        positions: Any = select(attention)
+        positions = positions[:, :, None].expand(-1, -1, x.shape[2])
         some = x.gather(1, positions)
         return x.scatter(1, positions, some + self._perceptron(block, some)), attention
 
     def _perceptron(self, block: Block, x: Tensor) -> Tensor:
-        hidden = block.mlp.c_fc(block.ln_2(x))
-        return block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden) if self.gelu else block.mlp.gelu(hidden))
+        mlp: Any = block.mlp
+        hidden = mlp.c_fc(block.ln_2(x))
+        return mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden) if self.gelu else mlp.gelu(hidden))
 
 
 @contextmanager
@@ -185,7 +188,7 @@ def train_epoch(model: PlainModel, optimizer: Optimizer, batches: Iterable[PairB
     for batch in batches:
         weight = torch.tensor([label[pair] for pair in batch.pairs.tolist()], device=batch.images.device)
         image, text = model(batch.images, batch.ids)
-        loss = 0
+        loss = batch.images.new_zeros(())
         for name in image:
             per_pair = tal.per_pair(cosine_similarity(image[name], text[name]), batch.pids)
             loss = loss + tal.reduce(per_pair, weight)

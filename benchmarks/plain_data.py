@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import functional as TF
+from torchvision.transforms import functional
 
 from datasets.augmentation import MEAN, STD, augment_text, draw_image
 from datasets.loaders import Batch, Batches, TrainingPairs
 from datasets.tokenizer import Tokenizer
 
+TF: Any = functional  # its annotations know tensors only
 
-class PlainPairs(Dataset):
+
+class PlainPairs(Dataset[Any]):
     """One pair per item, in the order and with the random draws of one of our passes, so that the batches are equal.
 
     Args:
@@ -25,7 +28,8 @@ class PlainPairs(Dataset):
     """
 
     def __init__(self, pairs: TrainingPairs, batches: Batches, tokenizer: Tokenizer) -> None:
-        self.pairs, self.tokenizer, self.dataset = pairs, tokenizer, batches._loader.dataset
+        self.pairs, self.tokenizer = pairs, tokenizer
+        self.dataset: Any = batches._loader.dataset
 
     def __len__(self) -> int:
         return len(self.dataset.order)

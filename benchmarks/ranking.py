@@ -30,9 +30,9 @@ def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.
         return F.normalize(torch.randn(rows, width), dim=1).to(device)
 
     rng = np.random.default_rng(0)
-    pids = (rng.permutation(np.arange(count) % min(PERSONS, gallery)) for count in (queries, gallery))
+    of_captions, of_images = (rng.permutation(np.arange(count) % min(PERSONS, gallery)) for count in (queries, gallery))
     image, text = ({name: unit(rows, width) for name, width in WIDTHS.items()} for rows in (gallery, queries))
-    return Encoded(image, text), *pids
+    return Encoded(image, text), of_captions, of_images
 
 
 def compare_with_plain(setting: Setting) -> Rows:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from processor.metrics import RetrievalMetrics, queries_at_a_time
 from processor.reranking import KReciprocal
 from processor.settings import RerankSettings
-from processor.types import Embeddings, Encoder, EvaluationData
+from processor.types import Embedder, Embeddings, Encodable, Encoder, EvaluationData
 from solver.objectives.training import sum_of
 from utils.distributed import broadcast_from_main, gather
 from utils.errors import NotFiniteError
@@ -59,7 +59,7 @@ def _similarities(query: Embeddings, gallery: Embeddings) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encode(model: Encoder, data: EvaluationData) -> Encoded:
+def encode(model: Embedder, data: Encodable) -> Encoded:
     """Encode every image and caption once; each of several processes encodes a share and receives all.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ def decisive_model(setting: Setting, device: torch.device, precision: str) -> Du
     Drawn on the CPU, so that all devices get the same weights; scaling by 4 is exact in every precision.
     """
     model = random_model(setting.sizes, torch.device("cpu"), precision)
+    clip: Any = model.backbone
     with torch.no_grad():
-        for tower in (model.backbone.visual.transformer, model.backbone.transformer):
+        for tower in (clip.visual.transformer, clip.transformer):
             of_query = tower.resblocks[-1].attn.in_proj.weight.chunk(3)[0]
             of_query.mul_(4)
     return model.to(device)

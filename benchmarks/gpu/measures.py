@@ -22,7 +22,8 @@ USUAL = ("bf16", "fp16_weights")  # precisions commonly used on a GPU
 def training_steps(setting: Setting) -> Rows:
     """Pairs per second, share of the matrix rate measured for the precision's dtype, and peak memory."""
     more = ["--grad_checkpointing", "--cuda_graphs"] if setting.device.type == "cuda" else ["--grad_checkpointing"]
-    return _steps(setting, [(p, ()) for p in PRECISIONS] + [(p, (flag,)) for p in USUAL for flag in more])
+    ways: list[tuple[str, tuple[str, ...]]] = [(precision, ()) for precision in PRECISIONS]
+    return _steps(setting, ways + [(precision, (flag,)) for precision in USUAL for flag in more])
 
 
 def compiled_steps(setting: Setting) -> Rows:

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import whole_run
 from benchmarks.gpu.checks import compared
-from benchmarks.kill_resume import only_run
+from benchmarks.kill_resume import finished_run, only_run
 from benchmarks.made_up import write_dataset
 from benchmarks.setting import Rows, Setting
 from utils.errors import UserError
@@ -65,10 +65,7 @@ def _kill_after_first_epoch(child: subprocess.Popen, folder: Path) -> None:
 
 
 def _losses(folder: Path) -> list[float]:
-    run = only_run(folder)
-    if run is None:
-        raise UserError(f"{folder}: no run")
-    return [record["loss"] for record in read_records(run / "metrics.jsonl")]
+    return [record["loss"] for record in read_records(finished_run(folder) / "metrics.jsonl")]
 
 
 def epoch(setting: Setting) -> Rows:
