@@ -1,15 +1,10 @@
 """Writes SynthPEDES to disk in the layout of CUHK-PEDES: imgs/ and reid_raw.json."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +20,6 @@ ANNOTATIONS = "reid_raw.json"
 RECIPE_FILE = "recipe.json"  # the arguments a set was written with
 
 _SPLITS = ("train", "val", "test")  # in the order of the ids, as in CUHK-PEDES
-_MAX_WORKERS = 8
-_CHUNK = 10  # persons per task: few enough for a smooth progress bar
 _JPEG_QUALITY = 90
 _IDENTITY_STREAM, _IMAGE_STREAM, _CAPTION_STREAM = range(3)
 
@@ -57,17 +50,6 @@ class Recipe:
         return asdict(self) | {"attributes_named": list(self.attributes_named)}
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The persons of one chunk."""
-
-    recipe: Recipe
-    imgs: Path
-    split: str
-    first_id: int
-    people: tuple[Identity, ...]
-
-
 def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> None:
     """Write a data set to `folder`, which must not exist; `progress` enables a progress bar on a terminal.
 
@@ -88,7 +70,11 @@ def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> 
         for split in splits:
             (work / "imgs" / split).mkdir(parents=True)
         people = draw_splits({split: identities[split] for split in splits}, _generator(recipe.seed, _IDENTITY_STREAM))
-        records = _run(_plan(recipe, work / "imgs", people), progress)
+        numbered = list(enumerate(((split, who) for split in splits for who in people[split]), start=1))
+        hidden = not (progress and sys.stderr.isatty())
+        records: list[Record] = []
+        for pid, (split, who) in tqdm(numbered, desc="drawing SynthPEDES", disable=hidden):
+            records += _draw_person(recipe, work / "imgs", split, pid, who)
         text = json.dumps(records, indent=1, ensure_ascii=False)
         (work / ANNOTATIONS).write_text(text + "\n", encoding="utf-8")
         (work / RECIPE_FILE).write_text(json.dumps(recipe.plain(), indent=1) + "\n", encoding="utf-8")
@@ -101,67 +87,19 @@ def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, *stream])
 
 
-def _plan(recipe: Recipe, imgs: Path, people: dict[str, list[Identity]]) -> list[_Job]:
-    jobs, next_id = [], 1
-    for split, members in people.items():
-        for start in range(0, len(members), _CHUNK):
-            chunk = tuple(members[start : start + _CHUNK])
-            jobs.append(_Job(recipe, imgs, split, next_id, chunk))
-            next_id += len(chunk)
-    return jobs
-
-
-def _run(jobs: list[_Job], progress: bool) -> list[Record]:
-    """Run all jobs, in parallel if there is more than one core; returns the records in job order."""
-    workers = min(os.cpu_count() or 1, _MAX_WORKERS, len(jobs))
-    if workers <= 1:
-        chunks = [_draw_chunk(job) for job in _bar(jobs, len(jobs), progress)]
-        return [record for chunk in chunks for record in chunk]
-    # A forked worker starts at once; a spawned one would import the whole training program again.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_exit_with_parent) as pool:
-        futures: list[Future[list[Record]]] = [pool.submit(_draw_chunk, job) for job in jobs]
-        try:
-            for future in _bar(as_completed(futures), len(jobs), progress):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return [record for future in futures for record in future.result()]
-
-
-def _exit_with_parent() -> None:
-    """End this worker when its parent is killed: forked workers would wait forever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _bar(items: Iterable, total: int, progress: bool) -> Iterable:
-    hidden = not (progress and sys.stderr.isatty())
-    return tqdm(items, total=total, desc="drawing SynthPEDES", disable=hidden)
-
-
-def _draw_chunk(job: _Job) -> list[Record]:
-    """Render and describe one chunk of persons."""
-    recipe, records = job.recipe, []
-    for pid, who in enumerate(job.people, start=job.first_id):
-        for number in range(recipe.images_per_identity[job.split]):
-            path = f"{job.split}/{pid}_{number}.jpg"
-            image = render(who, _generator(recipe.seed, _IMAGE_STREAM, pid, number), recipe.difficulty)
-            image.save(job.imgs / path, quality=_JPEG_QUALITY)
-            words = _generator(recipe.seed, _CAPTION_STREAM, pid, number)
-            captions = [
-                describe(who, words, *recipe.attributes_named, recipe.rich_colours)
-                for _ in range(recipe.captions_per_image)
-            ]
-            records.append({"id": pid, "file_path": path, "captions": captions, "split": job.split})
+def _draw_person(recipe: Recipe, imgs: Path, split: str, pid: int, who: Identity) -> list[Record]:
+    """Render and describe one person's images."""
+    records = []
+    for number in range(recipe.images_per_identity[split]):
+        path = f"{split}/{pid}_{number}.jpg"
+        image = render(who, _generator(recipe.seed, _IMAGE_STREAM, pid, number), recipe.difficulty)
+        image.save(imgs / path, quality=_JPEG_QUALITY)
+        words = _generator(recipe.seed, _CAPTION_STREAM, pid, number)
+        captions = [
+            describe(who, words, *recipe.attributes_named, recipe.rich_colours)
+            for _ in range(recipe.captions_per_image)
+        ]
+        records.append({"id": pid, "file_path": path, "captions": captions, "split": split})
     return records
 
 
