@@ -117,7 +117,7 @@ def build_splits(
             raise DataError(f"{place.file}: no entry of the split {name}{hint}")
         if name == "train" and place.dataset.first_id is not None:
             check_ids(of_split, place.dataset.first_id, place.file)
-        splits[name] = build_split(of_split)
+        splits[name] = build_split(merge_images(of_split, place))
     _check_images({name: split for name, split in splits.items() if not (incomplete and name == "train")})
     return splits
 
@@ -234,6 +234,21 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
     if ids != set(expected):
         missing = next(number for number in expected if number not in ids)
         raise DataError(f"{file}: training ids must run from {first_id} without gaps, but {missing} is missing")
+
+
+def merge_images(entries: Iterable[Entry], place: Place) -> list[Entry]:
+    """Merge a split's entries of the same image and person, as in files of one caption per line; `as_listed` ones stay.
+
+    An image has the place of its first entry, and its captions stay in order.
+    """
+    if place.dataset.as_listed:
+        return list(entries)
+    merged: dict[tuple[int, Path], Entry] = {}
+    for entry in entries:
+        key = entry.number, entry.path
+        first = merged.get(key)
+        merged[key] = first._replace(captions=[*first.captions, *entry.captions]) if first else entry
+    return list(merged.values())
 
 
 def build_split(entries: list[Entry]) -> Split:

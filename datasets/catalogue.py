@@ -25,6 +25,7 @@ class DataSet:
         reference: the data's source.
         sizes: images, captions and persons of each split, as published.
         outdated: captions and persons of each split in a superseded release.
+        as_listed: an image that is listed twice counts twice, as in published results; else its captions are merged.
     """
 
     files: ClassVar[tuple[str, ...]] = ()
@@ -32,12 +33,13 @@ class DataSet:
     reference: ClassVar[str] = ""
     sizes: ClassVar[dict[str, tuple[int, int, int]]] = {}
     outdated: ClassVar[dict[str, tuple[int, int]]] = {}
+    as_listed: ClassVar[bool] = False
 
     def prepare(self, root_dir: Path) -> None:
         """Generate the data, for a data set that is generated rather than downloaded."""
 
     def entries(self, file: Path) -> list[Any]:
-        """The annotation file's entries, one for each image, unchecked.
+        """The annotation file's entries, one for each image or caption, unchecked.
 
         Each is a mapping with "id" (integer or string), "file_path" (as for `Place.image`), "captions" (strings) and
         "split" (train, val or test).

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release
+from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release, merge_images
 from datasets.caption_check import cut_captions, odd_captions
 from datasets.catalogue import Place, locate, short_name
 from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
@@ -116,6 +116,7 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     findings += [*_unknown_split(elsewhere), *_forms(read)]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
+    entries = {name: merge_images(of_split, place) for name, of_split in entries.items()}
     return entries, findings + found_at("splits without entries", missing, f"is {place.file} complete?")
 
 

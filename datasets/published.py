@@ -19,6 +19,7 @@ class CUHKPEDES(DataSet):
     files = ("reid_raw.json",)
     first_id = 1
     reference = "Li et al., CVPR 2017"
+    as_listed = True
     sizes: ClassVar = {"train": (34054, 68126, 11003), "val": (3078, 6158, 1000), "test": (3074, 6156, 1000)}
 
 
@@ -29,6 +30,7 @@ class ICFGPEDES(DataSet):
     files = ("ICFG-PEDES.json", "ICFG_PEDES.json")
     first_id = 0
     reference = "Ding et al., 2021"
+    as_listed = True
     sizes: ClassVar = {"train": (34674, 34674, 3102), "test": (19848, 19848, 1000)}
 
 
@@ -39,6 +41,7 @@ class RSTPReid(DataSet):
     files = ("data_captions.json",)
     first_id = 0
     reference = "Zhu et al., ACM MM 2021"
+    as_listed = True
     sizes: ClassVar = {"train": (18505, 37010, 3701), "val": (1000, 2000, 200), "test": (1000, 2000, 200)}
     outdated: ClassVar = {"train": (39010, 3901), "val": (1000, 100), "test": (1000, 100)}
 

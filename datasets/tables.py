@@ -1,8 +1,7 @@
 """Annotations as tables: .csv, .tsv, .parquet, .arrow, and folders of Hugging Face's `datasets`.
 
-Columns are the keys of `datasets.annotations`; all rows of an image make one entry with their captions. Embedded images
-are written out once, under a name derived from their content. Parquet and Arrow are read by pyarrow
-(requirements-tables.txt).
+Columns are the keys of `datasets.annotations`. Embedded images are written out once, under a name derived from their
+content. Parquet and Arrow are read by pyarrow (requirements-tables.txt).
 """
 
 from __future__ import annotations
@@ -32,21 +31,14 @@ Row = dict[str, Any]
 
 
 def read_table(path: Path) -> list[Row]:
-    """The entries of a table or folder of tables, unchecked, in order of their first row.
+    """The entries of a table or folder of tables, one for each row, unchecked.
 
     Raises:
         DataError: it can't be read, pyarrow is missing, or embedded images can't be written.
     """
     images = _image_folder(path)
-    entries: dict[tuple, Row] = {}
     with main_process_first():
-        for row in _rows(path):
-            entry = _entry(row, images)
-            of_image = tuple(str(entry.get(key)) for key in ("id", "image_id", *_PICTURES, "split"))
-            first = entries.setdefault(of_image, entry)
-            if first is not entry:
-                first["captions"] = [*first["captions"], *entry["captions"]]
-    return list(entries.values())
+        return [_entry(row, images) for row in _rows(path)]
 
 
 def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

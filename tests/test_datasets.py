@@ -67,6 +67,39 @@ def test_a_custom_annotation_file_is_read(tmp_path, ending, imgs):
         read_splits(str(file), tmp_path, ["train"])
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_one_caption_per_line_gives_the_same_splits_as_one_image_per_line(tmp_path, ending):
+    listed = datasets_on_disk.entries("RSTPReid")
+    listed.append({**listed[0], "id": 99})  # another person in the same image
+    whole = datasets_on_disk.write(tmp_path, "RSTPReid", listed, file="whole.json")
+    rows = [entry | {"captions": [caption]} for entry in listed for caption in entry["captions"]]
+    file = whole.with_name(f"rows.{ending}")
+    file.write_text(json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    names = ["train", "val", "test"]
+    expected, found = (read_splits(str(of), tmp_path, names) for of in (whole, file))
+    checked, findings = check_dataset(str(file), tmp_path, noisy_rate=0.0)
+    for name, split in expected.items():
+        for other in (found[name], checked[name]):
+            assert (other.images, other.captions) == (split.images, split.captions)
+            assert other.image_pids.tolist() == split.image_pids.tolist()
+            assert other.caption_images.tolist() == split.caption_images.tolist()
+    (twice,) = [finding for finding in findings if finding.what == "images listed repeatedly"]
+    assert len(twice.where) == 1
+
+
+@pytest.mark.parametrize("dataset_name", datasets_on_disk.FORMATS)
+def test_a_published_sets_entries_stay_as_listed(tmp_path, dataset_name):
+    """Merging them would change the order of pairs, which noise indices refer to."""
+    listed = datasets_on_disk.entries(dataset_name)
+    listed.insert(4, listed[0])
+    datasets_on_disk.write(tmp_path, dataset_name, listed)
+    splits = read_splits(dataset_name, tmp_path, ["train"]), check_dataset(dataset_name, tmp_path)[0]
+    for of in splits:
+        assert len(of["train"].images) == 13
+        assert of["train"].images[4] == of["train"].images[0]
+        assert of["train"].captions[8:10] == listed[0]["captions"]
+
+
 def test_json_lines_may_hold_any_separator_and_name_their_bad_line(tmp_path):
     Image.new("RGB", (10, 20)).save(tmp_path / "a.jpg")
     entry = {"id": 1, "file_path": "a.jpg", "captions": ["one\u2028two\u0085three"], "split": "train"}
@@ -153,9 +186,10 @@ def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
 
 
 def test_ids_of_any_kind_distinguish_persons(tmp_path):
-    Image.new("RGB", (10, 20)).save(tmp_path / "a.jpg")
     ids = ["c1_17", 17, "c1_18", 17.0, " c1_17", "17.0", "人\ud800", "-3"]
-    listed = [{"id": n, "file_path": "a.jpg", "captions": ["one"], "split": "train"} for n in ids]
+    listed = [{"id": n, "file_path": f"{i}.jpg", "captions": ["one"], "split": "train"} for i, n in enumerate(ids)]
+    for entry in listed:
+        Image.new("RGB", (10, 20)).save(tmp_path / entry["file_path"])
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(listed), encoding="utf-8")
     split = read_splits(str(file), tmp_path, ["train"])["train"]
