@@ -6,13 +6,16 @@ content. Parquet and Arrow are read by pyarrow (requirements-tables.txt).
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,13 @@ _SPLIT = re.compile(r"(train|val|valid|validation|test)(?=$|[-._])")
 _PICTURES = ("file_path", "img_path", "image", "image_path")
 _ROWS = 64  # read at a time, with their images in memory
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """A row; `where` is its place in the file, as in "line 3"."""
+
+    def __init__(self, cells: Mapping[str, Any], where: str) -> None:
+        super().__init__(cells)
+        self.where = where
 
 
 def read_table(path: Path) -> list[Row]:
@@ -38,7 +47,7 @@ def read_table(path: Path) -> list[Row]:
     """
     images = _image_folder(path)
     with main_process_first():
-        return [_entry(row, images) for row in _rows(path)]
+        return [_entry(row, images, path) for row in _rows(path)]
 
 
 def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -66,14 +75,15 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 def _rows(path: Path) -> Iterator[Row]:
     """All rows; the split defaults to the one that their file is named after."""
     if path.suffix not in _BINARY and path.is_file():
-        yield from (dict(row) for _, row in read_rows(path)[1])
+        yield from (Row(cells, f"line {line}") for line, cells in read_rows(path)[1])
         return
+    numbers = count()
     for file in _files(path):
         name = _SPLIT.match(file.name) or _SPLIT.match(file.parent.name)
         of_file = {"split": name[1]} if name and path.is_dir() else {}
         try:
             for batch in _batches(file):
-                yield from (of_file | row for row in batch.to_pylist())
+                yield from (Row(of_file | row, f"entry {next(numbers)}") for row in batch.to_pylist())
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses of these
             raise DataError(f"{file} can't be read: {brief(error)}") from None
 
@@ -117,9 +127,8 @@ def _batches(file: Path) -> Iterator[Any]:
             yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
 
-def _entry(row: Row, images: Path) -> Row:
+def _entry(entry: Row, images: Path, table: Path) -> Row:
     """Convert a row to an entry as in JSON: ids are numbers, captions a list, the image a path."""
-    entry = dict(row)
     for key in ("id", "image_id"):
         value: Any = entry.get(key)
         if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
@@ -127,12 +136,16 @@ def _entry(row: Row, images: Path) -> Row:
         if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
             entry[key] = int(value)
     captions = entry.pop("captions", None) if "captions" in entry else entry.pop("caption", None)
-    entry["captions"] = _captions(captions)
+    try:
+        entry["captions"] = _captions(captions)
+    except ValueError as error:
+        raise DataError(f"{table}, {entry.where}: {error}") from None
     for key in _PICTURES:
         value = entry.get(key)
         content = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(content, bytes):
-            entry = {name: of for name, of in entry.items() if name not in _PICTURES}
+            for name in _PICTURES:
+                entry.pop(name, None)
             entry["file_path"] = _written(content, str((isinstance(value, dict) and value.get("path")) or ""), images)
             break
         if isinstance(value, dict):
@@ -141,13 +154,27 @@ def _entry(row: Row, images: Path) -> Row:
 
 
 def _captions(value: Any) -> Any:
-    """Captions as a list, from a list, a JSON list in a string, or a single string."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Captions as a list, from a list, a JSON or Python list in a string, or a single string.
+
+    Raises:
+        ValueError: a string looks like a list, but isn't one of texts.
+    """
+    if isinstance(value, str) and (text := value.strip()).startswith("[") and text.endswith("]"):
         try:
-            value = json.loads(value)
-        except ValueError:
-            return [value]
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = _python_list(text)
     return [value] if isinstance(value, str) else (value or [])
+
+
+def _python_list(text: str) -> list[str]:
+    """The list of texts that pandas wrote as `text`."""
+    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        found = ast.literal_eval(text)
+        # Python joins texts without commas between them, as NumPy's arrays are written.
+        if all(isinstance(of, str) for of in found) and "".join(repr(found).split()) == "".join(text.split()):
+            return found
+    raise ValueError(f"captions must be a text or a list of texts, as json.dumps writes it, found {text!r:.60}")
 
 
 def _image_folder(path: Path) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import train as training_root
 from datasets.annotations import Split, read_annotations, read_splits
 from datasets.check import odd_entries
+from datasets.formats import read_entries
 from datasets.image_cache import image_cache_dir
 from datasets.images import read_image
 from datasets.settings import DataSettings
@@ -78,6 +79,45 @@ def test_text_tables_are_read(folder, listed, ending, delimiter, as_list):
         writer.writerows(rows)
     assert_same(read_splits(str(file), folder, NAMES), of_json(folder))
     assert not odd_entries(read_annotations(str(file), folder)[1])
+
+
+TRICKY = ["A man's \"red\" coat, [blurred]\nin 'blue'.", "A woman, 30–40.", "a \\ b\u2028c"]
+
+
+@pytest.mark.parametrize("captions", [TRICKY[:1], TRICKY, ["[a bag] in red"], ["[", "]"]])
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_a_list_in_a_text_cell_is_read_as_python_and_json_write_it(tmp_path, captions, write):
+    write_csv(tmp_path / "mine.csv", [write(captions)])
+    assert read_entries(tmp_path / "mine.csv")[0]["captions"] == captions
+
+
+@pytest.mark.parametrize("caption", ["[blurred] a man", "a man [blurred]", "[a", ""])
+def test_a_caption_with_a_bracket_is_a_caption(tmp_path, caption):
+    write_csv(tmp_path / "mine.csv", [caption])
+    assert read_entries(tmp_path / "mine.csv")[0]["captions"] == [caption]
+
+
+@pytest.mark.parametrize(
+    "cell", ["['a' 'b']", "['a'\n 'b']", "['a', 7]", "['a', nan]", "[a man]", "[b'a']", "[" * 9999 + "]"]
+)
+def test_a_list_of_something_else_names_its_line(tmp_path, cell):
+    write_csv(tmp_path / "mine.csv", ["fine", cell])
+    line = 3 + cell.count("\n")
+    with pytest.raises(
+        DataError, match=rf"mine.csv, line {line}: captions must be a text or a list of texts"
+    ) as caught:
+        read_entries(tmp_path / "mine.csv")
+    assert "\n" not in str(caught.value)
+    parquet.write_table(pyarrow.table({"id": [1, 2], "captions": ["fine", cell]}), tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r"mine.parquet, entry 1: captions must be a text or a list of texts"):
+        read_entries(tmp_path / "mine.parquet")
+
+
+def write_csv(file: Path, cells: list[str]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "file_path", "captions", "split"])
+        writer.writerows([str(number), f"{number}.jpg", cell, "train"] for number, cell in enumerate(cells))
 
 
 @pytest.mark.parametrize("rows", [lambda listed: listed, one_row_per_caption])
