@@ -19,6 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from utils.distributed import main_process_first
 from utils.encoding import not_utf8
 from utils.errors import DataError, brief
@@ -192,8 +194,10 @@ def _written(content: bytes, name: str, folder: Path) -> str:
     if not file.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file) as partial:
-                partial.write_bytes(content)
+            with FileLock(folder / ".lock"):
+                if not file.is_file():  # by another process meanwhile; image caches depend on its time stamp
+                    with atomic_write(file) as partial:
+                        partial.write_bytes(content)
         except OSError as error:
             raise DataError(f"embedded images can't be written into {folder}: {error.strerror}") from None
     return str(file)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import train as training_root
 from datasets.annotations import Split, read_annotations, read_splits
@@ -139,12 +142,32 @@ def test_embedded_images_are_written_out_once(folder, listed, as_struct):
     file = folder / "mine.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=5)
     assert_same(read_splits(str(file), folder, NAMES), of_json(folder), embedded=True)
-    written = sorted((folder / ".mine_images").iterdir())
+    written = sorted((folder / ".mine_images").glob("[!.]*"))
     assert len(written) == len(listed)
     assert as_struct == any(path.name.endswith("_0000_0.jpg") for path in written)
     stamps = [path.stat().st_mtime_ns for path in written]
     read_splits(str(file), folder, NAMES)
-    assert [path.stat().st_mtime_ns for path in sorted((folder / ".mine_images").iterdir())] == stamps
+    assert [path.stat().st_mtime_ns for path in written] == stamps
+
+
+def test_two_runs_write_embedded_images_once(tmp_path):
+    """The second waits for the first and takes its files, whose time stamps the image cache depends on."""
+    path, started = tmp_path / "mine.parquet", threading.Event()
+    (tmp_path / ".mine_images").mkdir()
+    lock, stamp, found = FileLock(tmp_path / ".mine_images/.lock"), 10**18, []
+    parquet.write_table(pyarrow.table({"image": [b"pixels"], "captions": ["a"]}), path)
+    with lock:
+        second = threading.Thread(target=lambda: (started.set(), found.extend(read_entries(path))))
+        second.start()
+        started.wait()
+        file = tmp_path / f".mine_images/{hashlib.blake2b(b'pixels', digest_size=12).hexdigest()}_image"
+        second.join(0.2)
+        assert not found
+        file.write_bytes(b"pixels")
+        os.utime(file, ns=(stamp, stamp))
+    second.join()
+    assert found[0]["file_path"] == str(file)
+    assert file.stat().st_mtime_ns == stamp
 
 
 def save_to_disk(folder: Path, by_split: dict[str, list[dict]]) -> None:
