@@ -131,11 +131,12 @@ def _write_broken(broken: Mapping[int, str], file: Path) -> None:
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        stamp = "missing"
-        with suppress(FileNotFoundError):
+        name, stamp = str(path), "missing"
+        with suppress(OSError, ValueError):  # missing, or a name that no file can have
+            name = os.path.realpath(path)
             stat = path.stat()
             stamp = f"{stat.st_size}\0{stat.st_mtime_ns}"
-        digest.update(f"{path.resolve()}\0{stamp}\n".encode())
+        digest.update(f"{name}\0{stamp}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
+import sys
 from collections import Counter
 
 import numpy as np
@@ -396,6 +398,29 @@ def test_cached_images_are_pickled_by_reference(tmp_path, pictures):
     sent = pickle.dumps(cached)
     assert len(sent) < 1000
     np.testing.assert_array_equal(pickle.loads(sent)[3:7], cached[np.arange(3, 7)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS and Windows allow no such names")
+def test_file_names_that_are_not_utf8_are_read(tmp_path, pictures):
+    odd = pictures[0].rename(pictures[0].with_name(os.fsdecode(b"caf\xe9.jpg")))
+    listed = datasets_on_disk.entries("RSTPReid")
+    listed[24]["img_path"] = f"cam_test/{odd.name}"
+    file = tmp_path / "RSTPReid/mine.json"
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    images = read_splits(str(file), tmp_path, ["test"])["test"].images
+    assert images[0] == odd
+    np.testing.assert_array_equal(open_images(images, (96, 32), tmp_path / "cache")[:1][0], read_image(odd, (96, 32)))
+
+
+def test_names_that_no_file_can_have_are_broken_images(tmp_path, pictures):
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    names = ["x" * 300 + ".jpg", f"{pictures[0]}/x.jpg", "loop.jpg", "a\0b.jpg", "\ud800.jpg", "none.jpg"]
+    paths = [pictures[1], *(tmp_path / name for name in names)]
+    for _ in range(2):
+        images = open_images(paths, (96, 32), tmp_path / "cache", skip_broken=True)
+        assert list(images.broken) == list(range(1, 7))
+    with pytest.raises(DataError, match="6 of 7 images can't be read"):
+        open_images(paths, (96, 32), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", "truncated"])
