@@ -11,18 +11,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from datasets.images import read_image, threaded_map
 from datasets.settings import DataSettings, own_annotations
 from utils.distributed import main_process_first
 from utils.errors import DataError, brief
 from utils.files import atomic_write, write_text
-from utils.log import progress
+from utils.log import logger, progress
 
 _AHEAD = 512  # images
 
@@ -143,7 +143,7 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken: bool) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.parent / ".lock"):
+        with _locked(file.parent):
             if file.is_file():  # built by another process meanwhile
                 return
             for abandoned in file.parent.glob("*.partial"):
@@ -154,6 +154,21 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
                 _write_broken(broken, file)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a cache folder for this process, when no other uses it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.warning("another process is decoding images into %s, waiting", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
@@ -167,7 +182,7 @@ def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
         tried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
         mended = {number: image for number, image in tried.items() if not isinstance(image, DataError)}
         if mended:
-            with FileLock(file.parent / ".lock"):
+            with _locked(file.parent):
                 images = np.load(file, mmap_mode="r+")
                 for number, image in mended.items():
                     images[number] = image

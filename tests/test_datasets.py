@@ -8,11 +8,13 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from datasets import noise
@@ -28,6 +30,7 @@ from tests import datasets_on_disk
 from tools import noise_index
 from tools.noise_index import PUBLISHED
 from utils.errors import DataError, OptionError
+from utils.log import logger
 
 
 @pytest.mark.parametrize("dataset_name", datasets_on_disk.FORMATS)
@@ -391,6 +394,21 @@ def test_the_cache_follows_size_and_files(tmp_path, pictures):
     after = open_images(pictures, (96, 32), tmp_path / "cache")
     changed = [n for n in range(36) if (before[n] != after[n]).any()]
     assert changed == [5]
+
+
+def test_waiting_for_another_process_is_reported(tmp_path, pictures, monkeypatch):
+    folder, lines, found = tmp_path / "cache", [], []
+    reported = threading.Event()
+    monkeypatch.setattr(logger, "warning", lambda line, *of: (lines.append(line % of), reported.set()))
+    folder.mkdir()
+    waiting = threading.Thread(target=lambda: found.append(open_images(pictures, (96, 32), folder)))
+    with FileLock(folder / ".lock"):
+        waiting.start()
+        assert reported.wait(10)
+    waiting.join()
+    assert len(found[0]) == 36
+    open_images(pictures, (48, 16), folder)
+    assert lines == [f"another process is decoding images into {folder}, waiting"]
 
 
 def test_cached_images_are_pickled_by_reference(tmp_path, pictures):
