@@ -72,7 +72,7 @@ def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split
     Raises:
         DataError: as `open_images`.
     """
-    images = open_images(split.images, inputs.size, image_cache_dir(settings))
+    images = open_images(split.images, inputs.size, image_cache_dir(settings, split.images, inputs.size))
     ids = inputs.tokenizer(split.captions, inputs.text_length)
     loading = GalleryLoading(settings.test_batch_size, settings.num_workers, device)
     return Gallery(name, split, images, ids, loading)

@@ -27,15 +27,22 @@ from utils.log import logger, progress
 _AHEAD = 512  # images
 
 
-def image_cache_dir(settings: DataSettings) -> Path:
-    """Folder of decoded images: `image_cache`, else beside the data, else the user's cache folder."""
+def image_cache_dir(settings: DataSettings, paths: Sequence[Path], size: tuple[int, int]) -> Path:
+    """Folder of decoded images: `image_cache`, else beside the data, else the user's cache folder.
+
+    The one beside the data is used if it can be written or has these images, decoded by another user.
+    """
     if settings.image_cache:
         return Path(settings.image_cache)
     dataset_dir = Path(settings.root_dir) / settings.dataset_name
     if own := own_annotations(settings.dataset_name):
         dataset_dir = own if own.is_dir() else own.parent
-    if os.access(dataset_dir, os.W_OK):
-        return dataset_dir / ".image_cache"
+    beside = dataset_dir / ".image_cache"
+    if os.access(beside if beside.is_dir() else dataset_dir, os.W_OK):
+        return beside
+    file = _cache_file(paths, size, beside)
+    if os.access(file, os.R_OK) and not _broken_file(file).is_file():  # broken images are to be tried again
+        return beside
     return Path.home() / ".cache" / "rde" / "images"
 
 
@@ -92,7 +99,7 @@ def open_images(
         BrokenImagesError: an image can't be read.
         DataError: the cache can't be written, or is damaged.
     """
-    file = cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
+    file = _cache_file(paths, size, cache_dir)
     with main_process_first():
         if not file.is_file():
             _build(paths, size, file, skip_broken)
@@ -104,6 +111,10 @@ def open_images(
     if images.broken and not skip_broken:
         raise BrokenImagesError(images.broken, len(paths))
     return images
+
+
+def _cache_file(paths: Sequence[Path], size: tuple[int, int], cache_dir: Path) -> Path:
+    return cache_dir / f"images_{size[0]}x{size[1]}_{_fingerprint(paths)}.npy"
 
 
 def _broken_file(file: Path) -> Path:

@@ -231,7 +231,8 @@ def open_training_images(settings: DataSettings, size: tuple[int, int], split: S
     """
     skip = settings.on_bad_image == "skip"
     try:
-        images = open_images(split.images, size, image_cache_dir(settings), skip_broken=skip, retry_broken=not resumed)
+        folder = image_cache_dir(settings, split.images, size)
+        images = open_images(split.images, size, folder, skip_broken=skip, retry_broken=not resumed)
     except BrokenImagesError as error:
         pairs = ", ".join(map(str, _pairs_of(split, min(error.broken))))
         raise DataError(f"{error}; training pairs {pairs} (--on_bad_image skip skips them)") from None

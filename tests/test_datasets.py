@@ -10,6 +10,8 @@ import pickle
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +23,11 @@ from datasets import noise
 from datasets.annotations import read_annotations, read_splits
 from datasets.check import check_dataset, odd_entries
 from datasets.gallery import Gallery, GalleryLoading
-from datasets.image_cache import open_images
+from datasets.image_cache import image_cache_dir, open_images
 from datasets.images import read_image
 from datasets.loaders import LoadingSettings, TrainingPairs, trim
 from datasets.samplers import identity_order, random_order
+from datasets.settings import DataSettings
 from datasets.tokenizer import Tokenizer
 from tests import datasets_on_disk
 from tools import noise_index
@@ -394,6 +397,22 @@ def test_the_cache_follows_size_and_files(tmp_path, pictures):
     after = open_images(pictures, (96, 32), tmp_path / "cache")
     changed = [n for n in range(36) if (before[n] != after[n]).any()]
     assert changed == [5]
+
+
+def test_a_finished_cache_beside_data_of_others_is_used(tmp_path, pictures, monkeypatch):
+    data, home, size = tmp_path / "RSTPReid", tmp_path / "home/.cache/rde/images", (96, 32)
+    settings = DataSettings("RSTPReid", str(tmp_path))
+    assert image_cache_dir(settings, pictures, size) == data / ".image_cache"
+    with datasets_on_disk.away(pictures[0]):
+        open_images(pictures, size, data / ".image_cache", skip_broken=True)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    assert image_cache_dir(settings, pictures, size) == home, "a broken image couldn't be tried again"
+    open_images(pictures, size, data / ".image_cache")
+    assert image_cache_dir(settings, pictures, size) == data / ".image_cache"
+    assert image_cache_dir(settings, pictures, (48, 16)) == image_cache_dir(settings, pictures[1:], size) == home
+    assert image_cache_dir(replace(settings, image_cache="here"), pictures, size) == Path("here")
 
 
 def test_waiting_for_another_process_is_reported(tmp_path, pictures, monkeypatch):

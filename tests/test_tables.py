@@ -269,7 +269,7 @@ def test_a_data_folder_needs_a_slash_in_its_path(tmp_path, monkeypatch):
     for name in ("people/", "./people", str(tmp_path / "people")):
         options = resolve({"dataset_name": name})
         assert options.dataset_name == os.fspath(tmp_path / "people")
-        assert image_cache_dir(options.of(DataSettings)) == tmp_path / "people/.image_cache"
+        assert image_cache_dir(options.of(DataSettings), [], (8, 8)) == tmp_path / "people/.image_cache"
     with pytest.raises(OptionError, match=r"--dataset_name people: choose from .*needs a slash in its path"):
         resolve({"dataset_name": "people"})
 
