@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -159,12 +160,22 @@ def _build(paths: Sequence[Path], size: tuple[int, int], file: Path, skip_broken
                 return
             for abandoned in file.parent.glob("*.partial"):
                 abandoned.unlink()
+            _require_space(3 * size[0] * size[1] * len(paths), file.parent)
             with atomic_write(file) as partial:
                 if (broken := _write(paths, size, partial)) and not skip_broken:
                     raise BrokenImagesError(broken, len(paths))
                 _write_broken(broken, file)
     except OSError as error:
         raise DataError(f"the image cache {file.parent} can't be written: {error.strerror or error}") from None
+
+
+def _require_space(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"the image cache needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {folder}: "
+            "--image_cache FOLDER puts it elsewhere"
+        )
 
 
 @contextmanager

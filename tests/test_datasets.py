@@ -7,11 +7,14 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import threading
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -413,6 +416,15 @@ def test_a_finished_cache_beside_data_of_others_is_used(tmp_path, pictures, monk
     assert image_cache_dir(settings, pictures, size) == data / ".image_cache"
     assert image_cache_dir(settings, pictures, (48, 16)) == image_cache_dir(settings, pictures[1:], size) == home
     assert image_cache_dir(replace(settings, image_cache="here"), pictures, size) == Path("here")
+
+
+def test_space_for_the_cache_is_checked_before_decoding(tmp_path, pictures, monkeypatch):
+    needed = 36 * 3 * 384 * 128
+    for free, enough in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with nullcontext() if enough else pytest.raises(DataError, match=r"needs 0.0 GB, 0.0 GB are free in .*cache:"):
+            open_images(pictures, (384, 128), tmp_path / "cache")
+        assert len(list((tmp_path / "cache").glob("images*"))) == enough
 
 
 def test_waiting_for_another_process_is_reported(tmp_path, pictures, monkeypatch):
