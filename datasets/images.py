@@ -20,6 +20,7 @@ R = TypeVar("R")
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 # Formats that Pillow decodes itself: for EPS, for example, it would run an external program on the file.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+_MAX_8_BIT, _MAX_16_BIT = 2**8 - 1, 2**16 - 1
 _MAX_PIXELS = 89_478_485  # Pillow's warning threshold
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -52,8 +53,13 @@ def _as_shown(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, nearly all of which Pillow would clip to white
-        image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    if image.mode.startswith(("I", "F")):  # wider than 8 bits: Pillow would clip 16-bit grey to white
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.max() > _MAX_16_BIT:
+            raise ValueError(f"its pixels have 32 bits: save it with 8 or 16 as {', '.join(_FORMATS)}")
+        if image.mode != "I" or pixels.max() > _MAX_8_BIT:  # "I" may hold 8 or 16 bits
+            pixels = pixels // 256
+        image = Image.fromarray(np.clip(pixels, 0, _MAX_8_BIT).astype(np.uint8))
     return image.convert("RGB")
 
 

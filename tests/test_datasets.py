@@ -490,6 +490,24 @@ def test_text_is_not_an_image_and_mpo_files_are_read(tmp_path):
     assert read_image(tmp_path / "b.jpg", (96, 32))[0].min() > 240
 
 
+@pytest.mark.parametrize(
+    ("kind", "ending", "scale"),
+    [("int32", "tiff", 1), ("int32", "tiff", 257), ("uint16", "tiff", 257), ("uint16", "png", 257)],
+)
+def test_grey_of_any_depth_is_scaled_to_8_bits(tmp_path, kind, ending, scale):
+    grey = np.tile(np.arange(256), (8, 1))
+    Image.fromarray((scale * grey).astype(kind)).save(tmp_path / f"a.{ending}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{ending}", grey.shape), [grey] * 3)
+
+
+@pytest.mark.parametrize("kind", ["int32", "float32"])
+def test_32_bit_pixels_are_refused(tmp_path, kind):
+    Image.fromarray((2.0**20 * np.ones((8, 8))).astype(kind)).save(tmp_path / "a.tiff")
+    message = "a.tiff can't be read: its pixels have 32 bits: save it with 8 or 16 as JPEG, PNG, BMP, WEBP, TIFF"
+    with pytest.raises(DataError, match=message):
+        read_image(tmp_path / "a.tiff", (8, 8))
+
+
 def test_several_broken_images_are_counted(tmp_path, pictures):
     for path in pictures[3:6]:
         path.write_bytes(b"x")
