@@ -164,7 +164,8 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
     absent = [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
     listed = Counter(path for split in splits.values() for path in split.images)
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
-    digests, unreadable = pixel_digests(np.array(paths)[there].tolist())
+    digests, turned, unreadable = pixel_digests(np.array(paths)[there].tolist())
+    turned = [] if place.dataset.sizes else turned  # published numbers are for the pixels as stored
     return digests, [
         *found_at(
             "images listed repeatedly", twice, "use one entry per image, with all of its captions", severity="warning"
@@ -172,6 +173,7 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
         *found_at("missing image folders", absent, "unpack them there"),
         *found_at("missing images", map(str, missing), f"image paths start from {place.imgs}"),
         *found_at("images that can't be read", unreadable, "download or unpack them again"),
+        *found_at("images with an EXIF rotation", map(str, turned), _AS_STORED, severity="warning"),
     ]
 
 
@@ -179,7 +181,7 @@ def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Dige
     """Images that are also in another data set, which isn't checked otherwise."""
     others = {of: build_split(of_split) for of, of_split in _read(place)[0].items() if of_split}
     paths = list(dict.fromkeys(path for split in others.values() for path in split.images))
-    found, unreadable = pixel_digests(paths)
+    found, _, unreadable = pixel_digests(paths)
     same = across_sets(splits, digests, others, found)
     findings = _same_pixels(same, f"in {{}} and in {short_name(name)}'s {{}}", _IN_SETS)
     return findings + found_at(
@@ -187,6 +189,7 @@ def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Dige
     )
 
 
+_AS_STORED = "training reads the pixels as stored, a search upright: save them upright"
 _IN_SPLITS = "biases results upwards: remove them from one of the two"
 _IN_SETS = "a model trained on one has seen them when tested on the other: remove them from one"
 

@@ -1,11 +1,14 @@
-"""Images with the same pixels under different names, within a data set and across data sets from the same source."""
+"""Pixels of a data set's images: the same ones under different names or in other data sets, and unreadable ones."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from PIL import ExifTags
 
 from datasets.annotations import Split
 from datasets.images import open_rgb, threaded_map
@@ -15,8 +18,8 @@ from utils.log import progress
 Digests = dict[Path, bytes]
 
 
-def pixel_digest(path: Path) -> bytes:
-    """Digest of an image's size and RGB pixels, whatever its file format.
+def pixel_digest(path: Path) -> tuple[bytes, bool]:
+    """Digest of an image's size and RGB pixels, whatever its file format, and whether viewers would turn the image.
 
     Raises:
         DataError: the file is missing, broken or truncated.
@@ -25,14 +28,17 @@ def pixel_digest(path: Path) -> bytes:
         image = open_rgb(path, (8, 8))
     except Exception as error:  # Pillow's decoders raise many types
         raise DataError(f"image {path} can't be read: {brief(error)}") from None
-    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+    turned = False
+    with suppress(Exception):  # damaged EXIF data, which training doesn't read
+        turned = image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest(), turned
 
 
-def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
-    """Digests of all readable images, with a progress bar, and the errors of the others."""
-    digests, complaints = {}, []
+def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[Path], list[str]]:
+    """Digests of all readable images, with a progress bar, those that viewers would turn, and the errors of others."""
+    digests, turned, complaints = {}, [], []
 
-    def digest(path: Path) -> bytes | DataError:
+    def digest(path: Path) -> tuple[bytes, bool] | DataError:
         try:
             return pixel_digest(path)
         except DataError as error:
@@ -43,8 +49,9 @@ def pixel_digests(paths: Sequence[Path]) -> tuple[Digests, list[str]]:
         if isinstance(content, DataError):
             complaints.append(str(content))
         else:
-            digests[path] = content
-    return digests, complaints
+            digests[path] = content[0]
+            turned += [path] * content[1]
+    return digests, turned, complaints
 
 
 def across_splits(splits: Mapping[str, Split], digests: Digests) -> Iterator[tuple[str, str, Path, Path]]:

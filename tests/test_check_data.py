@@ -204,6 +204,24 @@ def test_the_same_pixels_are_found_across_splits_and_data_sets(tmp_path):
     assert not [what for what in check(tmp_path, status=0) if "ICFG" in what]
 
 
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_own_images_with_an_exif_rotation_are_listed(tmp_path, ending):
+    datasets_on_disk.write(tmp_path, "RSTPReid", file="mine.json")
+    exif, image = Image.Exif(), tmp_path / "RSTPReid/imgs/cam_train/0001_0.jpg"
+    for orientation, other in ((6, image), (1, image.with_name("0001_1.jpg"))):
+        exif[0x0112] = orientation
+        Image.open(other).save(tmp_path / f"a.{ending}", exif=exif)
+        (tmp_path / f"a.{ending}").rename(other)
+    other = image.with_name("0002_0.jpg")
+    Image.open(other).save(other, exif=b"Exif\0\0damaged")
+    (image.parents[2] / "data_captions.json").write_bytes((image.parents[2] / "mine.json").read_bytes())
+    for name, places in ((str(image.parents[2] / "mine.json"), [str(image)]), ("RSTPReid", None)):
+        found = {finding.what: finding for finding in check_dataset(name, tmp_path, noisy_rate=0.0)[1]}
+        turned = found.get("images with an EXIF rotation")
+        assert (turned and turned.where) == places
+        assert turned is None or turned.severity == "warning"
+
+
 def test_a_noise_rate_without_an_index_is_reported(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     assert "for rate 0.3" in check(tmp_path, "--noisy_rate", "0.3", status=0)["no noise index found"]["where"]
