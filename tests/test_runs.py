@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import statistics
 from pathlib import Path
 
 import pytest
 
 from tools.runs import __main__ as command
-from utils.errors import UserError
+from utils.errors import OptionError, UserError
 from utils.options import defaults
 from utils.run_folder import RunFolder
 
@@ -66,6 +68,23 @@ def test_a_run_is_a_row_of_differing_flags_and_results(logs, capsys):
     assert (third["state"], third["epochs"], third["test_R1"]) == ("stopped", "1/3", "")
     with RunFolder(logs / "deep/er/X/20260103_000000_c").lock():
         assert rows(capsys, logs)[2]["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("fails", "number"), [("fcntl.flock", errno.ENOLCK), ("os.open", errno.EROFS), ("os.open", errno.EACCES)]
+)
+def test_a_run_folder_that_cannot_be_locked_is_listed(logs, capsys, monkeypatch, number, fails):
+    def refuse(path: object, *_: object) -> int:
+        if fails == "os.open" and not str(path).endswith(".lock"):
+            return opened(path, *_)
+        raise OSError(number, os.strerror(number))
+
+    run, opened = RunFolder(logs / "deep/er/X/20260103_000000_c"), os.open
+    (run.path / ".lock").touch()
+    monkeypatch.setattr(fails, refuse)
+    assert rows(capsys, logs)[2]["state"] == "stopped"
+    with pytest.raises(OptionError, match=rf"{run} can't be locked: {os.strerror(number)}$"):
+        run.lock()
 
 
 def test_rows_are_sorted_filtered_and_grouped(logs, capsys):

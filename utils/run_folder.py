@@ -222,12 +222,12 @@ class RunFolder:
         """Lock it for this process, as `hold` does.
 
         Raises:
-            LockedError: another process is training it.
+            LockedError, OptionError: as `hold`.
         """
         return hold(self.path, f"{self} is being trained by another process")
 
     def is_locked(self) -> bool:
-        """Whether a process is training it."""
+        """Whether a process is training it; False where it can't be locked, as in a folder of another user."""
         if not (self.path / LOCK).is_file():
             return False
         try:
@@ -235,6 +235,8 @@ class RunFolder:
                 return False
         except LockedError:
             return True
+        except OptionError:
+            return False
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
@@ -258,11 +260,14 @@ def hold(folder: Path, taken: str) -> AcquireReturnProxy:
 
     Raises:
         LockedError: another process has it; `taken` is the message.
+        OptionError: it can't be locked, e.g. because it is read-only.
     """
     try:
         return FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
         raise LockedError(taken) from None
+    except OSError as error:
+        raise OptionError(f"{folder} can't be locked: {error.strerror or error}") from None
 
 
 def git_revision() -> str:
