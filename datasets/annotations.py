@@ -233,7 +233,10 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
     expected = range(first_id, first_id + len(ids))
     if ids != set(expected):
         missing = next(number for number in expected if number not in ids)
-        raise DataError(f"{file}: training ids must run from {first_id} without gaps, but {missing} is missing")
+        raise DataError(
+            f"{file}: training ids must run from {first_id} without gaps, but {missing} is missing; "
+            f"for a subset, give the file: --dataset_name {file}"
+        )
 
 
 def merge_images(entries: Iterable[Entry], place: Place) -> list[Entry]:

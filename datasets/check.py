@@ -57,7 +57,7 @@ def check_dataset(
     findings += outdated
     if place.dataset.first_id is not None and entries["train"]:
         ids = partial(check_ids, entries["train"], place.dataset.first_id, place.file)
-        findings += _error_as_finding("ids with gaps", ids, "download the annotations again")
+        findings += _error_as_finding("ids with gaps", ids, "else download the annotations again")
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
     findings += cut_captions(splits)

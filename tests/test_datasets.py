@@ -163,6 +163,15 @@ def test_errors_in_annotations_are_named(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_subset_of_a_published_set_is_read_when_its_file_is_given(tmp_path):
+    file = datasets_on_disk.write(tmp_path, "CUHK-PEDES", spoil(lambda e: e.__delitem__(slice(2, 4))))
+    with pytest.raises(DataError, match=rf"2 is missing; for a subset, give the file: --dataset_name {file}$"):
+        read_splits("CUHK-PEDES", tmp_path, ["train"])
+    split = read_splits(str(file), tmp_path, ["train"])["train"]
+    assert split.person_ids.tolist() == [1, 3, 4, 5, 6]
+    assert split.image_pids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
 def test_annotations_of_other_projects_are_read_with_a_remark(tmp_path):
     for number in range(4):
         Image.new("RGB", (10, 20)).save(tmp_path / f"{number}.jpg")
