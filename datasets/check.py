@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotations import Entry, Split, build_split, check_entry, check_ids, check_release, merge_images
+from datasets.annotations import Split, build_split, check_ids, check_release, merge_images
 from datasets.caption_check import cut_captions, odd_captions
 from datasets.catalogue import Place, locate, short_name
 from datasets.duplicates import Digests, across_sets, across_splits, pixel_digests
+from datasets.entries import Entry, check_entry, check_spelling
 from datasets.findings import Finding, found_at
 from datasets.noise import NOISEINDEX, read_permutation
 from utils.errors import DataError, OptionError
@@ -78,14 +79,14 @@ def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int
 
 def odd_entries(entries: Sequence[Entry]) -> list[Finding]:
     """Entries of no known split, and entries in an unusual form."""
-    return [*_unknown_split((number, entry.split) for number, entry in enumerate(entries)), *_forms(enumerate(entries))]
+    return [*_unknown_split(entries), *_forms(entries)]
 
 
-def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
+def _forms(entries: Iterable[Entry]) -> list[Finding]:
     forms = defaultdict(list)
-    for number, entry in entries:
+    for entry in entries:
         for remark in entry.remarks:
-            forms[remark].append(f"entry {number}")
+            forms[remark].append(entry.where)
     return [
         finding
         for remark, where in forms.items()
@@ -93,27 +94,27 @@ def _forms(entries: Iterable[tuple[int, Entry]]) -> list[Finding]:
     ]
 
 
-def _unknown_split(entries: Iterable[tuple[int, str]]) -> list[Finding]:
-    others = [f"entry {number}: {split!r:.60}" for number, split in entries if split not in SPLITS]
+def _unknown_split(entries: Iterable[Entry]) -> list[Finding]:
+    others = [f"{entry.where}: {entry.split!r:.60}" for entry in entries if entry.split not in SPLITS]
     return found_at("entries of unknown splits", others, "only train, val and test are read", severity="warning")
 
 
 def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     entries: dict[str, list[Entry]] = {name: [] for name in SPLITS}
-    malformed, elsewhere, read = [], [], []
+    malformed, read = [], []
     for number, entry in enumerate(place.dataset.entries(place.file)):
         try:
-            checked = check_entry(entry, place, f"entry {number}")
+            read.append(checked := check_entry(entry, place, number))
         except DataError as error:
             malformed.append(str(error))
             continue
-        read.append((number, checked))
         if checked.split in entries:
             entries[checked.split].append(checked)
-        else:
-            elsewhere.append((number, checked.split))
     findings = found_at("malformed entries", malformed, "fix or remove them: training stops at the first")
-    findings += [*_unknown_split(elsewhere), *_forms(read)]
+    findings += [
+        *odd_entries(read),
+        *_error_as_finding("ids in two spellings", partial(check_spelling, read, place.file), "write them in one way"),
+    ]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
     entries = {name: merge_images(of_split, place) for name, of_split in entries.items()}

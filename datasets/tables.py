@@ -53,7 +53,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns and numbered lines of a text table: tabs in a .tsv, else commas, semicolons or tabs.
+    """The columns and numbered non-empty lines of a text table: tabs in a .tsv, else commas, semicolons or tabs.
 
     Raises:
         DataError: it can't be read, or isn't a CSV file in UTF-8.
@@ -65,7 +65,8 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             stream.seek(0)
             reader = csv.DictReader(stream, delimiter=delimiter)
             columns = list(reader.fieldnames or ())
-            return columns, [(reader.line_num, row) for row in reader]
+            rows = ((reader.line_num, row) for row in reader)
+            return columns, [(line, row) for line, row in rows if any((row[name] or "").strip() for name in columns)]
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -133,7 +134,7 @@ def _entry(entry: Row, images: Path, table: Path) -> Row:
     """Convert a row to an entry as in JSON: ids are numbers, captions a list, the image a path."""
     for key in ("id", "image_id"):
         value: Any = entry.get(key)
-        if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
+        if isinstance(value, str) and not re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value.strip()):
             continue
         if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
             entry[key] = int(value)

@@ -6,16 +6,18 @@ import csv
 import hashlib
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 import train as training_root
 from datasets.annotations import Split, read_annotations, read_splits
-from datasets.check import odd_entries
+from datasets.check import check_dataset, odd_entries
 from datasets.formats import read_entries
 from datasets.image_cache import image_cache_dir
 from datasets.images import read_image
@@ -114,6 +116,39 @@ def test_a_list_of_something_else_names_its_line(tmp_path, cell):
     parquet.write_table(pyarrow.table({"id": [1, 2], "captions": ["fine", cell]}), tmp_path / "mine.parquet")
     with pytest.raises(DataError, match=r"mine.parquet, entry 1: captions must be a text or a list of texts"):
         read_entries(tmp_path / "mine.parquet")
+
+
+def test_empty_rows_are_skipped_and_errors_name_the_line(tmp_path):
+    file = tmp_path / "mine.csv"
+    file.write_text("id,file_path,captions,split\n,,,\n1,a.jpg,a man,train\n , ,,,,\n\n,,,\n")
+    assert [entry.where for entry in read_annotations(str(file), tmp_path)[1]] == ["line 3"]
+    with file.open("a") as stream:
+        stream.write('2,b.jpg,"a\nb",trian\n,c.jpg,a man,train\n')
+    with pytest.raises(DataError, match=rf"{file}, line 9: 'id' must be a whole number or a text, found ''"):
+        read_annotations(str(file), tmp_path)
+    findings = {finding.what: finding.where for finding in check_dataset(str(file), tmp_path, noisy_rate=0.0)[1]}
+    assert findings["malformed entries"] == ["line 9: 'id' must be a whole number or a text, found ''"]
+    assert findings["entries of unknown splits"] == ["line 8: 'trian'"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "persons"), [(["0012", "0012", "7"], [7, 12]), (["0012", "12"], None), (["12", "-12"], [-12, 12])]
+)
+def test_an_id_with_and_without_leading_zeros_is_refused(tmp_path, ids, persons):
+    """One might mean another person than the other."""
+    file = tmp_path / "mine.csv"
+    file.write_text("id,file_path,captions,split\n" + "".join(f"{n},{n}.jpg,a man,train\n" for n in ids))
+    for number in ids:
+        Image.new("RGB", (10, 20)).save(tmp_path / f"{number}.jpg")
+    findings = {finding.what: finding.where for finding in check_dataset(str(file), tmp_path, noisy_rate=0.0)[1]}
+    if persons:
+        assert read_splits(str(file), tmp_path, ["train"])["train"].person_ids.tolist() == persons
+        assert "ids in two spellings" not in findings
+        return
+    message = f"{file}: line 2 and line 3 write id 12 with and without leading zeros: one person or two?"
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        read_annotations(str(file), tmp_path)
+    assert findings["ids in two spellings"] == [message]
 
 
 def write_csv(file: Path, cells: list[str]) -> None:

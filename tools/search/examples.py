@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.annotations import Entry, read_annotations
+from datasets.annotations import read_annotations
+from datasets.entries import Entry
 from datasets.settings import DATASETS
 from tools.search.search import Searcher
 from utils.errors import UserError
