@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from utils.errors import DataError, brief
+from utils.threads import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,9 +87,9 @@ def threaded_map(work: Callable[[T], R], items: Iterable[T], *, ahead: int, thre
 
     Args:
         ahead: items in flight; bounds memory, and the delay of an interrupt.
-        threads: default: one per core.
+        threads: default: one per usable core.
     """
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))

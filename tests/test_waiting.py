@@ -34,6 +34,15 @@ def test_the_time_threads_wait_for_a_core_is_measured(tmp_path, monkeypatch):
     assert threads.core_time().waited_since(before) == pytest.approx(3 / 4)
 
 
+def test_a_jobs_share_of_the_cores_is_used(monkeypatch):
+    assert threads.usable_cores() >= 1
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert threads.usable_cores() == 2
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert threads.usable_cores() == 64
+
+
 def test_a_busy_host_is_named():
     assert busy_host(0.1) == ""
     assert busy_host(0.75).startswith("threads waited for a core 75% of the time: other programs")

@@ -1,12 +1,18 @@
-"""Whether this process's threads had to wait for a core: a busy machine, or more threads than cores."""
+"""The cores this process may use, and whether its threads had to wait for one: a busy machine, or too many threads."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 _TASKS = Path("/proc/self/task")
+
+
+def usable_cores() -> int:
+    """Cores this process may use: a job's share of a cluster node, for example."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CoreTime(NamedTuple):

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from utils.errors import OptionError
 from utils.log import status
 from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
+from utils.threads import usable_cores
 
 INDEX = "logs/search"
 
@@ -63,7 +63,7 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
         add[name].add_argument("--checkpoint", help="instead of the run's best.pth")
     add["index"].add_argument("--gallery", required=True, help="the folder of images")
     add["index"].add_argument("--batch_size", type=int, default=64, help="batch size (default: %(default)s)")
-    workers = os.cpu_count() or 1
+    workers = usable_cores()
     add["index"].add_argument("--num_workers", type=int, default=workers, help="decoding threads (default: cores)")
     add["index"].add_argument("--faiss", action="store_true", help="also build a FAISS index, for query --faiss")
     add["query"].add_argument("text", nargs="*", help="sentences")
