@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -253,9 +254,13 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 def loader(dataset: Dataset[Any], num_workers: int, device: torch.device) -> DataLoader:
     """A loader of whole batches with at most `num_workers` processes."""
+    workers = min(num_workers, len(dataset))  # type: ignore[arg-type]
+    # Forked workers start at once; those of Python 3.14's default method would import everything in every pass.
+    method = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(
         dataset,
         batch_size=None,
-        num_workers=min(num_workers, len(dataset)),  # type: ignore[arg-type]
+        num_workers=workers,
+        multiprocessing_context=method,
         pin_memory=device.type == "cuda",
     )

@@ -621,6 +621,12 @@ def test_augmentation_is_independent_of_batches_and_workers(tmp_path, changed):
         assert one[pair][1] == other[pair][1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS and Windows start workers anew")
+def test_workers_are_forked_whatever_pythons_default(tmp_path):
+    batches = training_pairs(tmp_path, num_workers=1).training_batches(0)
+    assert batches._loader.multiprocessing_context.get_start_method() == "fork"
+
+
 def test_epochs_passes_and_seeds_draw_differently(tmp_path):
     pairs = training_pairs(tmp_path)
     passes = [
