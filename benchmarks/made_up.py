@@ -102,7 +102,7 @@ def training_state(
         encoder: wrapper to train instead of the model itself.
         optimizer: optimizer to use instead of a new one.
     """
-    loss = TrainingLoss({"TAL": TAL(TripletSettings())}, {}, list(model.widths))
+    loss = TrainingLoss({"TAL": TAL(TripletSettings())}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
     optimizer = optimizer or build_optimizer(*optimizer_arguments(model, lr), model.rounded_parameters())
     return TrainState(encoder or model, loss, optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up")))

@@ -61,7 +61,7 @@ class TrainState:
 
     def _objective_weights(self) -> dict[str, Tensor]:
         names = self.loss.saved_names()
-        return {names[name]: value for name, value in self.loss.others.state_dict().items()}
+        return {names[name]: value for name, value in self.loss.objectives.state_dict().items()}
 
     def save(self, run_dir: Path, options: Mapping[str, Any]) -> None:
         """Write last.pth, then, after the best epoch so far, best.pth.
@@ -129,7 +129,8 @@ class TrainState:
         objectives = {name: weights[name] for name in weights.keys() - own.keys()}
         if complaint := describe_mismatch(self._objective_weights(), objectives):
             raise WeightsError(f"{source} can't be resumed from: the objectives' weights are {complaint}")
-        self.loss.others.load_state_dict({name: objectives[saved] for name, saved in self.loss.saved_names().items()})
+        names = self.loss.saved_names()
+        self.loss.objectives.load_state_dict({name: objectives[saved] for name, saved in names.items()})
 
     def _restore_best(self, content: Mapping[str, Any], file: Path) -> None:
         best = file.parent / "best.pth"

@@ -90,7 +90,7 @@ def backward(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: in
     Returns:
         The losses of the whole batch, whose sum is minimised.
     """
-    objectives = state.loss.token_objectives
+    objectives = state.loss.of(TokenObjective)
     if grad_accum == 1:
         part = _Part(batch.images, batch.ids, batch.labels, batch.masked)
         losses = _losses(state, _encode(state.model, objectives, part), batch, weight)

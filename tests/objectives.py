@@ -32,7 +32,7 @@ def pairwise(name: str, **settings: float) -> PairwiseObjective:
 
 def loss_of(name: str, trained: tuple[str, ...] = ("BGE", "TSE"), **settings: float) -> TrainingLoss:
     """One pairwise objective on some embeddings."""
-    return TrainingLoss({name: pairwise(name, **settings)}, {}, trained)
+    return TrainingLoss({name: pairwise(name, **settings)}, trained)
 
 
 def named(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
@@ -51,7 +51,9 @@ def state_of(options: Options, identities: int = 12, pairs: int = 8, **parts: An
     model = parts.get("model") or build(options)
     sizes = Sizes(model.widths, identities, model.backbone.width, options.vocab_size, options.batch_size)
     loss = build_loss(options, sizes)
-    optimizer = build_optimizer(*named(model), options.of(OptimizerSettings), model.rounded_parameters())
+    (parameters, new), settings = named(model), options.of(OptimizerSettings)
+    parameters, new = parameters | dict(loss.named_parameters()), new | loss.rates(settings)
+    optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=options.precision == "fp16")
     made = {"model": model, "loss": loss, "optimizer": optimizer, "scaler": scaler}
     return TrainState(**{**made, "correspondence": build_correspondence(options, np.ones(pairs, bool)), **parts})

@@ -73,7 +73,7 @@ def batch_of(golden: dict[str, np.ndarray]) -> Batch:
 def gradient_norms(state: TrainState) -> dict[str, float]:
     model, loss = state.model, state.loss
     assert isinstance(model, DualEncoder)
-    names = model.published_names() | {f"others.{name}": saved for name, saved in loss.saved_names().items()}
+    names = model.published_names() | {f"objectives.{name}": saved for name, saved in loss.saved_names().items()}
     parameters = {**dict(model.named_parameters()), **dict(loss.named_parameters())}
     return {names[name]: p.grad.norm().item() for name, p in parameters.items() if p.grad is not None}
 
@@ -94,7 +94,7 @@ def test_irras_losses_and_gradients_equal_the_published_ones(golden, case, parts
 def test_irras_parameters_have_the_published_names_rates_and_decays():
     state = irra("sdm+id+mlm", lr_factor=5.0)
     settings = OptimizerSettings(lr=1e-5)
-    names = state.model.published_names() | {f"others.{n}": s for n, s in state.loss.saved_names().items()}
+    names = state.model.published_names() | {f"objectives.{n}": s for n, s in state.loss.saved_names().items()}
     parameters = dict(state.model.named_parameters()) | dict(state.loss.named_parameters())
     groups = parameter_groups(parameters, state.loss.rates(settings), settings)
     found = {id(p): [group["lr"], group["weight_decay"]] for group in groups for p in group["params"]}
@@ -108,7 +108,7 @@ def test_irras_new_parameters_are_drawn_as_published():
     torch.manual_seed(0)
     depth, D = 4, 512
     loss = build_loss(Options(loss_names="id+mlm", trained="BGE", cmt_depth=depth), Sizes({"BGE": D}, 500, D, 2000))
-    deviation = {n: p.std().item() for n, p in loss.others.named_parameters() if "weight" in n and "ln_" not in n}
+    deviation = {n: p.std().item() for n, p in loss.objectives.named_parameters() if "weight" in n and "ln_" not in n}
     small = D**-0.5 * (2 * depth) ** -0.5
     for name, found in deviation.items():
         if "mlm_head.ln" in name:
@@ -127,7 +127,7 @@ def test_irras_new_parameters_are_drawn_as_published():
             if part in name
         )
         assert found == pytest.approx(expected, rel=0.02), name
-    assert not loss.others["id"].classifier.bias.any()
+    assert not loss.objectives["id"].classifier.bias.any()
 
 
 def test_words_are_masked_as_published():

@@ -260,7 +260,7 @@ def test_an_epochs_data_wait_share_is_measured(monkeypatch):
     batch = SimpleNamespace(pids=torch.zeros(2), pairs=torch.tensor([0, 1]))
     optimizer, scaler = torch.optim.SGD(layer.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     whole = TrainState(
-        layer, TrainingLoss({}, {}, ["BGE", "TSE"]), optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up"))
+        layer, TrainingLoss({}, ["BGE", "TSE"]), optimizer, scaler, All(None, Facts("all", 1, 0.0, "made up"))
     )
     result = epoch.train_epoch(whole, Batches([batch] * 5), np.ones(2, np.float32), LoopSettings(log_period=5))
     assert result.data_wait_share == pytest.approx(0.75)

@@ -13,22 +13,47 @@ from solver.settings import OptimizerSettings
 from utils.errors import OptionError
 
 
-class PairwiseObjective:
+class AnyObjective(nn.Module):
+    """Base of all objectives. Their parameters are trained, saved and resumed with the model's.
+
+    Attributes:
+        Settings: a settings class (`utils.settings.settings`), or None.
+        published: its parameters keep their own names in checkpoints, as in published files.
+        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Its inputs are still float32.
+    """
+
+    Settings: ClassVar[type | None] = None
+    published: ClassVar[bool] = False
+    half_weights: ClassVar[bool] = False
+
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:  # noqa: ARG002
+        """The learning rate of one of its parameters."""
+        return optimizer.head_lr
+
+
+class PairwiseObjective(AnyObjective):
     """A loss for every pair of a batch, from the similarities of one embedding.
 
     It is trained on each embedding that `--trained` names, and the correspondence scores pairs with the same
     `per_pair`. To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`.
 
     Attributes:
-        Settings: a settings class (`utils.settings.settings`), or None.
         reduction: "sum", the weighted sum of a batch's losses, or "mean", that over max(1, sum of weights).
+
+    Raises:
+        OptionError: `reduction` is neither.
     """
 
-    Settings: ClassVar[type | None] = None
     reduction: ClassVar[Literal["sum", "mean"]] = "sum"
 
     def __init__(self, settings: Any = None) -> None:
-        self.settings = settings
+        super().__init__(settings)
+        if self.reduction not in ("sum", "mean"):
+            raise OptionError(f'{type(self).__name__}: reduction must be "sum" or "mean", not {self.reduction!r}')
 
     def per_pair(self, similarity: Tensor, pids: Tensor) -> Tensor:
         """The loss of every pair.
@@ -44,8 +69,7 @@ class PairwiseObjective:
 
     def reduce(self, per_pair: Tensor, weight: Tensor) -> Tensor:
         """(B,) losses and (B,) weights l̂ → the batch's loss; 0 when no pair counts."""
-        total = (weight * per_pair).sum()
-        return total / weight.sum().clamp_min(1) if self.reduction == "mean" else total
+        return weighted_mean(per_pair, weight) if self.reduction == "mean" else (weight * per_pair).sum()
 
 
 class TwoDirections(PairwiseObjective):
@@ -91,7 +115,7 @@ class EncodedBatch:
 
     def mean(self, per_pair: Tensor) -> Tensor:
         """(B,) losses → their weighted sum over max(1, sum of weights)."""
-        return (self.weight * per_pair).sum() / self.weight.sum().clamp_min(1)
+        return weighted_mean(per_pair, self.weight)
 
 
 @dataclass(frozen=True)
@@ -113,37 +137,27 @@ class Sizes:
     batch_size: int = 0
 
 
-class _ModuleObjective(nn.Module):
-    """Base of objectives with parameters, which are trained, saved and resumed with the model's.
+class OtherObjective(AnyObjective):
+    """Base of the objectives that aren't pairwise.
 
     Attributes:
-        Settings: a settings class (`utils.settings.settings`), or None.
-        published: its parameters keep their own names in checkpoints, as in published files.
-        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Its inputs are still float32.
         needs: names of the embeddings that it requires.
         scores: names of the arrays that `score` returns.
     """
 
-    Settings: ClassVar[type | None] = None
-    published: ClassVar[bool] = False
-    half_weights: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, sizes: Sizes) -> None:
-        super().__init__()
-        self.settings, self.sizes = settings, sizes
-
-    def learning_rate(self, parameter: str, optimizer: OptimizerSettings) -> float:  # noqa: ARG002
-        """The learning rate of one of its parameters."""
-        return optimizer.head_lr
+        super().__init__(settings)
+        self.sizes = sizes
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
         """(B,) scores by which a correspondence judges pairs, under the names in `scores`; without gradient."""
         return {}
 
 
-class Objective(_ModuleObjective):
+class Objective(OtherObjective):
     """A loss of a whole batch's embeddings, such as an identity loss.
 
     To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`, as in `TAL+id`.
@@ -168,7 +182,7 @@ class PairTokens:
     labels: Tensor | None
 
 
-class TokenObjective(_ModuleObjective):
+class TokenObjective(OtherObjective):
     """A loss of tokens, such as masked language modelling.
 
     Tokens interact only within a pair, so every process computes rows for its own pairs, in parts if necessary; the
@@ -192,3 +206,8 @@ class TokenObjective(_ModuleObjective):
 def cosine_similarity(image: Tensor, text: Tensor) -> Tensor:
     """(B, D) and (C, D) features → (B, C) cosines."""
     return F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+
+
+def weighted_mean(per_pair: Tensor, weight: Tensor) -> Tensor:
+    """(B,) losses and (B,) weights → their weighted sum over max(1, sum of weights)."""
+    return (weight * per_pair).sum() / weight.sum().clamp_min(1)

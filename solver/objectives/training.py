@@ -3,76 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from solver.objectives.base import EncodedBatch, Objective, PairwiseObjective, Sizes, TokenObjective
+from solver.objectives.base import (
+    AnyObjective,
+    EncodedBatch,
+    OtherObjective,
+    PairwiseObjective,
+    Sizes,
+    TokenObjective,
+)
 from solver.settings import OBJECTIVES, ObjectiveSettings, OptimizerSettings, split_loss_names
 from utils.checkpoints import OBJECTIVE
 from utils.errors import OptionError, UserError
 from utils.settings import Options, own_settings
+
+T = TypeVar("T", bound=AnyObjective)
 
 
 class TrainingLoss(nn.Module):
     """The sum of all objectives: each pairwise one on each trained embedding, and each of the others.
 
     Args:
-        pairwise: pairwise objectives by name.
-        others: other objectives by name; their parameters are this module's.
+        objectives: by name.
         trained: names of the embeddings that pairwise objectives are trained on.
-
-    Attributes:
-        token_objectives: the token objectives among the others.
     """
 
-    def __init__(
-        self,
-        pairwise: Mapping[str, PairwiseObjective],
-        others: Mapping[str, Objective | TokenObjective],
-        trained: Sequence[str],
-    ) -> None:
+    def __init__(self, objectives: Mapping[str, AnyObjective], trained: Sequence[str]) -> None:
         super().__init__()
-        self.pairwise, self.trained = dict(pairwise), tuple(trained)
-        self._others = dict(others)
-        self.token_objectives = {name: other for name, other in others.items() if isinstance(other, TokenObjective)}
-        self.others = nn.ModuleDict(others)
+        self.objectives, self.trained = nn.ModuleDict(objectives), tuple(trained)
+
+    def of(self, kind: type[T]) -> dict[str, T]:
+        """The objectives of one kind, by name."""
+        return {name: objective for name, objective in self.objectives.items() if isinstance(objective, kind)}
+
+    @property
+    def _scored(self) -> tuple[str, ...]:
+        """The embeddings with pairwise losses."""
+        return self.trained if self.of(PairwiseObjective) else ()
 
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that `score` returns."""
-        own = [name for objective in self._others.values() for name in objective.scores]
-        return (*(self.trained if self.pairwise else ()), *own)
+        own = [name for other in self.of(OtherObjective).values() for name in other.scores]
+        return (*self._scored, *own)
 
     def scores_for(self, objective: str) -> tuple[str, ...]:
         """The scores used by a correspondence: those of its `objective`, or the pairs' losses for ""."""
-        return self._others[objective].scores if objective else self.trained if self.pairwise else ()
+        return self.of(OtherObjective)[objective].scores if objective else self._scored
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """(B,) scores by which a correspondence judges a batch's pairs.
 
         They are the pairs' losses by trained embedding, and the scores of other objectives by name.
         """
-        scores = {}
-        for name in self.trained if self.pairwise else ():
+        pairwise, scores = self.of(PairwiseObjective), {}
+        for name in self._scored:
             similarity = batch.similarity(name)
-            scores[name] = sum_of([_per_pair(loss, similarity, batch.pids) for loss in self.pairwise.items()])
-        for objective in self._others.values():
-            scores |= objective.score(batch)
+            scores[name] = sum_of([_per_pair(loss, similarity, batch.pids) for loss in pairwise.items()])
+        for other in self.of(OtherObjective).values():
+            scores |= other.score(batch)
         return scores
 
     def forward(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """The batch's losses, scalars whose sum is minimised: pairwise ones by embedding, others by name."""
-        losses = {}
-        for name in self.trained if self.pairwise else ():
+        pairwise, losses = self.of(PairwiseObjective), {}
+        for name in self._scored:
             similarity = batch.similarity(name)
             losses[name] = sum_of(
-                [
-                    loss[1].reduce(_per_pair(loss, similarity, batch.pids), batch.weight)
-                    for loss in self.pairwise.items()
-                ]
+                [loss[1].reduce(_per_pair(loss, similarity, batch.pids), batch.weight) for loss in pairwise.items()]
             )
-        for name, other in self._others.items():
+        for name, other in self.of(OtherObjective).items():
             of_tokens = isinstance(other, TokenObjective)
             losses[name] = other.reduce(batch.rows[name], batch.weight) if of_tokens else other(batch)
             if not isinstance(losses[name], Tensor) or losses[name].dim():
@@ -82,24 +86,24 @@ class TrainingLoss(nn.Module):
     def rates(self, optimizer: OptimizerSettings) -> dict[str, float]:
         """The learning rate of each parameter, by its name in this module."""
         return {
-            f"others.{name}.{parameter}": objective.learning_rate(parameter, optimizer)
-            for name, objective in self._others.items()
+            f"objectives.{name}.{parameter}": objective.learning_rate(parameter, optimizer)
+            for name, objective in self.of(AnyObjective).items()
             for parameter, _ in objective.named_parameters()
         }
 
-    def half_weight_objectives(self) -> list[Objective | TokenObjective]:
-        """The other objectives with `half_weights`."""
-        return [objective for objective in self._others.values() if objective.half_weights]
+    def half_weight_objectives(self) -> list[AnyObjective]:
+        """The objectives with `half_weights`."""
+        return [objective for objective in self.of(AnyObjective).values() if objective.half_weights]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters whose gradient in each process is only that of its own pairs."""
-        return [parameter for objective in self.token_objectives.values() for parameter in objective.parameters()]
+        return [parameter for objective in self.of(TokenObjective).values() for parameter in objective.parameters()]
 
     def saved_names(self) -> dict[str, str]:
-        """Name of every weight in `others` → its name in checkpoints."""
+        """Name of every weight in `objectives` → its name in checkpoints."""
         return {
             f"{name}.{weight}": weight if objective.published else f"{OBJECTIVE}{name}.{weight}"
-            for name, objective in self._others.items()
+            for name, objective in self.of(AnyObjective).items()
             for weight in objective.state_dict()
         }
 
@@ -134,19 +138,16 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
         OptionError: an unknown objective, or one whose name is already in use.
     """
     chosen = options.of(ObjectiveSettings)
-    pairwise, others = {}, {}
+    objectives: dict[str, AnyObjective] = {}
     for name in split_loss_names(chosen.loss_names):
         kind = OBJECTIVES[name]
-        settings = own_settings(kind, options.of)
-        if issubclass(kind, PairwiseObjective):
-            pairwise[name] = kind(settings)
-        elif name in sizes.widths or name in dir(nn.ModuleDict):
+        settings, pairwise = own_settings(kind, options.of), issubclass(kind, PairwiseObjective)
+        if hasattr(nn.ModuleDict(), name) or (name in sizes.widths and not pairwise):
             raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
-        elif missing := set(kind.needs) - sizes.widths.keys():
+        if not pairwise and (missing := set(kind.needs) - sizes.widths.keys()):
             raise OptionError(f"--loss_names {name}: needs the embedding {', '.join(missing)} among --heads")
-        else:
-            others[name] = kind(settings, sizes)
-    loss = TrainingLoss(pairwise, others, chosen.trained.split("+"))
+        objectives[name] = kind(settings) if pairwise else kind(settings, sizes)
+    loss = TrainingLoss(objectives, chosen.trained.split("+"))
     if len(set(loss.saved_names().values())) < len(loss.saved_names()):
         raise OptionError(f"--loss_names {chosen.loss_names}: two objectives have weights of one name in checkpoints")
     return loss

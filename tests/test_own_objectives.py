@@ -1,0 +1,80 @@
+"""Objectives of a fork: their parameters are trained, saved and resumed, whatever kind they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.weights import model_from_checkpoint
+from processor.epoch import train_epoch
+from processor.settings import LoopSettings
+from processor.state import TrainState
+from solver.objectives.base import AnyObjective, PairwiseObjective
+from solver.settings import OBJECTIVES, OptimizerSettings
+from tests.test_devices import PAIRS, batch_of, options_of, state_of
+from utils.errors import OptionError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """Remove what a test registers."""
+    monkeypatch.setattr(OBJECTIVES, "_found", {name: OBJECTIVES[name] for name in OBJECTIVES})
+
+
+class Scaled(PairwiseObjective):
+    """SigLIP's loss, whose scale and offset are learnt."""
+
+    def __init__(self, settings: None = None) -> None:
+        super().__init__(settings)
+        self.scale, self.offset = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(-10.0))
+
+    def per_pair(self, similarity: Tensor, pids: Tensor) -> Tensor:
+        match = torch.where(pids[:, None] == pids[None, :], 1.0, -1.0)
+        loss = -nn.functional.logsigmoid(match * (self.scale * similarity + self.offset))
+        return loss.sum(dim=0) + loss.sum(dim=1)
+
+
+def epoch_of(state: TrainState) -> None:
+    """Train on one batch."""
+    train_epoch(state, [batch_of(CPU)], np.ones(PAIRS, np.float32), LoopSettings())
+
+
+@pytest.mark.parametrize(("kind", "saved"), [(Scaled, {"objective.own.scale", "objective.own.offset"})])
+def test_parameters_are_trained_saved_restored_and_left_out_of_the_model(
+    tmp_path: Path, kind: type[AnyObjective], saved: set[str]
+):
+    OBJECTIVES.register("own")(kind)
+    given = {"loss_names": "TAL+own+id", "division": "all"}
+    state, again, options = state_of(CPU, **given), state_of(CPU, **given), options_of(**given)
+    own, trained = (
+        state.loss.objectives["own"],
+        {id(p) for group in state.optimizer.param_groups for p in group["params"]},
+    )
+    assert {id(parameter) for parameter in own.parameters()} <= trained
+    assert set(state.loss.rates(OptimizerSettings(head_lr=0.25)).values()) >= {0.25}
+    before = [parameter.detach().clone() for parameter in own.parameters()]
+    epoch_of(state)
+    assert all((now != then).any() for now, then in zip(own.parameters(), before, strict=True))
+    state.epoch = state.best_epoch = 1
+    state.save(tmp_path, options)
+    assert torch.load(tmp_path / "best.pth", weights_only=True)["model"].keys() >= saved
+    again.restore(tmp_path / "last.pth", options)
+    epoch_of(state)
+    epoch_of(again)
+    torch.testing.assert_close(again.weights(), state.weights(), rtol=0, atol=0)
+    model_from_checkpoint(tmp_path / "best.pth", options.of)
+
+
+def test_an_unknown_reduction_is_refused():
+    class Average(PairwiseObjective):
+        reduction = "average"
+
+    OBJECTIVES.register("average")(Average)
+    with pytest.raises(OptionError, match='Average: reduction must be "sum" or "mean", not \'average\''):
+        state_of(CPU, loss_names="average")
