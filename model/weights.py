@@ -38,7 +38,7 @@ def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
 def _weights_of_run(file: Path) -> dict[str, Tensor]:
     """The model's weights in a checkpoint of train.py or of the authors; empty for any other file with a CLIP."""
     try:
-        return without_objectives(load_checkpoint(file)["model"])
+        return without_objectives(load_checkpoint(file))
     except WeightsError:
         return {}
 
@@ -57,7 +57,7 @@ def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:
     settings, content = of(ModelSettings), load_checkpoint(file)
     backbone = backbone_class(settings.backbone)
     model = with_heads(backbone.from_checkpoint(settings, own_settings(backbone, of), content, str(file)), of)
-    model.load_published(without_objectives(content["model"]), str(file))
+    model.load_published(without_objectives(content), str(file))
     return model
 
 

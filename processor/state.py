@@ -74,6 +74,7 @@ class TrainState:
         content = {
             "format": CHECKPOINT_FORMAT,
             "model": self.weights(),
+            "objectives": [*self._objective_weights()],
             "towers": self.model.towers(),
             "epoch": self.epoch,
             "best": self.best,
@@ -102,7 +103,7 @@ class TrainState:
             self.epoch, self.best, self.best_epoch = (content[name] for name in ("epoch", "best", "best_epoch"))
             if not 0 <= self.best_epoch <= self.epoch <= options["num_epoch"]:
                 raise ValueError("its epoch is beyond this run's")
-            self._restore_weights(content["model"], str(file))
+            self._restore_weights(content, str(file))
             _restore_moments(content["optimizer"], self.optimizer)
             self.scaler.load_state_dict(content["scaler"])
             self.correspondence.load_state_dict(content.get("correspondence", {}))
@@ -123,8 +124,8 @@ class TrainState:
                 f"{self.model.towers()}; has the configuration beside that file changed?"
             )
 
-    def _restore_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
-        own = without_objectives(weights)
+    def _restore_weights(self, content: Mapping[str, Any], source: str) -> None:
+        weights, own = content["model"], without_objectives(content)
         self.model.load_published(own, source)
         objectives = {name: weights[name] for name in weights.keys() - own.keys()}
         if complaint := describe_mismatch(self._objective_weights(), objectives):

@@ -59,7 +59,7 @@ def irra(loss_names: str, **settings: object) -> TrainState:
     state = TrainState(model, loss, torch.optim.SGD(model.parameters()), GradScaler(enabled=False), correspondence)
     names = loss.saved_names()
     own = {n: v for n, v in weights.items() if n.startswith("base_model.") or n in names.values()}
-    state._restore_weights(own, "golden weights")
+    state._restore_weights({"model": own}, "golden weights")
     return state
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.weights import model_from_checkpoint
+from model.weights import build_model, model_from_checkpoint
 from processor.epoch import train_epoch
 from processor.settings import LoopSettings
 from processor.state import TrainState
-from solver.objectives.base import AnyObjective, PairwiseObjective
+from solver.objectives.base import AnyObjective, EncodedBatch, Objective, PairwiseObjective, Sizes
 from solver.settings import OBJECTIVES, OptimizerSettings
 from tests.test_devices import PAIRS, batch_of, options_of, state_of
 from utils.errors import OptionError
@@ -40,12 +40,28 @@ class Scaled(PairwiseObjective):
         return loss.sum(dim=0) + loss.sum(dim=1)
 
 
+class Published(Objective):
+    """An identity loss whose weights have names of its own in checkpoints."""
+
+    published = True
+
+    def __init__(self, settings: None, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.people = nn.Linear(sizes.widths["BGE"], sizes.identities)
+
+    def forward(self, batch: EncodedBatch) -> Tensor:
+        return batch.mean(nn.functional.cross_entropy(self.people(batch.text["BGE"]), batch.pids, reduction="none"))
+
+
 def epoch_of(state: TrainState) -> None:
     """Train on one batch."""
     train_epoch(state, [batch_of(CPU)], np.ones(PAIRS, np.float32), LoopSettings())
 
 
-@pytest.mark.parametrize(("kind", "saved"), [(Scaled, {"objective.own.scale", "objective.own.offset"})])
+@pytest.mark.parametrize(
+    ("kind", "saved"),
+    [(Scaled, {"objective.own.scale", "objective.own.offset"}), (Published, {"people.weight", "people.bias"})],
+)
 def test_parameters_are_trained_saved_restored_and_left_out_of_the_model(
     tmp_path: Path, kind: type[AnyObjective], saved: set[str]
 ):
@@ -69,6 +85,7 @@ def test_parameters_are_trained_saved_restored_and_left_out_of_the_model(
     epoch_of(again)
     torch.testing.assert_close(again.weights(), state.weights(), rtol=0, atol=0)
     model_from_checkpoint(tmp_path / "best.pth", options.of)
+    build_model(options_of(pretrain_choice=str(tmp_path / "best.pth")).of)
 
 
 def test_an_unknown_reduction_is_refused():

@@ -30,7 +30,7 @@ _STRIP = (  # keeps tensors, including those under the usual keys
     "{{k: v for k, v in c.items() if torch.is_tensor(v) or k in ('model', 'state_dict')}}, 'stripped.pth')\" {file}"
 )
 OBJECTIVE = "objective."  # prefix of an objective's weights in checkpoints
-# Prefixes of IRRA's identity classifier and masked language modelling in its published files.
+# Prefixes of IRRA's identity classifier and masked language modelling in its published files and our older ones.
 _PUBLISHED_OBJECTIVES = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head."
 )  # fmt: skip
@@ -145,10 +145,13 @@ def is_plain(value: object) -> bool:
     return value.nbytes <= value.untyped_storage().nbytes()  # an expanded one would grow when copied
 
 
-def without_objectives(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's weights without those of objectives."""
+def without_objectives(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a checkpoint, which lists those of `objectives`, without these; published ones list none."""
+    listed = content.get("objectives")
+    if isinstance(listed, list):
+        return {name: value for name, value in content["model"].items() if name not in listed}
     beginnings = (OBJECTIVE, *_PUBLISHED_OBJECTIVES)
-    return {name: value for name, value in weights.items() if not name.removeprefix("module.").startswith(beginnings)}
+    return {n: value for n, value in content["model"].items() if not n.removeprefix("module.").startswith(beginnings)}
 
 
 def describe_mismatch(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

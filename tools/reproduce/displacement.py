@@ -21,7 +21,7 @@ def displacement(run_dir: Path) -> dict[str, float]:
     seed_everything(options.seed)  # from which the heads were drawn
     model, last = build(options), run_dir / "last.pth"
     new, starts = model.new_parameters(), {name: end.detach().double() for name, end in model.named_parameters()}
-    model.load_published(without_objectives(load_checkpoint(last)["model"]), str(last))
+    model.load_published(without_objectives(load_checkpoint(last)), str(last))
     squares = {"towers": 0.0, "heads": 0.0}
     for name, end in model.named_parameters():
         moved = end.detach().double() - starts[name]
