@@ -19,7 +19,7 @@ from processor.step import Pairs, backward
 from processor.types import PairBatch, PairBatches
 from solver.objectives.training import sum_of
 from utils.devices import peak_memory_gb
-from utils.distributed import sum_gradients
+from utils.distributed import average_gradients, sum_gradients
 from utils.errors import NotFiniteError
 from utils.log import logger, progress
 
@@ -132,6 +132,7 @@ def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tens
 def _update(state: TrainState) -> Tensor:
     """Take an optimizer step; returns the gradients' `magnitude`."""
     sum_gradients([*state.model.parameters(), *state.loss.shared_parameters()])
+    average_gradients(state.loss.whole_parameters())
     parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     size = magnitude(gradients)

@@ -118,11 +118,33 @@ def summed(own: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the processes' gradients, each of its share of the batch, in at least float32."""
+    """Sum the processes' gradients, each of its share of the batch, in at least float32.
+
+    Parameters without a gradient in some processes count as 0 there; those without one in any keep none.
+    """
     if not distributed.is_initialized():
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    uses = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
+    distributed.all_reduce(uses)  # on the CPU, so that reading it doesn't wait for a GPU
+    used = [parameter for parameter, count in zip(trained, uses.tolist(), strict=True) if count]
+    if not used:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
     total = torch.cat([gradient.flatten().float() for gradient in gradients])
     distributed.all_reduce(total)
-    for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    parts = total.split([gradient.numel() for gradient in gradients])
+    for parameter, gradient, part in zip(used, gradients, parts, strict=True):
+        parameter.grad = gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the processes' gradients, each of the whole batch: they differ if objectives draw random numbers."""
+    if not distributed.is_initialized():
+        return
+    own = [*parameters]
+    sum_gradients(own)
+    for parameter in own:
+        if parameter.grad is not None:
+            parameter.grad /= world_size()

@@ -99,6 +99,11 @@ class TrainingLoss(nn.Module):
         """Parameters whose gradient in each process is only that of its own pairs."""
         return [parameter for objective in self.of(TokenObjective).values() for parameter in objective.parameters()]
 
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """Parameters whose gradient in each process is that of the whole batch."""
+        shared = {id(parameter) for parameter in self.shared_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in shared]
+
     def saved_names(self) -> dict[str, str]:
         """Name of every weight in `objectives` → its name in checkpoints."""
         return {
