@@ -80,6 +80,7 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
             logged.
     """
     state.model.train()
+    state.loss.train()
     of_pair = torch.from_numpy(weight)
     start, pairs, skipped = time.perf_counter(), 0, 0
     sums: dict[str, Tensor] = {}

@@ -36,6 +36,7 @@ def score_pairs(
         batch.
     """
     model.eval()
+    loss.eval()
     settings = settings or LoopSettings()
     score = _recorded(model, loss) if settings.cuda_graphs else partial(_score, model, loss, settings.grad_accum)
     scored = []

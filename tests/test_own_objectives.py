@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.weights import build_model, model_from_checkpoint
 from processor.epoch import train_epoch
+from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.state import TrainState
 from solver.objectives.base import AnyObjective, EncodedBatch, Objective, PairwiseObjective, Sizes
@@ -95,3 +96,29 @@ def test_an_unknown_reduction_is_refused():
     OBJECTIVES.register("average")(Average)
     with pytest.raises(OptionError, match='Average: reduction must be "sum" or "mean", not \'average\''):
         state_of(CPU, loss_names="average")
+
+
+class Normalised(Objective):
+    """Scores pairs by normalised embeddings."""
+
+    scores = ("norm",)
+
+    def __init__(self, settings: None, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.norm = nn.BatchNorm1d(sizes.widths["BGE"])
+
+    def forward(self, batch: EncodedBatch) -> Tensor:
+        return self.score(batch)["norm"].sum()
+
+    def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        return {"norm": self.norm(batch.text["BGE"]).sum(dim=1)}
+
+
+def test_scoring_leaves_an_objectives_statistics_and_training_updates_them():
+    OBJECTIVES.register("own")(Normalised)
+    state = state_of(CPU, loss_names="TAL+own", division="all")
+    counted = state.loss.state_dict()["objectives.own.norm.num_batches_tracked"]
+    score_pairs(state.model, state.loss, [batch_of(CPU)], PAIRS)
+    assert counted == 0
+    epoch_of(state)
+    assert counted == 1
