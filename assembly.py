@@ -151,12 +151,12 @@ def inputs(options: Options, model: DualEncoder) -> Inputs:
 
 def build_state(options: Options, model: DualEncoder, data: RunData, device: torch.device) -> TrainState:
     """The training state before the first epoch."""
-    if options.grad_accum > 1:
-        check_parts(model)
     vocabulary = max(options.vocab_size, getattr(model.backbone.tokenizer, "words", 0))
     identities = int(data.pairs.pids.max()) + 1
     sizes = Sizes(model.widths, identities, model.backbone.width, vocabulary, options.batch_size)
     loss = build_loss(options, sizes).to(device)
+    if options.grad_accum > 1:
+        check_parts(model, loss)
     rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
     if options.precision == "fp16_weights":
         for objective in loss.half_weight_objectives():

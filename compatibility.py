@@ -7,6 +7,7 @@ from torch import nn
 
 from model.encoder import DualEncoder
 from solver.objectives.base import PairwiseObjective, TokenObjective
+from solver.objectives.training import TrainingLoss
 from solver.settings import CORRESPONDENCES, OBJECTIVES, check_optimizer, split_loss_names
 from utils.errors import OptionError
 from utils.ranks import world_size
@@ -25,13 +26,16 @@ def check_run(options: Options, device: torch.device) -> None:
         _check_graphs(options, device)
 
 
-def check_parts(model: DualEncoder) -> None:
+def check_parts(model: DualEncoder, loss: TrainingLoss) -> None:
     """Check that encoding a batch in parts, and each part twice, gives the gradients of the whole batch.
+
+    Token objectives are part of encoding.
 
     Raises:
         OptionError: names a plugin's layer that depends on the whole batch or draws random numbers.
     """
-    for name, module in model.train().named_modules():
+    objectives = nn.ModuleDict(loss.of(TokenObjective))
+    for name, module in (*model.train().named_modules(), *objectives.train().named_modules()):
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
             raise OptionError(f"--grad_accum: {name} ({type(module).__name__}) must see a whole batch, and only once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from processor.epoch import train_epoch
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.state import TrainState
-from solver.objectives.base import AnyObjective, EncodedBatch, Objective, PairwiseObjective, Sizes
+from solver.objectives.base import AnyObjective, EncodedBatch, Objective, PairwiseObjective, Sizes, TokenObjective
 from solver.settings import OBJECTIVES, OptimizerSettings
 from tests.test_devices import PAIRS, batch_of, options_of, state_of
 from utils.errors import OptionError
@@ -122,3 +123,20 @@ def test_scoring_leaves_an_objectives_statistics_and_training_updates_them():
     assert counted == 0
     epoch_of(state)
     assert counted == 1
+
+
+class Dropped(TokenObjective):
+    """A token objective with dropout."""
+
+    def __init__(self, settings: None, sizes: Sizes) -> None:
+        super().__init__(settings, sizes)
+        self.drop = nn.Dropout(0.5)
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(Dropped, True), (Normalised, False)])
+def test_grad_accum_refuses_token_objectives_that_must_see_a_whole_batch(kind: type[AnyObjective], refused: bool):
+    """Other objectives do see it."""
+    OBJECTIVES.register("own")(kind)
+    message = r"--grad_accum: own.drop \(Dropout\) must see a whole batch, and only once"
+    with pytest.raises(OptionError, match=message) if refused else contextlib.nullcontext():
+        state_of(CPU, loss_names="TAL+own", grad_accum=2)
