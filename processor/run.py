@@ -127,9 +127,7 @@ def _with_epoch(epoch: int, good: Path) -> Iterator[None]:
 def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settings: LoopSettings) -> EpochResult:
     """Train an epoch and log its results."""
     result = train_epoch(state, training.training_batches(state.epoch), weight, settings)
-    weights = [value for value in state.weights().values() if value.is_floating_point()]
-    if not math.isfinite(magnitude(weights)):  # a step can ruin them even with finite gradients
-        raise NotFiniteError("after the last step: a weight is NaN or infinite")
+    _check_weights(state)
     logger.info(
         "  trained in %.1f s (%.0f%% of it waiting for data), peak memory %.1f GB",
         result.seconds,
@@ -137,6 +135,17 @@ def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settin
         result.peak_memory_gb,
     )
     return result
+
+
+@torch.no_grad()
+def _check_weights(state: TrainState) -> None:
+    """Check the weights after an epoch: a step can ruin them even with finite gradients."""
+    parameters, buffers = [], []
+    for part in (state.model, state.loss):
+        parameters += (value for value in part.parameters() if value.is_floating_point())
+        buffers += (value for value in part.buffers() if value.is_floating_point())
+    if not math.isfinite(magnitude(parameters)) or math.isnan(magnitude(buffers)):  # a causal mask holds −∞
+        raise NotFiniteError("after the last step: a weight is NaN or infinite")
 
 
 def _decide(

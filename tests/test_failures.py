@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import resource
@@ -21,15 +22,16 @@ from torch.amp import GradScaler
 
 import train as training_root
 from datasets.loaders import Batch
-from processor import epoch
+from processor import epoch, run
 from processor.step import backward
+from solver.objectives.training import TrainingLoss
 from tests import datasets_on_disk
 from tests.objectives import loss_of, stepping
 from tests.test_losses import LOSSES
 from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
 from utils.checkpoints import load_checkpoint, save_checkpoint
-from utils.errors import UserError
+from utils.errors import NotFiniteError, UserError
 from utils.program import run_program
 
 pytestmark = pytest.mark.usefixtures("small_figures")
@@ -126,6 +128,20 @@ def test_a_diverging_step_reaches_no_checkpoint(root_dir, tmp_path, lr, first_lr
     content = load_checkpoint(good)
     assert content["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [("weight", math.inf, True), ("weight", math.nan, True), ("mask", math.nan, True), ("mask", -math.inf, False)],
+)
+def test_after_an_epoch_parameters_must_be_finite_and_buffers_not_nan(name, value, refused):
+    """A causal mask has −∞ in it."""
+    layer = torch.nn.Linear(2, 2)
+    layer.register_buffer("mask", torch.zeros(2, 2))
+    layer.state_dict()[name][0, 1] = value
+    for state in (stepping(layer, TrainingLoss({}, ())), stepping(torch.nn.Linear(1, 1), layer)):
+        with pytest.raises(NotFiniteError, match="a weight is NaN") if refused else contextlib.nullcontext():
+            run._check_weights(state)
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
