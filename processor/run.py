@@ -87,7 +87,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
         with _with_epoch(epoch, run_dir / "best.pth"):  # last.pth has the weights with which it failed
             weight, report, history = _decide(state, splits.training, settings.loop, run_dir)
-        with _with_epoch(epoch, run_dir / "last.pth"):
+        with _with_epoch(epoch, run_dir / "last.pth", "; try a smaller --lr"):
             torch.manual_seed(_seed(settings.loop.seed, epoch))  # for plugins that draw in training
             result = _train(state, splits.training, weight, settings.loop)
             record = {"epoch": epoch + 1, "lr": lr, **result.record(), "ccd": report}
@@ -115,13 +115,13 @@ def _seed(seed: int, epoch: int) -> int:
 
 
 @contextmanager
-def _with_epoch(epoch: int, good: Path) -> Iterator[None]:
-    """Add the epoch (from 0) to a NotFiniteError, and the checkpoint to go back to, if it exists."""
+def _with_epoch(epoch: int, good: Path, advice: str = "") -> Iterator[None]:
+    """Add the epoch (from 0) to a NotFiniteError, and the checkpoint to go back to, if it exists, and advice."""
     try:
         yield
     except NotFiniteError as error:
         found = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint has been written yet"
-        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {found}; try a smaller --lr") from None
+        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {found}{advice}") from None
 
 
 def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settings: LoopSettings) -> EpochResult:
