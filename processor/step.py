@@ -12,8 +12,9 @@ from torch import Tensor
 from processor.state import TrainState
 from processor.types import Embeddings, Encoder, PairBatch
 from solver.objectives.base import EncodedBatch, NamedEmbeddings, PairTokens, TokenObjective
-from solver.objectives.training import sum_of
+from solver.objectives.training import shape_or_type, sum_of
 from utils.distributed import gather
+from utils.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -128,5 +129,8 @@ def _losses(state: TrainState, own: Encoded, batch: PairBatch, weight: Tensor) -
             scores = state.loss.score(encoded)
             judged = {name: scores[name] for name in state.loss.scores_for(state.correspondence.objective)}
             weight = state.correspondence.refine(batch.pairs, judged, state.epoch)
+        if not isinstance(weight, Tensor) or weight.shape != batch.pids.shape:  # another shape would be broadcast
+            expected = f"refine must give {tuple(batch.pids.shape)} weights"
+            raise OptionError(f"--division {state.correspondence.name}: {expected}, found {shape_or_type(weight)}")
         encoded = replace(encoded, weight=weight.to(batch.pids.device))
     return state.loss(encoded)

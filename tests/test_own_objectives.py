@@ -1,9 +1,11 @@
-"""Objectives of a fork: their parameters are trained, saved and resumed, whatever kind they are of."""
+"""Objectives and correspondences of a fork, within training states and steps."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,21 +14,24 @@ from torch import Tensor, nn
 
 from model.weights import build_model, model_from_checkpoint
 from processor.epoch import train_epoch
+from processor.run import RunSettings, train
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.state import TrainState
+from solver.correspondence.base import Correspondence, Verdict
 from solver.objectives.base import AnyObjective, EncodedBatch, Objective, PairwiseObjective, Sizes, TokenObjective
-from solver.settings import OBJECTIVES, OptimizerSettings
-from tests.test_devices import PAIRS, batch_of, options_of, state_of
-from utils.errors import OptionError
+from solver.settings import CORRESPONDENCES, OBJECTIVES, OptimizerSettings, ScheduleSettings
+from tests.test_devices import PAIRS, batch_of, options_of, pairs_of, state_of
+from utils.errors import NotFiniteError, OptionError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch):
+def own_registries(monkeypatch):
     """Remove what a test registers."""
-    monkeypatch.setattr(OBJECTIVES, "_found", {name: OBJECTIVES[name] for name in OBJECTIVES})
+    for registry in (OBJECTIVES, CORRESPONDENCES):
+        monkeypatch.setattr(registry, "_found", {name: registry[name] for name in registry})
 
 
 class Scaled(PairwiseObjective):
@@ -140,3 +145,37 @@ def test_grad_accum_refuses_token_objectives_that_must_see_a_whole_batch(kind: t
     message = r"--grad_accum: own.drop \(Dropout\) must see a whole batch, and only once"
     with pytest.raises(OptionError, match=message) if refused else contextlib.nullcontext():
         state_of(CPU, loss_names="TAL+own", grad_accum=2)
+
+
+class Column(Correspondence):
+    """Its weights would be broadcast to (B, B)."""
+
+    scored, refines = False, True
+
+    def refine(self, pairs: Tensor, scores: Mapping[str, Tensor], epoch: int) -> Tensor:  # noqa: ARG002
+        return torch.ones(len(pairs), 1)
+
+
+def test_refined_weights_of_another_shape_are_refused():
+    CORRESPONDENCES.register("column")(Column)
+    with pytest.raises(OptionError, match=r"--division column: refine must give \(6,\) weights, found shape \(6, 1\)"):
+        epoch_of(state_of(CPU, division="column"))
+
+
+class Failing(Correspondence):
+    """Its scores are never finite."""
+
+    scored = False
+
+    def decide(self, losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, epoch: int) -> Verdict:  # noqa: ARG002
+        raise NotFiniteError("division: no loss is finite")
+
+
+def test_an_error_in_the_division_does_not_blame_the_learning_rate(tmp_path: Path):
+    CORRESPONDENCES.register("failing")(Failing)
+    state, options = state_of(CPU, division="failing"), options_of(num_epoch=2)
+    state.epoch = 1
+    settings = RunSettings(LoopSettings(), options.of(ScheduleSettings), options)
+    splits = SimpleNamespace(training=pairs_of(CPU))
+    with pytest.raises(NotFiniteError, match=r"^epoch 2, division: .*; no checkpoint has been written yet$"):
+        train(state, splits, settings, tmp_path)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ class TrainingLoss(nn.Module):
             of_tokens = isinstance(other, TokenObjective)
             losses[name] = other.reduce(batch.rows[name], batch.weight) if of_tokens else other(batch)
             if not isinstance(losses[name], Tensor) or losses[name].dim():
-                raise UserError(f"objective {name}: expected a scalar, found {_found(losses[name])}")
+                raise UserError(f"objective {name}: expected a scalar, found {shape_or_type(losses[name])}")
         return losses
 
     def rates(self, optimizer: OptimizerSettings) -> dict[str, float]:
@@ -118,13 +118,14 @@ def _per_pair(named: tuple[str, PairwiseObjective], similarity: Tensor, pids: Te
     name, objective = named
     loss = objective.per_pair(similarity, pids)
     if not isinstance(loss, Tensor) or loss.shape != pids.shape:
-        raise UserError(f"objective {name}: per_pair must give {tuple(pids.shape)} losses, found {_found(loss)}")
+        raise UserError(f"objective {name}: per_pair must give {tuple(pids.shape)} losses, found {shape_or_type(loss)}")
     if similarity.requires_grad and torch.is_grad_enabled() and not loss.requires_grad:
         raise UserError(f"objective {name}: per_pair gives losses without a gradient, nothing would be trained")
     return loss
 
 
-def _found(value: object) -> str:
+def shape_or_type(value: object) -> str:
+    """A plugin's result in a message: its shape, or its type."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
