@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from model.weights import build_model, model_from_checkpoint
+from processor import run
 from processor.epoch import train_epoch
-from processor.run import RunSettings, train
 from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 from processor.state import TrainState
@@ -171,11 +171,12 @@ class Failing(Correspondence):
         raise NotFiniteError("division: no loss is finite")
 
 
-def test_an_error_in_the_division_does_not_blame_the_learning_rate(tmp_path: Path):
+def test_an_error_in_the_division_does_not_blame_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "Recorder", lambda *_: None)
     CORRESPONDENCES.register("failing")(Failing)
     state, options = state_of(CPU, division="failing"), options_of(num_epoch=2)
     state.epoch = 1
-    settings = RunSettings(LoopSettings(), options.of(ScheduleSettings), options)
+    settings = run.RunSettings(LoopSettings(), options.of(ScheduleSettings), options)
     splits = SimpleNamespace(training=pairs_of(CPU))
     with pytest.raises(NotFiniteError, match=r"^epoch 2, division: .*; no checkpoint has been written yet$"):
-        train(state, splits, settings, tmp_path)  # type: ignore[arg-type]
+        run.train(state, splits, settings, tmp_path)  # type: ignore[arg-type]
