@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from announce import log_end, log_extension, log_start, log_test
-from compatibility import check_parts, check_run
+from compatibility import check_layers, check_run
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
 from datasets.gallery import open_gallery
@@ -155,8 +155,7 @@ def build_state(options: Options, model: DualEncoder, data: RunData, device: tor
     identities = int(data.pairs.pids.max()) + 1
     sizes = Sizes(model.widths, identities, model.backbone.width, vocabulary, options.batch_size)
     loss = build_loss(options, sizes).to(device)
-    if options.grad_accum > 1:
-        check_parts(model, loss)
+    check_layers(model, loss, options.grad_accum)
     rounded = model.rounded_parameters() | set(half_parameters(loss) if options.precision == "fp16_adam" else ())
     if options.precision == "fp16_weights":
         for objective in loss.half_weight_objectives():

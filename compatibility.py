@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from model.encoder import DualEncoder
+from model.heads.batch_norm import GlobalBatchNorm1d
 from solver.objectives.base import PairwiseObjective, TokenObjective
 from solver.objectives.training import TrainingLoss
 from solver.settings import CORRESPONDENCES, OBJECTIVES, check_optimizer, split_loss_names
@@ -26,8 +27,8 @@ def check_run(options: Options, device: torch.device) -> None:
         _check_graphs(options, device)
 
 
-def check_parts(model: DualEncoder, loss: TrainingLoss) -> None:
-    """Check that encoding a batch in parts, and each part twice, gives the gradients of the whole batch.
+def check_layers(model: DualEncoder, loss: TrainingLoss, grad_accum: int) -> None:
+    """Check that a batch divided among processes, or encoded in parts and each part twice, has its own gradients.
 
     Token objectives are part of encoding.
 
@@ -36,9 +37,14 @@ def check_parts(model: DualEncoder, loss: TrainingLoss) -> None:
     """
     objectives = nn.ModuleDict(loss.of(TokenObjective))
     for name, module in (*model.train().named_modules(), *objectives.train().named_modules()):
+        if not module.training:
+            continue
+        layer = f"{name} ({type(module).__name__})"
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
-            raise OptionError(f"--grad_accum: {name} ({type(module).__name__}) must see a whole batch, and only once")
+        if grad_accum > 1 and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
+            raise OptionError(f"--grad_accum: {layer} must see a whole batch, and only once")
+        if world_size() > 1 and sees_batch and not isinstance(module, GlobalBatchNorm1d):
+            raise OptionError(f"{layer} sees a process's pairs only, use model.heads.batch_norm.GlobalBatchNorm1d")
 
 
 def _check_scores(options: Options) -> None:
@@ -54,13 +60,13 @@ def _check_scores(options: Options) -> None:
 
 def _check_graphs(options: Options, device: torch.device) -> None:
     """Check that a captured step has fixed shapes and runs on one GPU."""
-    objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
+    capturable = all(OBJECTIVES[name].capturable for name in split_loss_names(options.loss_names))
     obstacles = {
         f"the device {device}": device.type != "cuda",
         "several processes": world_size() > 1,
         "--grad_accum": options.grad_accum > 1,
         f"--division {options.division}": CORRESPONDENCES[options.division].refines,
-        f"--loss_names {options.loss_names}": any(issubclass(objective, TokenObjective) for objective in objectives),
+        f"--loss_names {options.loss_names}": not capturable,
     }
     if found := [obstacle for obstacle, there in obstacles.items() if there]:
         raise OptionError(f"--cuda_graphs: not supported with {found[0]}")

@@ -80,6 +80,7 @@ def test_bad_arguments_are_named(tmp_path, argv, message):
         ({"device": "cuda", "grad_accum": 2}, "--grad_accum"),
         ({"device": "cuda", "loss_names": "TAL+mlm"}, r"--loss_names TAL\+mlm"),
         ({"device": "cuda", "loss_names": "CRCL", "division": "crcl"}, "--division crcl"),
+        ({"device": "cuda", "loss_names": "DECL", "division": "decl"}, "--loss_names DECL"),
     ],
 )
 def test_flags_incompatible_with_cuda_graphs_are_refused(monkeypatch, flags, obstacle):

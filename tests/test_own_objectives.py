@@ -12,6 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import compatibility
+from model.backbones.base import Tokens
+from model.heads.batch_norm import GlobalBatchNorm1d
+from model.heads.bge import GlobalEmbedding
+from model.settings import HEADS
 from model.weights import build_model, model_from_checkpoint
 from processor import run
 from processor.epoch import train_epoch
@@ -30,7 +35,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch):
     """Remove what a test registers."""
-    for registry in (OBJECTIVES, CORRESPONDENCES):
+    for registry in (OBJECTIVES, CORRESPONDENCES, HEADS):
         monkeypatch.setattr(registry, "_found", {name: registry[name] for name in registry})
 
 
@@ -145,6 +150,29 @@ def test_grad_accum_refuses_token_objectives_that_must_see_a_whole_batch(kind: t
     message = r"--grad_accum: own.drop \(Dropout\) must see a whole batch, and only once"
     with pytest.raises(OptionError, match=message) if refused else contextlib.nullcontext():
         state_of(CPU, loss_names="TAL+own", grad_accum=2)
+
+
+class Neck(GlobalEmbedding):
+    """BNNeck, the usual layer of re-ID."""
+
+    layer = nn.BatchNorm1d
+
+    def __init__(self, width: int, tokens: int, settings: None = None) -> None:
+        super().__init__(width, tokens, settings)
+        self.norm = self.layer(width)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return self.norm(super().forward(tokens))
+
+
+@pytest.mark.parametrize(("layer", "refused"), [(nn.BatchNorm1d, True), (GlobalBatchNorm1d, False)])
+def test_several_processes_refuse_batch_norm_over_their_own_pairs(monkeypatch, layer: type[nn.Module], refused: bool):
+    monkeypatch.setattr(compatibility, "world_size", lambda: 2)
+    monkeypatch.setattr(Neck, "layer", layer)
+    HEADS.register("neck")(Neck)
+    message = r"heads.neck.image.norm \(BatchNorm1d\) sees a process's pairs only, use model.heads.batch_norm.Global"
+    with pytest.raises(OptionError, match=message) if refused else contextlib.nullcontext():
+        state_of(CPU, heads="BGE+neck", trained="BGE+neck")
 
 
 class Column(Correspondence):

@@ -20,11 +20,13 @@ class AnyObjective(nn.Module):
         Settings: a settings class (`utils.settings.settings`), or None.
         published: its parameters keep their own names in checkpoints, as in published files.
         half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Its inputs are still float32.
+        capturable: whether `--cuda_graphs` can record it: shapes are fixed, and Python reads nothing from the GPU.
     """
 
     Settings: ClassVar[type | None] = None
     published: ClassVar[bool] = False
     half_weights: ClassVar[bool] = False
+    capturable: ClassVar[bool] = True
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__()
@@ -192,6 +194,7 @@ class TokenObjective(OtherObjective):
         masks_words: whether the captions' words are masked (`datasets.masking`).
     """
 
+    capturable = False
     masks_words: ClassVar[bool] = False
 
     def forward(self, tokens: PairTokens) -> Tensor:

@@ -57,6 +57,7 @@ class DECL(Objective):
     Only the pair itself is positive, whatever the identities; a pair of weight 0 has no positive.
     """
 
+    capturable = False  # reads the number of steps
     needs = ("BGE",)
     scores = ("uncertainty", "belief", "clean")
 
