@@ -14,7 +14,7 @@ from typing import Any
 
 # Importing settings declares their flags.
 from datasets.settings import DATASETS, own_annotations, unknown_data_set
-from model.settings import head_names
+from model.settings import BACKBONES, HEADS, head_names
 from processor.settings import SAVED, RerankSettings
 from solver.settings import IRRA, check_optimizer, split_loss_names
 from utils import options
@@ -94,7 +94,13 @@ def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
     names = str(content.get("loss_names", "")).split("+")
     if "heads" not in content and IRRA.issuperset(names):  # IRRA's own released runs
         given = {"heads": "BGE", **given}
-    return options.resolve_tested(config, given)
+    return options.resolve_tested(config, given, _settings_of_model)
+
+
+def _settings_of_model(resolved: Options) -> list[type]:
+    """The settings classes of the chosen backbone and heads. Imports torch."""
+    kinds = [BACKBONES[resolved.backbone], *(HEADS[name] for name in head_names(resolved.heads))]
+    return [kind.Settings for kind in kinds if kind.Settings is not None]
 
 
 def check_root_dir(root_dir: str | None) -> None:

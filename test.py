@@ -52,9 +52,9 @@ def main(argv: Sequence[str]) -> None:
     run, files = find_checkpoints(args)
     config = Path(args["config_file"] or run.config)
     given = {name: value for name, value in args.items() if name in FLAGS and value is not None}
+    status("loading PyTorch")
     options, own = resolve_run(config, given), resolve_run(config, {})
 
-    status("loading PyTorch")
     from assembly import Request, test  # imports torch, only after checking the flags
 
     test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+import assembly
 import test as evaluation_root
 import train as training_root
 from datasets.noise import draw_permutation
 from model.settings import BACKBONES, HEADS
+from options import parse, resolve
 from solver.settings import CORRESPONDENCES, OBJECTIVES
 from tests import datasets_on_disk
 from tests.test_training import SMALL, records, train_killed_and_resumed
@@ -86,6 +88,46 @@ def test_examples_are_trained_killed_resumed_tested_indexed_and_queried(folder, 
     search.main(["query", "a man in a red coat", "--device", "cpu", "--out", str(tmp_path / "found")])
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert len(found["results"]) == 10
+
+
+SHARP = """
+from dataclasses import dataclass
+from model.settings import HEADS
+from model.heads.base import Head
+from utils.settings import option, settings
+
+
+@settings("mine")
+@dataclass(frozen=True)
+class SharpSettings:
+    sharp: float = option(1.0, "sharpness", above=0)
+
+
+@HEADS.register("SHARP")
+class Sharp(Head):
+    Settings = SharpSettings
+    used = []
+
+    def __init__(self, width, tokens, settings):
+        super().__init__(width, tokens)
+        self.used.append(settings.sharp)
+
+    def forward(self, tokens):
+        return tokens.features[:, 0].float()
+"""
+
+
+@pytest.mark.usefixtures("small_figures")
+def test_a_run_is_tested_with_its_own_settings_of_a_head(root, tmp_path):
+    (tmp_path / "sharp.py").write_text(SHARP)
+    given = ["--plugin", str(tmp_path / "sharp.py"), "--heads", "BGE+SHARP", "--trained", "BGE+SHARP", "--sharp", "8"]
+    options = resolve(parse("", [*SMALL, *given, "--dataset_name", "RSTPReid", "--root_dir", str(root)]))
+    torch.save({"model": assembly.build(options).published_state()}, tmp_path / "best.pth")
+    RunFolder(tmp_path).write_config(options, {})
+    used = HEADS["SHARP"].used
+    used.clear()
+    evaluation_root.main([str(tmp_path), "--device", "cpu"])
+    assert used == [8, 8], "of images and captions"
 
 
 TOKENS = """

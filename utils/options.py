@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,15 @@ def forbidden_changes(options: Mapping[str, Any], was: Mapping[str, Any]) -> lis
     return [name for name in kept if name != "num_epoch" or options[name] < was[name]]
 
 
-def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
+def resolve_tested(
+    config: Path, given: Mapping[str, Any], owners: Callable[[Options], Iterable[type]] = lambda _: ()
+) -> Options:
     """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
 
     Other keys are ignored.
+
+    Args:
+        owners: returns settings classes of which all flags are read, given the options that are always read.
 
     Raises:
         OptionError: the file is missing or isn't a configuration.
@@ -158,10 +164,15 @@ def resolve_tested(config: Path, given: Mapping[str, Any]) -> Options:
     plugins = load_plugins(f"{load_plugins(own, config.parent)},{given_plugins}")
     content = {**content, **given}
     options = defaults()
-    for name, value in content.items():
-        if name in FLAGS and FLAGS[name].tested:
-            where = f"--{name}" if name in given else f"configuration {config}: {name}"
-            options[name] = FLAGS[name].checked(value, where)
+
+    def read(names: Iterable[str]) -> None:
+        for name in names:
+            if name in content and name in FLAGS:
+                where = f"--{name}" if name in given else f"configuration {config}: {name}"
+                options[name] = FLAGS[name].checked(content[name], where)
+
+    read(name for name, flag in FLAGS.items() if flag.tested)
+    read(own.name for owner in owners(options) for own in fields(owner))
     options["plugin"] = plugins
     return options
 

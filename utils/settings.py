@@ -33,7 +33,7 @@ class Flag:
         low, high: inclusive bounds; `above` and `below` are exclusive.
         length: length of a tuple; None for any.
         resumable: doesn't change results beyond a device's rounding, so a run may be resumed with another value.
-        tested: `test.py` reads it from a run's configuration.
+        tested: `test.py` reads it from a run's configuration, as it does all settings of the run's backbone and heads.
         path: a file or folder, stored as an absolute path; "or name": a name unless such a file exists; "or folder or
             name": may also be a folder, if written with a slash.
         idle: a flag of the published code without effect here; accepted, and stored only if given.
