@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +109,18 @@ def _log_model(options: Options) -> None:
     logger.info("  loss: %s, division: %s, seed: %d", options.loss_names, options.division, options.seed)
     logger.info("  batch: %d pairs, epochs: %d, learning rate: %g", options.batch_size, options.num_epoch, options.lr)
     logger.info("  all flags: configs.yaml in the run folder")
+
+
+def log_parameters(state: TrainState) -> None:
+    """Log the number of parameters per learning rate (before warm-up and decay) and weight decay, and frozen ones."""
+    groups = state.optimizer.param_groups
+    counts = [f"{_size(g['params'])} at {g.get('initial_lr', g['lr']):g}, {g['weight_decay']:g}" for g in groups]
+    frozen = [part for part in (*state.model.parameters(), *state.loss.parameters()) if not part.requires_grad]
+    logger.info("  parameters by learning rate and weight decay: %s; frozen: %s", "; ".join(counts), _size(frozen))
+
+
+def _size(parameters: Iterable[torch.nn.Parameter]) -> str:
+    return f"{sum(part.numel() for part in parameters):,}"
 
 
 def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began_with: int) -> None:

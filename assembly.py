@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from announce import log_end, log_extension, log_start, log_test
+from announce import log_end, log_extension, log_parameters, log_start, log_test
 from compatibility import check_layers, check_run
 from datasets.annotations import build_splits, read_annotations
 from datasets.catalogue import short_name
@@ -88,6 +88,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     if resumed and is_main() and state.epoch < options.num_epoch:
         (run.path / "test_metrics.json").unlink(missing_ok=True)  # from a test before the end
     log_start(options, data, run, device, state.epoch if resumed else None)
+    log_parameters(state)
     if resumed and is_main() and (began_with := run.extend(options.num_epoch)):
         log_extension(options.of(ScheduleSettings), options.lr, state.epoch, began_with)
     for remark in remarks:

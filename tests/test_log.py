@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,9 @@ def test_a_run_logs_its_setup_and_its_results(tmp_path):
     ):
         assert part in head
     assert "batch: 8 pairs, epochs: 2" in head
+    assert re.search(
+        r"parameters by learning rate and weight decay: [\d,]+ at 0\.0001, .* at 0\.001, .*frozen: 0", printed
+    )
     assert re.search(r", (1 thread|\d+ threads); processes", head)
     (run,) = (tmp_path / "logs").glob("*/*")
     log = (run / "train_log.txt").read_text()
@@ -71,6 +76,21 @@ def test_a_run_logs_its_setup_and_its_results(tmp_path):
     assert f"best.pth on ICFG-PEDES, test (epoch {best['epoch']})" in printed
     again = printed_by(evaluation_root, run, "--device", "cpu")
     assert again.startswith(f"Testing best.pth, last.pth of run {run}")
+
+
+def test_learning_rates_and_frozen_parameters_are_logged(caplog):
+    towers, head, bias, frozen = (torch.nn.Parameter(torch.zeros(n)) for n in (1200, 30, 4, 5))
+    frozen.requires_grad_(False)
+    model, loss = torch.nn.ParameterList([towers, head, frozen]), torch.nn.ParameterList([bias])
+    groups: Any = [{"params": [towers], "lr": 1e-5}, {"params": [head], "lr": 1e-3}]
+    groups.append({"params": [bias], "lr": 2e-3, "weight_decay": 0})
+    optimizer = torch.optim.SGD(groups, weight_decay=4e-5)
+    optimizer.param_groups[0] |= {"initial_lr": 1e-5, "lr": 1e-6}  # resumed in the warm-up
+    state: Any = SimpleNamespace(model=model, loss=loss, optimizer=optimizer)
+    with caplog.at_level("INFO", logger="rde"):
+        announce.log_parameters(state)
+    found = "1,200 at 1e-05, 4e-05; 30 at 0.001, 4e-05; 4 at 0.002, 0; frozen: 5"
+    assert caplog.messages == [f"  parameters by learning rate and weight decay: {found}"]
 
 
 @pytest.mark.parametrize(("asked", "warned"), [("auto", True), ("cpu", False)])
