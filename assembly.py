@@ -100,7 +100,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         wait_for_all()  # the checkpoints are written now
         start_logging(run.path / "test_log.txt")
         files = [run.path / name for name in CHECKPOINTS]
-        report = Report(f"{options.dataset_name}, {data.test.name}")
+        report = Report(f"{options.dataset_name}, {data.test.name}", trained=state.loss.trained)
         evaluate_run(files, lambda file: load(file, options).to(device), data.test, run, report)
     except KeyboardInterrupt:
         done = (run.path / "last.pth").is_file()
@@ -240,7 +240,7 @@ def test(options: Options, request: Request) -> None:
     saving = Saving(request.saved, place.imgs) if request.saved else None
     of_split = "" if request.split == "test" else f"_{request.split}"
     suffix = _suffix(options, request.own) + of_split + direction[1] + ("_reranked" if request.rerank else "")
-    report = Report(title, suffix, request.image_to_text, saving, request.rerank)
+    report = Report(title, suffix, request.image_to_text, saving, request.rerank, options.trained.split("+"))
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
 
 

@@ -36,6 +36,7 @@ class Report:
         image_to_text: rank captions for every image instead of images for every caption.
         saving: files to write for the first checkpoint.
         rerank: also rank by the re-ranked fused similarity.
+        trained: also rank by the mean of these embeddings' cosines.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Report:
     image_to_text: bool = False
     saving: Saving | None = None
     rerank: RerankSettings | None = None
+    trained: Sequence[str] = ()
 
 
 def evaluate_run(
@@ -58,7 +60,7 @@ def evaluate_run(
     """
     results: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files):
-        how = {"image_to_text": report.image_to_text, "rerank": report.rerank}
+        how = {"image_to_text": report.image_to_text, "rerank": report.rerank, "trained": report.trained}
         metrics, encoded = evaluate(build(file), data, **how)
         epoch = epoch_of(file)
         results[file.name] = metrics | ({} if epoch is None else {"epoch": epoch})

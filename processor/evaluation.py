@@ -24,10 +24,14 @@ from utils.log import progress
 Metrics = dict[str, dict[str, float]]
 
 
-def similarity_names(names: Iterable[str]) -> list[str]:
-    """Names of the similarities of some embeddings: each one's and, if there are several, the fused one, "BGE+TSE"."""
+def similarity_names(names: Iterable[str], trained: Sequence[str] = ()) -> list[str]:
+    """Names of the similarities of some embeddings: each one's and, if there are several, the fused one, "BGE+TSE".
+
+    Before the fused one comes the mean of the trained ones, if several but not all are.
+    """
     names = list(names)
-    return [*names, "+".join(names)] if len(names) > 1 else names
+    means = ([name for name in names if name in trained], names)
+    return [*names, *dict.fromkeys("+".join(of) for of in means if len(of) > 1)]
 
 
 class Encoded(NamedTuple):
@@ -51,11 +55,13 @@ class Encoded(NamedTuple):
         return _similarities({name: part[captions] for name, part in self.text.items()}, self.image)
 
 
-def _similarities(query: Embeddings, gallery: Embeddings) -> dict[str, Tensor]:
-    cosines = {name: query[name] @ gallery[name].T for name in gallery}
-    if len(cosines) == 1:
-        return cosines
-    return cosines | {"+".join(cosines): sum_of([*cosines.values()]).div_(len(cosines))}
+def _similarities(query: Embeddings, gallery: Embeddings, trained: Sequence[str] = ()) -> dict[str, Tensor]:
+    """(q, gallery) cosines and their means by name, as `similarity_names`."""
+    found = {name: query[name] @ gallery[name].T for name in gallery}
+    for mean in similarity_names(gallery, trained)[len(gallery) :]:
+        cosines = [found[name] for name in mean.split("+")]
+        found[mean] = sum_of(cosines).div_(len(cosines))
+    return found
 
 
 @torch.no_grad()
@@ -87,7 +93,12 @@ def _all_rows(batches: Sequence[Tensor], count: int) -> Tensor:
 
 
 def evaluate(
-    model: Encoder, data: EvaluationData, *, image_to_text: bool = False, rerank: RerankSettings | None = None
+    model: Encoder,
+    data: EvaluationData,
+    *,
+    image_to_text: bool = False,
+    rerank: RerankSettings | None = None,
+    trained: Sequence[str] = (),
 ) -> tuple[Metrics, Encoded]:
     """Retrieval metrics in percent for each of `similarity_names`, and the embeddings they come from.
 
@@ -96,9 +107,10 @@ def evaluate(
     Args:
         image_to_text: rank captions for every image instead of images for every caption.
         rerank: also evaluate the re-ranked fused similarity.
+        trained: also evaluate the mean of these embeddings' cosines.
     """
     encoded = encode(model, data)
-    ranking = Ranking(encoded, image_to_text=image_to_text, rerank=rerank)
+    ranking = Ranking(encoded, image_to_text, rerank, trained)
     return broadcast_from_main(lambda: rank(ranking, data.caption_pids, data.image_pids)), encoded
 
 
@@ -120,17 +132,19 @@ class Ranking:
     Attributes:
         image_to_text: rank captions for every image instead of images for every caption.
         rerank: also rank by the re-ranked fused similarity.
+        trained: also rank by the mean of these embeddings' cosines.
     """
 
     encoded: Encoded
     image_to_text: bool = False
     rerank: RerankSettings | None = None
+    trained: Sequence[str] = ()
 
     @property
     def names(self) -> list[str]:
         """Names of its similarities."""
         reranked = [] if self.rerank is None else [f"{self.encoded.fused} re-ranked"]
-        return similarity_names(self.encoded.image) + reranked
+        return similarity_names(self.encoded.image, self.trained) + reranked
 
     def similarities(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
         """Yield chunks of queries: their slice, and their (q, gallery) similarities by name."""
@@ -141,7 +155,7 @@ class Ranking:
         chunk = queries_at_a_time(count)
         for start in range(0, queries, chunk):
             rows = slice(start, start + chunk)
-            found = _similarities({name: part[rows] for name, part in query.items()}, gallery)
+            found = _similarities({name: part[rows] for name, part in query.items()}, gallery, self.trained)
             if reranked is not None:
                 found[self.names[-1]] = reranked.similarity(found[encoded.fused])
             yield rows, found

@@ -8,8 +8,8 @@ from typing import Any
 
 def selecting_similarity(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
     """The similarity that selects the best epoch: that of the trained embeddings if evaluated, else the fused one."""
-    name = "+".join(trained)
-    return name if name in metrics else list(metrics)[-1]
+    found = (name for name in metrics if set(name.split("+")) == set(trained))
+    return next(found, list(metrics)[-1])
 
 
 def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str = "val") -> Mapping[str, Any] | None:

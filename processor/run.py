@@ -211,7 +211,7 @@ def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: i
 def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.ndarray]:
     """Metrics of "val" (and "test") and similarity histograms; updates the best epoch by R1."""
     validation, test = splits.validation, splits.test
-    metrics, encoded = evaluate(state.model, validation)
+    metrics, encoded = evaluate(state.model, validation, trained=state.loss.trained)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {state.epoch}"))
     r1 = metrics[selecting_similarity(state.loss.trained, metrics)]["R1"]
     if r1 > state.best:
@@ -219,5 +219,6 @@ def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.
         logger.info("  the best so far: R1 %.2f", r1)
     record: dict[str, Any] = {"val": metrics}
     if test is not None:
-        record["test"] = metrics if test is validation else evaluate(state.model, test)[0]
+        same = test is validation
+        record["test"] = metrics if same else evaluate(state.model, test, trained=state.loss.trained)[0]
     return record, similarity_histograms(encoded, validation.caption_pids, validation.image_pids)

@@ -61,6 +61,7 @@ class ObjectiveSettings:
     trained: str = option(
         "BGE+TSE",
         "embeddings that the losses are applied to, joined by +; the best checkpoint is also selected by them",
+        tested=True,
     )
 
 

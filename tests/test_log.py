@@ -35,6 +35,7 @@ def test_ties_for_the_best_epoch_go_to_the_first():
     records = [{"epoch": n, "val": {"BGE": {"R1": r1}, "BGE+TSE": {"R1": -r1}}} for n, r1 in ((1, 5), (2, 7), (3, 7))]
     assert best_record([{"epoch": 4}, *records], "BGE")["epoch"] == 2
     assert best_record(records, "BGE+TSE")["epoch"] == 1
+    assert best_record(records, "TSE+BGE")["epoch"] == 1
     assert best_record([{"epoch": 1}], "BGE") is None
 
 

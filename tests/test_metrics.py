@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from processor import evaluation as processor_evaluation
 from processor import metrics as processor_metrics
+from processor import run
 from processor.evaluation import Encoded, Ranking, rank
 from processor.metrics import retrieval_metrics
 from tests import published
@@ -72,3 +77,18 @@ def test_ranking_some_queries_at_a_time_changes_nothing(image_to_text, monkeypat
             s, query, gallery = s.T, image_pids, caption_pids
         for metric, value in slow_metrics(s, query, gallery).items():
             assert ranked[name][metric] == pytest.approx(value, rel=1e-12), (name, metric)
+
+
+def test_the_trained_embeddings_alone_select_the_best_epoch(monkeypatch):
+    rng = np.random.default_rng(0)
+    draw = torch.Generator().manual_seed(0)
+    image, text = ({name: torch.randn(n, 4, generator=draw) for name in ("NEW", "BGE", "TSE")} for n in (30, 50))
+    data = SimpleNamespace(name="val", caption_pids=rng.integers(0, 9, 50), image_pids=rng.integers(0, 8, 30))
+    monkeypatch.setattr(processor_evaluation, "encode", lambda *_: Encoded(image, text))
+    state: Any = SimpleNamespace(model=None, loss=SimpleNamespace(trained=("TSE", "BGE")), epoch=1, best=-1.0)
+    record, _ = run._validate(state, run.RunSplits(None, data))  # type: ignore[arg-type]
+    assert [*record["val"]] == ["NEW", "BGE", "TSE", "BGE+TSE", "NEW+BGE+TSE"]
+    two = Encoded(*({name: part[name] for name in ("BGE", "TSE")} for part in (image, text)))
+    expected = rank(Ranking(two), data.caption_pids, data.image_pids)
+    assert record["val"].items() >= expected.items()
+    assert state.best == expected["BGE+TSE"]["R1"] != record["val"]["NEW+BGE+TSE"]["R1"]
