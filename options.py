@@ -73,6 +73,8 @@ def resolve(given: Mapping[str, Any]) -> Options:
         OptionError: an unknown key, a wrong type, a value out of range, or an invalid combination.
     """
     resolved = options.resolve(given, special=_defaults_of_own_data)
+    if resolved.resume_ckpt_file and not given.get("resume_ckpt_file"):
+        raise OptionError(f"configuration {given['config']}: resume_ckpt_file is not allowed here, give it as a flag")
     _check_together(resolved)
     return resolved
 

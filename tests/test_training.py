@@ -508,6 +508,7 @@ def test_user_errors_are_one_line_and_leave_no_run(root_dir, tmp_path, more, mes
         ("lr: !!python/object/apply:os.system ['true']", "is not YAML"),
         ("_base_: c.yaml", "is its own _base_"),
         ("_base_: missing.yaml", "missing.yaml can't be read"),
+        ("resume_ckpt_file: last.pth", "c.yaml: resume_ckpt_file is not allowed here, give it as a flag"),
     ],
 )
 def test_errors_in_a_configuration_are_one_line(tmp_path, text, message):
