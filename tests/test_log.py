@@ -18,6 +18,7 @@ from processor.wording import epoch_line
 from tests import datasets_on_disk
 from tests.test_training import SMALL, printed_by
 from utils import devices
+from utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 RECORD = {"epoch": 3, "loss": 2.4861, "pairs_per_second": 184.2}
@@ -92,6 +93,24 @@ def test_learning_rates_and_frozen_parameters_are_logged(caplog):
         announce.log_parameters(state)
     found = "1,200 at 1e-05, 4e-05; 30 at 0.001, 4e-05; 4 at 0.002, 0; frozen: 5"
     assert caplog.messages == [f"  parameters by learning rate and weight decay: {found}"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Found no NVIDIA driver on your system. Please check\n…"), "Found no NVIDIA driver"),
+        (AssertionError("Torch not compiled with CUDA enabled"), "Torch not compiled with CUDA enabled; choose auto"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate."), "CUDA out of memory; choose auto"),
+    ],
+)
+def test_an_unavailable_device_is_refused_with_pytorchs_reason(monkeypatch, error, reason):
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(devices.torch, "zeros", refuse)
+    with pytest.raises(UserError, match=f"--device cuda: not available here: {reason}") as caught:
+        devices.choose_device("cuda")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("asked", "warned"), [("auto", True), ("cpu", False)])

@@ -468,7 +468,7 @@ def test_run_rde_sh_turns_variables_into_flags_and_forwards_arguments(tmp_path):
         (["--vocab_size", "50"], f"--vocab_size 50: {small_clip.FILE} was made for 49408"),
         (["--img_size", "4", "4"], "--img_size 4 4: smaller than a patch of 8 pixels"),
         (["--device", "cuda:99"], "--device cuda:99: not available here"),
-        (["--device", "tpu"], "--device tpu: not available here"),
+        (["--device", "tpu"], "--device tpu: not available here: no such device; choose"),
         (["--sampler", "identity", "--num_instance", "3"], "--num_instance 3: must divide --batch_size 8"),
         (["--sampler", "identity", "--num_instance", "1"], "a batch needs 8 persons"),
         (["--name", "../x"], "--name '../x'"),

@@ -30,16 +30,16 @@ def choose_device(name: str) -> torch.device:
         if name == "cuda":
             name = f"cuda:{local_rank()}"
     try:
+        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("no such device")
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError
         torch.zeros(1, device=device)
         if device.type == "cuda" and launched():
             torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError) as error:
         hint = "each process on a machine needs a GPU" if launched() else "choose auto, cpu, cuda, cuda:N or mps"
-        raise OptionError(f"--device {name}: not available here; {hint}") from None
+        raise OptionError(f"--device {name}: not available here: {_first_sentence(error)}; {hint}") from None
     return device
 
 
@@ -63,8 +63,12 @@ def why_no_gpu() -> str:
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return f"PyTorch, built for CUDA {torch.version.cuda}, can't use a GPU: {brief(error).partition('. ')[0]}"
+        return f"PyTorch, built for CUDA {torch.version.cuda}, can't use a GPU: {_first_sentence(error)}"
     return ""
+
+
+def _first_sentence(error: BaseException) -> str:
+    return brief(error).partition(". ")[0].rstrip(".")
 
 
 def check_compiler(device: torch.device) -> None:
