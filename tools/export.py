@@ -24,7 +24,7 @@ from utils.files import atomic_write, write_text
 from utils.options import command_parser, parse
 from utils.plugins import plugin_files
 from utils.program import run_program
-from utils.run_folder import EXPORTED, Metrics, RunFolder
+from utils.run_folder import CHECKPOINTS, EXPORTED, Metrics, RunFolder
 from utils.settings import FLAGS
 
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args["out"] or run_dir / "export")
     if out.resolve() == run_dir.resolve():
         raise OptionError(f"--out {out}: must be another folder than the run's own")
+    _check_replaceable(out)
     run = RunFolder(run_dir)
     options = resolve_run(run.config, {})
     metrics = run.test_metrics().get(file.name, {})
@@ -78,6 +79,17 @@ def main(argv: Sequence[str]) -> None:
         more = [file.name for file in write_towers(model, options, fingerprint(model, options), out)]
     size = (out / EXPORTED).stat().st_size / 1e6
     print(f"wrote {out}: {', '.join((f'{EXPORTED} ({size:.1f} MB)', 'configs.yaml', 'README.md', *more))}")
+
+
+def _check_replaceable(out: Path) -> None:
+    """Check that a folder is new, empty, or an earlier export.
+
+    Raises:
+        OptionError: it holds other files, or is a run's.
+    """
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if found and (EXPORTED not in found or found.intersection(CHECKPOINTS)):
+        raise OptionError(f"--out {out}: holds files that are not an earlier export's; give a new folder")
 
 
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
