@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.annotations import Split
-from datasets.exclusion import as_cell, as_text, is_marked, pair_of, same_caption
+from datasets.exclusion import as_cell, as_text, is_marked, original_of, pair_of, same_caption
 from datasets.tables import read_rows
 from utils.errors import DataError
 
@@ -32,11 +32,6 @@ class Edits(NamedTuple):
 
 
 NO_EDITS = Edits(set(), {})
-
-
-def original_of(caption: str) -> str:
-    """Digest that identifies a caption; begins with a letter, so that no spreadsheet takes it for a number."""
-    return "c" + hashlib.sha256(" ".join(as_text(caption).split()).encode()).hexdigest()[:8]
 
 
 def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits:

@@ -6,6 +6,7 @@ row is compared with the data, so that a list can't be applied to another data s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
 
     Args:
         file: with a header; columns `pair` (position in the training split) and `exclude` are required, `image` and
-            `caption` are compared if present. Separated by comma, semicolon or tab, as spreadsheets write them.
+            `original`, else `caption`, are compared if present. Separated by comma, semicolon or tab, as spreadsheets
+            write them.
         permutation: π of the run: pair i's caption is caption π(i).
 
     Returns:
@@ -75,15 +77,24 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, checked against the row's image and caption."""
+    """The row's pair, checked against the row's image and caption; one with a digest of it may be edited."""
     pair = pair_of(row, split, permutation, where)
     caption = split.captions[permutation[pair]]
-    if (given := row.get("caption")) and not same_caption(given, caption):
+    if original := (row.get("original") or "").strip():
+        same = original == original_of(caption)
+    else:
+        same = not row.get("caption") or same_caption(row["caption"], caption)
+    if not same:
         raise DataError(
             f"{where}: pair {pair} has another caption, {as_text(caption)!r:.60}: made for other data or noise? "
             "(for edited captions use --corrections)"
         )
     return pair
+
+
+def original_of(caption: str) -> str:
+    """Digest that identifies a caption; begins with a letter, so that no spreadsheet takes it for a number."""
+    return "c" + hashlib.sha256(" ".join(as_text(caption).split()).encode()).hexdigest()[:8]
 
 
 def same_caption(given: str, caption: str) -> bool:

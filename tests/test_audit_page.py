@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import html
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,19 +28,25 @@ CAPTIONS = ["a man in blue", HOSTILE, "a woman in a blue dress", "a tall person"
 
 @pytest.fixture
 def audited(tmp_path) -> tuple[Pairs, Path]:
-    """Four pairs on a page, the third already marked."""
+    """Four pairs on a page, the first trained with a corrected caption, the third already marked."""
     imgs, entries = tmp_path / "imgs", []
     imgs.mkdir()
     for n, caption in enumerate(CAPTIONS):
         Image.new("RGB", (8, 16), (60 * n, 0, 0)).save(imgs / f"{n}.png")
         entries.append(SimpleNamespace(number=n, path=imgs / f"{n}.png", captions=[caption]))
-    pairs = Pairs(build_split(entries), imgs, np.arange(4))
+    pairs = Pairs(build_split(entries), imgs, np.arange(4), {0: "a man in a blue coat"})
     probability = np.array([[0.1, 0.2, 0.3, 0.4]])
     votes = {"loss": 1 - probability, "clean_probability": probability, "clean": probability > 0.5}
     kept = {"components": np.full((1, 2, 3), np.nan), "excluded": np.empty(0, int), "truly_clean": np.ones(4, bool)}
     findings = Findings([PairHistory(names=("BGE",), **votes, **kept)])
     write_page(findings, pairs, range(4), {2}, Heading(TITLE, "four"), tmp_path / "pairs.html")
     return pairs, tmp_path / "pairs.html"
+
+
+def test_the_page_holds_the_captions_that_exclude_compares(audited):
+    page = audited[1].read_text(encoding="utf-8")
+    assert [html.unescape(found) for found in re.findall(r'data-caption="(.*?)"', page, re.S)] == CAPTIONS
+    assert "<p>a man in a blue coat</p>" in page, "as it was trained"
 
 
 @pytest.mark.parametrize("width", [1366, 390])

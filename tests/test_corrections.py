@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import train as training_root
-from datasets.corrections import original_of, read_corrections, read_edits
+from datasets.corrections import read_corrections, read_edits
+from datasets.exclusion import original_of
 from datasets.image_cache import open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import train as training_root
-from datasets.exclusion import read_excluded
+from datasets.exclusion import original_of, read_excluded
 from datasets.image_cache import open_images
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.noise import draw_permutation
@@ -36,6 +36,15 @@ def test_marked_rows_are_read_and_compared_with_the_data(split, tmp_path):
     lines = [row(split, pair, mark) for pair, mark in ((5, "x"), (0, ""), (3, "Yes"), (7, "no"), (23, "1"))]
     file = write(tmp_path / "a.csv", "pair,exclude,image,caption", *lines)
     assert read_excluded(file, split, PERMUTATION).tolist() == [3, 5, 23]
+
+
+def test_marks_are_read_beside_edited_captions(split, tmp_path):
+    """As `python -m tools.audit` promises of its table."""
+    original = original_of(split.captions[PERMUTATION[5]])
+    file = write(tmp_path / "a.csv", "pair,exclude,caption,original", f"5,x,an edited caption,{original}")
+    assert read_excluded(file, split, PERMUTATION).tolist() == [5]
+    with pytest.raises(UserError, match="line 2: pair 6 has another caption"):
+        read_excluded(write(file, "pair,exclude,original", f"6,x,{original}"), split, PERMUTATION)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from datasets.exclusion import as_cell
+from datasets.exclusion import as_cell, as_text
 from datasets.images import read_image
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
@@ -92,7 +92,8 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
     known = f"<small>ground truth: <b>{truth}</b></small>" if truth else ""
-    data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(pairs.caption(pair))}
+    original = as_text(pairs.original(pair))  # which `--exclude` compares
+    data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(original)}
     attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
     return (
         f'<article class="{truth}" {attributes}><img alt="" src="{thumbnail(pairs.file(pair))}"><div>'

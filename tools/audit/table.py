@@ -6,8 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.corrections import NO_EDITS, original_of, read_edits
-from datasets.exclusion import as_cell
+from datasets.corrections import NO_EDITS, read_edits
+from datasets.exclusion import as_cell, original_of
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs
 from utils.files import atomic_write
