@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ from tools.audit.pairs import Pairs
 from tools.audit.table import write_table
 from tools.loading import load_run
 from tools.visualize import __main__ as visualize
-from tools.visualize import curves, densities
+from tools.visualize import curves, densities, pictures
 from tools.visualize.runs import labels, read_run
 from utils.errors import UserError
 from utils.run_folder import RunFolder
@@ -485,6 +486,13 @@ def test_confusion_counts_every_pair_once():
     counts = {"noisy_flagged": 1, "clean_flagged": 1, "noisy_missed": 2, "clean_passed": 3}
     assert confusion(truth, flagged) == counts | {"precision": 1 / 2, "recall": 1 / 3}
     assert confusion(truth, np.zeros(7, bool))["precision"] == 0
+
+
+def test_selected_words_are_not_drawn_with_another_tokenizer_than_the_runs(run_dir, tmp_path):
+    loaded = load_run(run_dir, torch.device("cpu"))
+    loaded.model.backbone.tokenizer = SimpleNamespace()
+    with pytest.raises(UserError, match="selected words are shown for CLIP's tokenizer only"):
+        pictures.selection_sheet(loaded, tmp_path / "selection")
 
 
 def test_an_export_reproduces_its_runs_test_results(root, run_dir, capsys):

@@ -13,7 +13,6 @@ from assembly import inputs
 from datasets.annotations import Split, read_splits
 from datasets.gallery import Gallery, open_gallery
 from datasets.settings import DataSettings
-from datasets.tokenizer import Tokenizer
 from processor.evaluate_run import draw_retrieval, failed_queries
 from processor.evaluation import Encoded, encode
 from tools.loading import LoadedRun
@@ -79,7 +78,7 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
     figure, grid = plt.subplots(rows, 6, figsize=size, squeeze=False, width_ratios=[1, 1, 2.6] * 2)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=1 - head / size[1], wspace=0.06, hspace=0.06)
     figure.text(0.01, 1 - 0.04 / size[1], f"Token selection by {source(run)}\n{_LEGEND}", va="top", fontsize=8)
-    tokenizer = Tokenizer()
+    tokenizer = inputs(run.options, run.model).tokenizer
     for axes in grid.flat:
         axes.axis("off")
     for axes, caption in zip(grid.reshape(-1, 3), captions, strict=False):
