@@ -195,7 +195,7 @@ def _make_run(options: Options) -> RunFolder:
 def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:
     """The facts recorded in a run's configuration besides its flags."""
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts}
-    return about | {"processes": world_size(), "towers": model.towers()}
+    return about | {"processes": world_size(), "towers": model.towers(), "selected_on": data.validation.name}
 
 
 def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Sequence[str]) -> None:

@@ -12,6 +12,11 @@ def selecting_similarity(trained: tuple[str, ...], metrics: Mapping[str, Any]) -
     return next(found, list(metrics)[-1])
 
 
+def selected_on(facts: Mapping[str, Any]) -> str:
+    """The split, "val" or "test", behind the records "val" that select the best epoch; older runs don't say."""
+    return str(facts.get("selected_on", "val"))
+
+
 def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str = "val") -> Mapping[str, Any] | None:
     """The record of the first epoch with the highest R1 on a split; None if none was evaluated.
 

@@ -98,7 +98,7 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         if warning := busy_host(core_time().waited_since(cores)):
             logger.warning("  %s", warning)
         left = (time.perf_counter() - began) / (state.epoch - first) * (epochs - state.epoch)
-        logger.info("%s", epoch_line(record, epochs, state.loss.trained, left))
+        logger.info("%s", epoch_line(record, epochs, state.loss.trained, left, splits.validation.name))
         if recorder:
             recorder.add(record)
             write_epoch(run_dir, epoch + 1, history)

@@ -11,18 +11,21 @@ from processor.records import selecting_similarity
 _BUSY = 0.3  # share of time waiting for a core above which a run is clearly slowed down
 
 
-def epoch_line(record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float) -> str:
+def epoch_line(
+    record: Mapping[str, Any], epochs: int, trained: tuple[str, ...], seconds_left: float, split: str
+) -> str:
     """An epoch's results and the run's ETA in one line.
 
     Args:
         record: as in metrics.jsonl; "val" is missing in an epoch without validation.
         epochs: number of epochs of the run.
         trained: embeddings whose similarity selects the best epoch.
+        split: name of the split behind "val".
     """
     words = [f"epoch={record['epoch']}/{epochs}"]
     if metrics := record.get("val"):
         row = metrics[selecting_similarity(trained, metrics)]
-        words += ["split=val", f"R1={row['R1']:.2f}", f"mAP={row['mAP']:.2f}"]
+        words += [f"split={split}", f"R1={row['R1']:.2f}", f"mAP={row['mAP']:.2f}"]
     words += [f"loss={record['loss']:.3f}", f"pairs/s={record['pairs_per_second']:.0f}"]
     return " ".join([*words, f"ETA={timedelta(seconds=round(seconds_left))}"])
 

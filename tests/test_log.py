@@ -19,6 +19,7 @@ from tests import datasets_on_disk
 from tests.test_training import SMALL, printed_by
 from utils import devices
 from utils.errors import UserError
+from utils.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 RECORD = {"epoch": 3, "loss": 2.4861, "pairs_per_second": 184.2}
@@ -26,10 +27,10 @@ METRICS = {"BGE": {"R1": 50.0, "mAP": 40.0}, "BGE+TSE": {"R1": 60.333, "mAP": 55
 
 
 def test_epoch_lines_are_greppable():
-    validated = epoch_line(RECORD | {"val": METRICS}, 60, ("BGE", "TSE"), 3725.4)
+    validated = epoch_line(RECORD | {"val": METRICS}, 60, ("BGE", "TSE"), 3725.4, "val")
     assert validated == "epoch=3/60 split=val R1=60.33 mAP=55.10 loss=2.486 pairs/s=184 ETA=1:02:05"
-    assert "R1=50.00 mAP=40.00" in epoch_line(RECORD | {"val": METRICS}, 60, ("BGE",), 0)
-    assert epoch_line(RECORD, 60, ("BGE", "TSE"), 30) == "epoch=3/60 loss=2.486 pairs/s=184 ETA=0:00:30"
+    assert "split=test R1=50.00 mAP=40.00" in epoch_line(RECORD | {"val": METRICS}, 60, ("BGE",), 0, "test")
+    assert epoch_line(RECORD, 60, ("BGE", "TSE"), 30, "val") == "epoch=3/60 loss=2.486 pairs/s=184 ETA=0:00:30"
 
 
 def test_ties_for_the_best_epoch_go_to_the_first():
@@ -61,13 +62,14 @@ def test_a_run_logs_its_setup_and_its_results(tmp_path):
     assert re.search(r", (1 thread|\d+ threads); processes", head)
     (run,) = (tmp_path / "logs").glob("*/*")
     log = (run / "train_log.txt").read_text()
-    assert re.findall(r"epoch=(\d)/2 split=val R1=\d+\.\d\d mAP=\S+ loss=\S+ pairs/s=\d+ ETA=0:\d\d:\d\d", log) == [
+    assert re.findall(r"epoch=(\d)/2 split=test R1=\d+\.\d\d mAP=\S+ loss=\S+ pairs/s=\d+ ETA=0:\d\d:\d\d", log) == [
         "1",
         "2",
     ]
     assert re.findall(r"ETA=(\S+)", log)[-1] == "0:00:00"
     assert "averages over the epoch so far" in log
     tested = json.loads((run / "test_metrics.json").read_text())
+    assert RunFolder(run).facts()["selected_on"] == "test"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = best_record(records, "BGE+TSE")
     assert tested["best.pth"]["epoch"] == best["epoch"]

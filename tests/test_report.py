@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from tests.test_training import SMALL, arguments, printed_by
 from tools import readme_pictures, train_and_report
 from tools.report import __main__ as report
 from tools.report import page as report_page
-from tools.report.page import escaped
+from tools.report import sections
+from tools.report.page import Subject, escaped
 from tools.report.retrievals import Answers, one_per_person
 from tools.visualize.runs import read_run
 from utils.errors import DataError, UserError, brief
@@ -94,6 +97,16 @@ def test_a_report_opens_offline_and_fits_the_screen(runs, browser, name, width):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"dark": "rgb(22, 24, 27)", "light": "rgb(255, 255, 255)"}[scheme]
     context.close()
+
+
+@pytest.mark.parametrize(("facts", "split"), [({"selected_on": "test"}, "test"), ({}, "val")])
+def test_results_name_the_split_that_selected_the_best_epoch(tmp_path, facts, split):
+    metrics = {"BGE": {"R1": 30.0}}
+    run: Any = SimpleNamespace(folder=tmp_path, records=[{"epoch": 1, "val": metrics}], flags={"trained": "BGE"})
+    RunFolder(tmp_path).write_config({}, facts)
+    (tmp_path / "start_metrics.json").write_text(json.dumps({"val": metrics}))
+    page = sections.results(Subject(run, torch.device("cpu")))
+    assert [f"starting weights, {split}" in page, f"epoch 1, the best, {split}" in page] == [True, True]
 
 
 @pytest.mark.slow

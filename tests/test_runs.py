@@ -87,6 +87,13 @@ def test_a_run_folder_that_cannot_be_locked_is_listed(logs, capsys, monkeypatch,
         run.lock()
 
 
+def test_metrics_of_a_run_selected_on_the_test_split_are_not_called_val(tmp_path, capsys):
+    run = RunFolder(write(tmp_path / "a", [10, 30, 20]))
+    run.write_config(run.flags(), {"selected_on": "test"})
+    (row,) = rows(capsys, tmp_path)
+    assert (row["best"], row["val_R1"], row["test_R1"]) == ("2", "", "30")
+
+
 def test_rows_are_sorted_filtered_and_grouped(logs, capsys):
     assert [row["test_R1"] for row in rows(capsys, logs, "--sort", "test_R1")] == ["35.00", "31.00", ""]
     assert [row["margin"] for row in rows(capsys, logs, "--where", "state=done", "margin=0.2")] == ["0.2", "0.2"]

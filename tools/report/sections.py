@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from processor.history import PairHistory
-from processor.records import best_record
+from processor.records import best_record, selected_on
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs, read_pairs
 from tools.differing import differing, shown
@@ -39,10 +39,12 @@ def results(subject: Subject) -> str:
 
 def _tables(subject: Subject) -> Iterator[tuple[str, Metrics]]:
     run, folder = subject.run, RunFolder(subject.run.folder)
-    for split, metrics in folder.start_metrics().items():
+    selected = selected_on(folder.facts())
+    start = {selected if split == "val" else split: metrics for split, metrics in folder.start_metrics().items()}
+    for split, metrics in start.items():
         yield f"starting weights, {split}", metrics
     if best := best_record(run.records, str(run.flags["trained"])):
-        yield f"epoch {best['epoch']}, the best, val", best["val"]
+        yield f"epoch {best['epoch']}, the best, {selected}", best["val"]
     for checkpoint, metrics in folder.test_metrics().items():
         yield f"{checkpoint}, test", metrics
 

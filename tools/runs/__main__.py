@@ -4,7 +4,8 @@
     python -m tools.runs logs/RSTPReid --sort test_R1 --where state=done tau=0.015
     python -m tools.runs --group --format md                      # seeds of one configuration as mean ± spread
 
-Metrics are in percent: the best epoch's on validation (val_…), and best.pth's on the test split (test_…).
+Metrics are in percent: the best epoch's on validation (val_…), and best.pth's on the test split (test_…); for a run
+that selects on the test split, only the latter.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from processor.records import best_record, seconds_of, selecting_similarity
+from processor.records import best_record, seconds_of, selected_on, selecting_similarity
 from tools.differing import differing, flags_of, shown
 from utils.errors import UserError
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
@@ -31,8 +31,9 @@ def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
     Args:
         also: flags to show even if they don't differ.
 
-    "val_…" are the best epoch's metrics, "test_…" those of best.pth, by the similarity that selects it, in percent. A
-    run with a damaged file has state "damaged". All rows have the same columns.
+    "val_…" are the best epoch's metrics, "test_…" those of best.pth, by the similarity that selects it, in percent.
+    Selected on the test split, a run has no "val_…", and its best epoch's metrics until it is tested. A run with a
+    damaged file has state "damaged". All rows have the same columns.
     """
     read = []
     for run in runs:
@@ -55,7 +56,7 @@ def _results(run: RunFolder) -> Row:
     row: Row = {"state": _state(run), "epochs": f"{records[-1]['epoch'] if records else 0}/{flags['num_epoch']}"}
     best, tested = best_record(records, trained), run.test_metrics().get(CHECKPOINTS[0])
     if best:
-        row |= {"best": best["epoch"]} | _metrics(best["val"], trained, "val")
+        row |= {"best": best["epoch"]} | _metrics(best["val"], trained, selected_on(run.facts()))
     if tested:
         row |= _metrics(tested, trained, "test")
     return row | {"seconds": round(seconds_of(records))}
