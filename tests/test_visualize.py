@@ -511,7 +511,7 @@ def test_an_export_reproduces_its_runs_test_results(root, run_dir, capsys):
     card = (out / "README.md").read_text()
     assert f"| BGE+TSE | {own['BGE+TSE']['R1']:.2f} |" in card
     assert "Shuffled captions: 50%" in card
-    assert "license: apache-2.0" in card
+    assert "license: other" in card
     (out / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match=r"checkpoint .*model.safetensors can't be read"):
         evaluation_root.main([str(out), "--root_dir", str(root)])

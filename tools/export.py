@@ -18,13 +18,14 @@ from safetensors.torch import save
 
 from model.weights import model_from_checkpoint
 from options import resolve_run
+from tools.model_card import model_card
 from utils.checkpoints import epoch_of
 from utils.errors import OptionError
 from utils.files import atomic_write, write_text
 from utils.options import command_parser, parse
 from utils.plugins import plugin_files
 from utils.program import run_program
-from utils.run_folder import CHECKPOINTS, EXPORTED, Metrics, RunFolder
+from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
 from utils.settings import FLAGS
 
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     about = run.facts()
     flags = _flags({"dataset_name": options.dataset_name, **run.flags()})
     epoch = epoch_of(file)
-    card = model_card(flags, about, metrics, file.name, epoch)
+    card = model_card(flags, about, metrics, (file.name, epoch))
     out.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
     plugins = plugin_files(options.plugin)
@@ -100,82 +101,6 @@ def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
         for name, flag in kept.items()
         if flag.path is not True and not flag.resumable
     }
-
-
-def model_card(
-    flags: Mapping[str, Any], about: Mapping[str, Any], metrics: Metrics, checkpoint: str, epoch: int | None
-) -> str:
-    """The model card, in the format of model hubs.
-
-    Args:
-        flags: the run's flags.
-        about: the `_run_` part of its configuration.
-        metrics: the checkpoint's metrics on the test split, in percent; empty if it wasn't tested.
-        epoch: the checkpoint's number of epochs, if recorded.
-    """
-    noise = about.get("noise_index", {})
-    rate = flags.get("noisy_rate")
-    lines = [
-        "---",
-        "license: apache-2.0",
-        "tags: [text-to-image-person-re-identification, noisy-correspondence, clip]",
-        "---",
-        f"# RDE on {flags['dataset_name']}",
-        "",
-        "A dual encoder that finds images of a person by a sentence (Qin et al., Noisy-Correspondence Learning for "
-        "Text-to-Image Person Re-identification, CVPR 2024).",
-        "",
-        "## Data and noise",
-        "",
-        f"- Trained on {flags['dataset_name']}'s training split, from the weights of {flags.get('pretrain_choice')}.",
-        f"- Shuffled captions: {'unknown' if rate is None else f'{100 * rate:g}%'}"
-        + (f" (noise index SHA-256 {noise['sha256']})." if rate and noise.get("sha256") else "."),
-        f"- Pairs excluded by hand: {about.get('excluded', {}).get('pairs', 'unknown')}.",
-        f"- Checkpoint {checkpoint}{'' if epoch is None else f', after epoch {epoch}'}{_chosen(flags, checkpoint)}; "
-        f"code revision {about.get('git_revision', 'unknown')}.",
-        "",
-        "## Metrics on the test split (%)",
-        "",
-        *_metrics_table(metrics),
-        "",
-        "## Use",
-        "",
-        "```sh",
-        "python test.py THIS_FOLDER --root_dir /path/to/data",
-        "python -m tools.search index --run THIS_FOLDER --gallery /path/to/images",
-        "```",
-        "",
-        "## Flags",
-        "",
-        "| flag | value |",
-        "|---|---|",
-        *(f"| {name} | {' '.join(map(str, v)) if isinstance(v, list | tuple) else v} |" for name, v in flags.items()),
-        "",
-        "## Licence and limits",
-        "",
-        "The code is Apache-2.0; the towers were initialised from OpenAI's CLIP (MIT) unless stated otherwise above. "
-        "The data set has a licence of its own, and the public ones allow research only, which extends to what was "
-        "trained on them. The model finds look-alikes by clothing and bearing, it does not identify anybody, and has "
-        "the biases of its captions and cameras.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _chosen(flags: Mapping[str, Any], checkpoint: str) -> str:
-    """How a checkpoint was selected; ICFG-PEDES has no validation split, so its test split is used."""
-    if checkpoint != "best.pth":
-        return ""
-    split = "test" if flags["dataset_name"] == "ICFG-PEDES" else flags.get("val_dataset", "unknown")
-    return f", chosen on the split {split}"
-
-
-def _metrics_table(metrics: Metrics) -> list[str]:
-    if not metrics:
-        return ["Not evaluated."]
-    columns = list(next(iter(metrics.values())))
-    rows = [f"| {name} | {' | '.join(f'{row[c]:.2f}' for c in columns)} |" for name, row in metrics.items()]
-    return [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}", *rows]
 
 
 if __name__ == "__main__":
