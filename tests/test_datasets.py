@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -350,6 +352,26 @@ def test_all_nine_indices_are_shipped_and_can_be_regenerated(tmp_path):
         noise_index.main(["--dataset_name", "Mine"])
     with pytest.raises(OptionError, match="RSTPReid has 37010; write other sizes elsewhere, with --out"):
         noise_index.main(["--dataset_name", "RSTPReid", "--pairs", "24", "--noisy_rate", "0.5"])
+
+
+def test_published_noise_indices_are_not_replaced_by_other_sizes_or_in_parts(tmp_path, monkeypatch):
+    (tmp_path / "noiseindex").mkdir()
+    monkeypatch.setattr(noise_index, "NOISEINDEX", tmp_path / "noiseindex")
+    monkeypatch.chdir(tmp_path)
+    given = ["--dataset_name", "RSTPReid", "--noisy_rate", "0.5", "--out", "noiseindex", "--pairs"]
+    with pytest.raises(OptionError, match="--pairs 24: RSTPReid has 37010"):
+        noise_index.main([*given, "24"])
+    file = tmp_path / "noiseindex/RSTPReid_0.5.npy"
+    file.write_bytes(b"published")
+
+    def fills_the_disk(stream: BinaryIO, _: np.ndarray) -> None:
+        stream.write(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(noise_index.np, "save", fills_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        noise_index.main([*given, "37010"])
+    assert file.read_bytes() == b"published"
 
 
 def test_a_noise_index_is_checked(tmp_path):

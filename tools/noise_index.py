@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.noise import NOISEINDEX, digest, draw_permutation
 from utils.errors import OptionError
+from utils.files import atomic_write
 from utils.options import command_parser, parse
 from utils.program import run_program
 
@@ -51,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     else:
         wanted = [tuple(one)]
         published = dict(PUBLISHED.keys())
-        if out == NOISEINDEX and published.get(args["dataset_name"], args["pairs"]) != args["pairs"]:
+        shipped = out.resolve() == NOISEINDEX.resolve()
+        if shipped and published.get(args["dataset_name"], args["pairs"]) != args["pairs"]:
             name = args["dataset_name"]
             raise OptionError(
                 f"--pairs {args['pairs']}: {name} has {published[name]}; write other sizes elsewhere, with --out"
@@ -60,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
     for name, pairs, rate in wanted:
         permutation = draw_permutation(pairs, rate)
         file = out / f"{name}_{rate:g}.npy"
-        np.save(file, permutation)
+        with atomic_write(file) as partial, partial.open("wb") as stream:
+            np.save(stream, permutation)
         print(f"{file}: {pairs:,} pairs, SHA-256 {digest(permutation)}")
 
 
