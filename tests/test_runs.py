@@ -118,7 +118,10 @@ def test_data_files_of_the_same_name_are_distinguished(tmp_path, capsys):
 def test_text_and_markdown_tables_include_damaged_runs(logs, capsys):
     (logs / "X/20260102_000000_b/test_metrics.json").write_text("[1]")
     command.main([str(logs), "--format", "md"])
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    reason = f"{logs / 'X/20260102_000000_b/test_metrics.json'} is damaged: delete it and evaluate again\n"
+    assert printed.err == reason
     assert lines[0].startswith("| run")
     assert len(lines) == 5
     command.main([str(logs)])

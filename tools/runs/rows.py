@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from processor.records import best_record, seconds_of, selected_on, selecting_similarity
 from tools.differing import differing, flags_of, shown
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
 
 METRICS = ("R1", "mAP", "rSum")
@@ -33,13 +34,14 @@ def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
 
     "val_…" are the best epoch's metrics, "test_…" those of best.pth, by the similarity that selects it, in percent.
     Selected on the test split, a run has no "val_…", and its best epoch's metrics until it is tested. A run with a
-    damaged file has state "damaged". All rows have the same columns.
+    damaged file has state "damaged"; the reason goes to stderr. All rows have the same columns.
     """
     read = []
     for run in runs:
         try:
             flags, results = flags_of(run), _results(run)
-        except UserError:
+        except UserError as error:
+            print(printable(error.line), file=sys.stderr)
             flags, results = {}, {"state": "damaged"}
         read.append((flags, {"run": str(run)} | results))
     whole = [flags for flags, _ in read if flags]
