@@ -354,6 +354,12 @@ def test_all_nine_indices_are_shipped_and_can_be_regenerated(tmp_path):
         noise_index.main(["--dataset_name", "RSTPReid", "--pairs", "24", "--noisy_rate", "0.5"])
 
 
+def test_plugin_is_unknown_where_it_would_do_nothing(tmp_path):
+    (tmp_path / "not_for_noise_index.py").write_text("")
+    with pytest.raises(OptionError, match="unknown argument --plugin"):
+        noise_index.main(["--plugin", str(tmp_path / "not_for_noise_index.py"), "--out", str(tmp_path)])
+
+
 def test_published_noise_indices_are_not_replaced_by_other_sizes_or_in_parts(tmp_path, monkeypatch):
     (tmp_path / "noiseindex").mkdir()
     monkeypatch.setattr(noise_index, "NOISEINDEX", tmp_path / "noiseindex")

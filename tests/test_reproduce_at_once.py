@@ -28,6 +28,16 @@ def test_a_dry_run_prints_each_command_once_and_in_order(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_trainings_get_the_plugin(tmp_path, capsys):
+    plugin = tmp_path / "given_to_reproduce.py"
+    plugin.write_text("")
+    given = ["--table", "2", "--seeds", "1", "--root_dir", "/data", "--output_dir", str(tmp_path), "--dry-run"]
+    reproduce.main([*given, "--plugin", str(plugin), "--", "--batch_size", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(f"--plugin {plugin} --batch_size 8" in line for line in lines)
+
+
 def test_concurrent_commands_share_the_runs(tmp_path, monkeypatch, capsys):
     """Four processes, four seeds: each is trained once, the last to finish sees all, and one reports at a time."""
     started, all_started, reports = [], threading.Barrier(4), []

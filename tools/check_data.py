@@ -24,7 +24,7 @@ from datasets.findings import Finding
 from datasets.settings import DATASETS
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
 # Modules that need torch are imported where they are used, so that --help and a mistyped flag don't wait for it.
@@ -37,6 +37,7 @@ _WIDTHS = (22, 32, 26)
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.check_data", __doc__)
+    add_plugin(parser)
     parser.add_argument("--dataset_name", help=f"{', '.join(DATASETS)}, or an annotation file")
     parser.add_argument(
         "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"

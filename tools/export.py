@@ -22,7 +22,7 @@ from tools.model_card import model_card
 from utils.checkpoints import epoch_of
 from utils.errors import OptionError
 from utils.files import atomic_write, write_text
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.plugins import plugin_files
 from utils.program import run_program
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
@@ -32,6 +32,7 @@ from utils.settings import FLAGS
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.export", __doc__)
+    add_plugin(parser)
     parser.add_argument("run_dir", help="a run folder, ours or the authors'")
     parser.add_argument("--checkpoint", default="best.pth", help="checkpoint to export (default: %(default)s)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/export)")

@@ -55,7 +55,7 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
         name: the command's module.
         doc: the module's docstring, shown verbatim in the help.
     """
-    parser = argparse.ArgumentParser(
+    return argparse.ArgumentParser(
         prog=f"python -m {name}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,12 +63,10 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
         exit_on_error=False,
         **more,
     )
-    add_plugin(parser)
-    return parser
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
-    """Add `--plugin` to the parser of a command."""
+    """Add `--plugin` to the parser of a command that reads runs or data sets."""
     parser.add_argument("--plugin", metavar="FILE", help="Python file of your own, as train.py's (default: a run's)")
 
 

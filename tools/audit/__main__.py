@@ -22,7 +22,7 @@ from prettytable import PrettyTable
 
 from utils.errors import OptionError
 from utils.files import write_text
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 from utils.run_folder import RunFolder
 
@@ -37,6 +37,7 @@ _EXAMPLES = 8
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.audit", __doc__)
+    add_plugin(parser)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--top", type=int, default=200, help="pairs shown on the page (default: %(default)s)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")

@@ -14,7 +14,7 @@ from pathlib import Path
 from utils.errors import printable
 from utils.files import require_writable
 from utils.log import status
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
 REPORT = "report.html"
@@ -23,6 +23,7 @@ REPORT = "report.html"
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.report", __doc__)
+    add_plugin(parser)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
     parser.add_argument("--out", help="file to write (default: RUN_DIR/report.html)")

@@ -21,13 +21,14 @@ from tools.reproduce import paper
 from tools.reproduce.tables import SYNTH, TABLES, Row
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are passed to train.py.")
+    add_plugin(parser)
     parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
     parser.add_argument("--row", help="only this row, by the name in its command of --list")
     parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in miniature")
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> None:
     from tools.reproduce.train_rows import dry_run, runs_of, train_and_report  # which takes its time
 
     output_dir, root_dir = Path(args["output_dir"]).absolute(), str(Path(args["root_dir"]).absolute())
+    more = [*(["--plugin", args["plugin"]] if args["plugin"] else []), *more]
     runs = runs_of(rows, args["seeds"], output_dir, root_dir, more)
     if args["dry_run"]:
         print(*dry_run(runs), sep="\n")

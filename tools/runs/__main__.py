@@ -20,7 +20,7 @@ from prettytable import PrettyTable, TableStyle
 
 from tools.runs.rows import RESULTS, Row, find_runs, group, order, read_rows
 from utils.errors import OptionError, printable
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 from utils.settings import FLAGS
 
@@ -30,6 +30,7 @@ FORMATS = ("text", "csv", "md")
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.runs", __doc__)
+    add_plugin(parser)
     parser.add_argument(
         "folders", nargs="*", default=["logs"], metavar="FOLDER", help="folders to search for runs (default: logs)"
     )

@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     }.items():
         add[name] = commands.add_parser(name, help=what, description=what, allow_abbrev=False, exit_on_error=False)
         add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-        add_plugin(add[name])
+        if name != "export":
+            add_plugin(add[name])
         if name != "captions":
             add[name].add_argument("--index", default=INDEX, help="folder of the index (default: %(default)s)")
             store = (

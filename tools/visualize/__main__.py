@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import OptionError, UserError, printable
-from utils.options import command_parser, parse
+from utils.options import add_plugin, command_parser, parse
 from utils.program import run_program
 
 # Modules that need torch are imported where they are used, so that --help and a mistyped flag don't wait for it.
@@ -36,6 +36,7 @@ Figures = Mapping[str, Callable[[Path], None]]  # drawing functions by name
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("tools.visualize", __doc__)
+    add_plugin(parser)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
     parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
