@@ -10,10 +10,12 @@ from typing import Any
 from options import SAVED, add_rerank, check_rerank, check_saved, resolve_run
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import parse
+from utils.options import add_flags_of_run, parse
 from utils.program import run_program
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS
+
+_FLAGS = ("dataset_name", "root_dir", "image_cache", "plugin", "precision", "test_batch_size", "num_workers")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,15 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, instead of RUN_DIR")
     parser.add_argument("--checkpoint", metavar="FILE", help="only this checkpoint; its folder is the run's")
     parser.add_argument("--output_dir", default="logs", help="where to look for the latest run (default: %(default)s)")
-    parser.add_argument("--dataset_name", help="a data set other than the run's")
     parser.add_argument("--split", default="test", choices=["test", "val"], help="(default: %(default)s)")
-    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
-    parser.add_argument("--image_cache", help="folder for decoded images (default: the run's)")
-    parser.add_argument("--plugin", help="Python file that defines the run's plugins (default: the run's)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--precision", help="as train.py's (default: the run's)")
-    parser.add_argument("--test_batch_size", type=int, help="batch size of images or captions (default: the run's)")
-    parser.add_argument("--num_workers", type=int, help="data-loading processes (default: the run's)")
+    add_flags_of_run(parser, _FLAGS)
+    parser.add_argument("--device", default="auto", help=f"{FLAGS['device'].help} (default: %(default)s)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
     add_rerank(parser)
     parser.add_argument(

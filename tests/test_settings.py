@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import test as evaluation_root
 import train as training_root
 from options import build_parser, parse, resolve
 from solver.settings import OBJECTIVES, OptimizerSettings
@@ -45,6 +46,14 @@ def test_help_lists_every_flag_and_its_headings_in_order():
     for flag in FLAGS.values():
         assert f"--{flag.name} " in text or f"--{flag.name}," in text
     assert text.index("the run:") < text.index("data:") < text.index("model:") < text.index("loss and division:")
+
+
+def test_test_py_describes_a_flag_as_train_py_does():
+    helps = {action.dest: action.help for action in evaluation_root.build_parser()._actions}
+    shared = helps.keys() & FLAGS.keys() - {"output_dir"}  # there, where to look for runs
+    assert len(shared) == 8
+    for name in shared:
+        assert str(helps[name]).startswith(FLAGS[name].help)
 
 
 def test_flags_are_parsed_without_torch():

@@ -70,8 +70,14 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", metavar="FILE", help="Python file of your own, as train.py's (default: a run's)")
 
 
-def _add(group: argparse._ArgumentGroup, flag: Flag) -> None:
-    name, text = f"--{flag.name}", f"{flag.help} (default: {shown(flag.default)})".replace("%", "%%")
+def add_flags_of_run(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add some flags to the parser of a command that reads a run: None if not given."""
+    for name in names:
+        _add(parser, FLAGS[name], "the run's")
+
+
+def _add(group: argparse._ActionsContainer, flag: Flag, default: str = "") -> None:
+    name, text = f"--{flag.name}", f"{flag.help} (default: {default or shown(flag.default)})".replace("%", "%%")
     if isinstance(flag.default, bool):
         group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
     elif isinstance(flag.default, tuple):
