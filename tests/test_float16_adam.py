@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from solver.float16_adam import Float16Adam
+from tools import float16_picture
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-3}
 
@@ -110,3 +114,11 @@ def test_overflowing_gradients_freeze_float16_weights_but_not_ours():
     assert frozen[-1][1] < -0.01
     assert all(weights.isfinite().all() for weights in moved)
     assert (moved[-1] != moved[-2]).all()
+
+
+def test_the_documentations_picture_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(float16_picture, "DOCS", tmp_path)
+    committed = Path(__file__).parents[1] / "docs/float16_adam.png"
+    float16_picture.main([])
+    with Image.open(tmp_path / "float16_adam.png") as drawn, Image.open(committed) as shown:
+        assert drawn.size == shown.size

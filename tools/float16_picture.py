@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from solver.float16_adam import Float16Adam
 from tools.readme_pictures import DOCS, shrink
@@ -45,19 +46,19 @@ def first_steps(gradients: torch.Tensor, *, rounded: bool) -> np.ndarray:
     return weights.detach().abs().numpy()
 
 
-def draw_steps(axes: plt.Axes) -> None:
+def draw_steps(axes: Axes) -> None:
     """Plot the first step's size against the gradient's, in float32 and in float16."""
     g = torch.logspace(-5, 0, 4000)
     axes.loglog(g, first_steps(g, rounded=False), color=figures.CLEAN, label="float32 (and a fused float16 Adam)")
     axes.loglog(g, first_steps(g, rounded=True), color=figures.NOISY, label="float16, operation by operation")
-    axes.axvline(VANISHES, color=figures.BOTH, linestyle=":", linewidth=1)
+    axes.axvline(VANISHES, color=figures.BLACK, linestyle=":", linewidth=1)
     axes.text(0.6 * VANISHES, 6, "here (1 − β₂)g² is 0:\nthe step is lr·m/eps", ha="right", fontsize=8)
     axes.set(xlabel="|g|", ylabel="size of the first step / learning rate", ylim=(1e-2, 12))
     axes.set_title("Another optimizer", fontsize=10)
     finish(axes)
 
 
-def draw_lost(axes: plt.Axes) -> None:
+def draw_lost(axes: Axes) -> None:
     """Plot half a unit in a float16 weight's last place, and steps of one learning rate."""
     weights = torch.logspace(-4, 0.5, 4000).half()
     upwards = torch.nextafter(weights, torch.full_like(weights, torch.inf))
@@ -71,7 +72,7 @@ def draw_lost(axes: plt.Axes) -> None:
     finish(axes)
 
 
-def finish(axes: plt.Axes) -> None:
+def finish(axes: Axes) -> None:
     """Format tick labels without math text, which the house style doesn't parse."""
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")

@@ -97,7 +97,8 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
 
 def _sort_stable(scores: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:  # noqa: ARG001
     """torch's stable sort, which the exporter lacks, as ONNX's TopK of all elements, which keeps the order of ties."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its annotations refuse its own results
     count = op.Gather(op.Shape(scores), op.Constant(value_ints=[dim]))
     return op.TopK(scores, count, axis=dim, largest=1 if descending else 0, sorted=1)

@@ -113,7 +113,7 @@ def shift_into_cone(model: Clip) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Render, train, and write the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=7, help="passes over the pairs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=BUILT_IN["tiny"], help="file to write (default: the built-in)")
     args = parser.parse_args(argv)

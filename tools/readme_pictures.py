@@ -40,7 +40,7 @@ LAPTOP: ViewportSize = {"width": 1366, "height": 980}
 
 def main(argv: Sequence[str]) -> None:
     """Write docs/*.png."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], exit_on_error=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], exit_on_error=False)
     parser.add_argument("run_dir", help="a finished run on SynthPEDES")
     parser.add_argument("--root_dir", default="data", help="the folder that holds SynthPEDES (default: %(default)s)")
     args = parse(parser, argv)
@@ -99,7 +99,7 @@ def picture_of_the_page(index: Path, out: Path) -> None:
     command = [sys.executable, "-m", search.__name__, "serve", "--index", str(index), "--port", str(PORT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            if not any("end with Ctrl-C" in line for line in server.stdout):
+            if not any("end with Ctrl-C" in line for line in server.stdout or ()):
                 raise OptionError(f"the page could not be served on port {PORT}")
             with browser_page() as page:
                 page.goto(f"http://127.0.0.1:{PORT}")

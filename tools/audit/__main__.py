@@ -74,13 +74,13 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
     from tools.audit.table import write_table
 
     out.mkdir(parents=True, exist_ok=True)
-    suspects, about = findings.suspects(), findings.summary()
+    suspects, about = findings.suspects().tolist(), findings.summary()
     print(about)
     marked = write_table(findings, pairs, suspects, out / "pairs.csv")
     shown = suspects[:top]
     heading = Heading(f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}.")
     write_page(findings, pairs, shown, marked, heading, out / "pairs.html")
-    if len(suspects):
+    if suspects:
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():
         write_text(out / "audit.json", json.dumps(judgement, indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
 
@@ -17,7 +18,7 @@ from utils.figures import CLEAN, NOISY, save, wrap
 _CELL, _COLUMNS = (160, 64), 4
 
 
-def precision_recall(findings: Findings, judgement: Mapping[str, object], file: Path) -> None:
+def precision_recall(findings: Findings, judgement: Mapping[str, Any], file: Path) -> None:
     """Draw a curve per score, with its average precision, and the last epoch's votes as points."""
     figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
     curves = findings.curves()

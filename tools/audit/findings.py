@@ -107,7 +107,9 @@ class Findings:
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Recall and precision of "noisy" for each of `scores`; needs the truth."""
-        found = {n: precision_recall_curve(self.truth[self.kept], s) for n, s in self.scores().items()}
+        assert self.truth is not None
+        truth = self.truth[self.kept]
+        found = {name: precision_recall_curve(truth, score) for name, score in self.scores().items()}
         return {name: (recall, precision) for name, (precision, recall, _) in found.items()}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ class Subject:
 
     run: Run
     device: torch.device
-    given: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, device: torch.device, root_dir: str | None = None) -> Subject:

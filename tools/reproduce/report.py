@@ -47,7 +47,7 @@ def summarise(runs: Sequence[Run], *, comparable: bool, more: str = "") -> dict:
         printed = row.paper.get(checkpoint, {}) if comparable else {}
         results[choice] = {metric: _statistics([m[metric] for m in of_seed], printed.get(metric)) for metric in METRICS}
     head = {name: getattr(row, name) for name in ("name", "title", "dataset", "noise", "target", "similarity", "flags")}
-    precisions = sorted({run.precision() for run in runs if run.seed in found})
+    precisions = sorted({precision for run in runs if run.seed in found and (precision := run.precision())})
     summary = head | {"seeds": list(found), "arithmetic": precisions, "results": results, "paper": row.paper}
     summary["papers_arithmetic"] = PUBLISHED if row.paper else None
     if more and found:

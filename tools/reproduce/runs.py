@@ -23,7 +23,7 @@ from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.devices import choose_device
 from utils.errors import DataError, OptionError
-from utils.run_folder import CHECKPOINTS, LockedError, Metrics, RunFolder, hold
+from utils.run_folder import CHECKPOINTS, LockedError, RunFolder, hold
 from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +110,10 @@ class Run:
             DataError: a file of metrics is damaged.
         """
         run = self.finished()
-        tested = run and run.test_metrics(self._suffix)
-        if run is None or (self.row.target and not tested):
+        if run is None:
+            return None
+        tested = run.test_metrics(self._suffix)
+        if self.row.target and not tested:
             return None
         if self.row.start:
             start = run.start_metrics()
@@ -121,7 +123,8 @@ class Run:
         if not tested.keys() >= set(CHECKPOINTS):
             file = f"{run}/test_metrics{self._suffix}.json"
             raise DataError(f"{file} is incomplete: delete it and test again with python test.py {run}")
-        found: Metrics = dict(zip(("best by validation", "last"), (tested[name] for name in CHECKPOINTS), strict=True))
+        of_checkpoints = (tested[name] for name in CHECKPOINTS)
+        found: dict[str, Any] = dict(zip(("best by validation", "last"), of_checkpoints, strict=True))
         if not self.row.target and (best := best_record(run.records(), self.row.trained, "test")):
             found["best by test"] = best["test"]
         return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
@@ -149,7 +152,7 @@ class Run:
         if not judged or judged[-1].truly_clean.all():
             return seconds
         pairs = judged[-1]
-        wrong, flagged = ~pairs.truly_clean, ~pairs.clean.any(axis=0)
+        wrong, flagged = ~pairs.truly_clean, np.logical_not(pairs.clean.any(axis=0))
         flagged[pairs.excluded] = False
         right = int((wrong & flagged).sum())
         suspicion = np.nan_to_num(1 - pairs.clean_probability.mean(axis=0))

@@ -104,5 +104,5 @@ def fingerprint(model: DualEncoder, options: Options) -> str:
     digest = hashlib.sha256(repr(kind).encode())
     for name, value in sorted(model.published_state().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

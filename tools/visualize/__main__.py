@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import OptionError, UserError, printable
 from utils.options import add_plugin, command_parser, parse
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def single_run_figures(
-    run: Run, device: torch.device, given: dict[str, str], wrong: int | None
+    run: Run, device: torch.device, given: dict[str, Any], wrong: int | None
 ) -> dict[str, Callable[[Path], None]]:
     """Drawing functions for the figures of one run, by name; with `wrong` only that many failures."""
     from tools.loading import load_run

@@ -6,8 +6,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from processor.figures import mark_epoch, r1_per_epoch, styles
 from tools.differing import differing, distinct_suffixes, shown
@@ -30,7 +32,7 @@ _LETTER = 0.065  # inches that a letter of a legend takes
 SWEPT = {"margin": "m", "tau": "τ", "select_ratio": "R"}  # the paper's figures 4 and 6
 
 
-def line_style(number: int) -> dict[str, str]:
+def line_style(number: int) -> dict[str, Any]:
     """The style of a figure's line `number`, from 0; after the last of `LINES` another dash and a hollow marker."""
     colour, _, marker = LINES[number % len(LINES)]
     _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
@@ -41,7 +43,7 @@ def line_style(number: int) -> dict[str, str]:
 def training_curves(run: Run, file: Path) -> None:
     """Losses, learning rate, CCD's counts, its precision and recall where the truth is known, and validation."""
     epochs = [record["epoch"] for record in run.records]
-    layout = [["loss", "rate"], ["counts", "truth"], ["val", "val"]]
+    layout: Any = [["loss", "rate"], ["counts", "truth"], ["val", "val"]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(8, 7.6), layout="constrained")
     losses = run.losses()
     for name, (colour, line) in styles(losses).items():
@@ -68,7 +70,7 @@ def training_curves(run: Run, file: Path) -> None:
     save(figure, file)
 
 
-def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
+def _division(run: Run, counts: Axes, truth: Axes) -> None:
     divided = [record for record in run.records if record.get("ccd")]
     known = bool(run.flags["noisy_rate"]) and all(record["ccd"]["precision"] is not None for record in divided)
     epochs = [record["epoch"] for record in divided]
@@ -91,7 +93,7 @@ def _division(run: Run, counts: plt.Axes, truth: plt.Axes) -> None:
         _draw_reason(truth, "the true noise is unknown" if divided else "")
 
 
-def _draw_reason(axes: plt.Axes, why: str) -> None:
+def _draw_reason(axes: Axes, why: str) -> None:
     axes.axis("off")
     axes.text(0.5, 0.5, why, ha="center", va="center")
 
@@ -172,7 +174,7 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
     save(figure, file)
 
 
-def _draw_sweep(axes: plt.Axes, runs: Sequence[Run], name: str) -> None:
+def _draw_sweep(axes: Axes, runs: Sequence[Run], name: str) -> None:
     values = sorted({run.flags[name] for run in runs})
     names = [name for name in runs[0].r1 if all(name in run.r1 for run in runs)]
     for row, (colour, line) in styles(names).items():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from processor.figures import draw_losses
 from processor.history import BIN_EDGES
@@ -88,7 +89,7 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
     save(figure, file)
 
 
-def _ridges(axes: plt.Axes, epochs: Sequence[int], densities: np.ndarray) -> None:
+def _ridges(axes: Axes, epochs: Sequence[int], densities: np.ndarray) -> None:
     """Draw a line for each of E epochs, later ones below; (E, 2, bins) densities, in units of the line distance."""
     for order, (positive, negative) in enumerate(densities):
         for values, colour, line, name in (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 
 from assembly import inputs
@@ -101,10 +103,11 @@ def _test_split(run: LoadedRun) -> Split:
     return read_splits(options.dataset_name, Path(options.root_dir), ["test"], options.split_all)["test"]
 
 
-def _draw_words(axes: plt.Axes, words: Sequence[tuple[str, float]]) -> None:
+def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
     """Draw words line by line; selected ones have a framed background whose opacity is their attention."""
     figure = axes.figure
-    renderer: RendererAgg = figure.canvas.get_renderer()
+    canvas: Any = figure.canvas
+    renderer: RendererAgg = canvas.get_renderer()
     box = axes.get_window_extent(renderer)
     x, y, line = 0.03, 0.92, 14 * figure.dpi / 72 / box.height
     for word, weight in words:
