@@ -53,6 +53,9 @@ def _check_scores(options: Options) -> None:
     kind.check(own_settings(kind, options.of), options.num_epoch)
     if kind.objective and kind.objective not in names:
         raise OptionError(f"--division {options.division}: needs the objective {kind.objective} in --loss_names")
+    if kind.objective and issubclass(OBJECTIVES[kind.objective], PairwiseObjective):
+        hint = f"{kind.objective} is pairwise: with an empty `objective` it gets the pairs' losses"
+        raise OptionError(f"--division {options.division}: {hint}")
     pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
     if kind.scored and not kind.objective and not pairwise:
         raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")

@@ -208,3 +208,9 @@ def test_an_error_in_the_division_does_not_blame_the_learning_rate(tmp_path: Pat
     splits = SimpleNamespace(training=pairs_of(CPU))
     with pytest.raises(NotFiniteError, match=r"^epoch 2, division: .*; no checkpoint has been written yet$"):
         run.train(state, splits, settings, tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_correspondence_that_names_a_pairwise_objective_is_refused():
+    CORRESPONDENCES.register("named")(type("Named", (Correspondence,), {"objective": "TAL"}))
+    with pytest.raises(OptionError, match="--division named: TAL is pairwise: with an empty `objective` it gets"):
+        compatibility.check_run(options_of(division="named"), CPU)
