@@ -11,6 +11,7 @@ from solver.objectives.base import PairwiseObjective, TokenObjective
 from solver.objectives.training import TrainingLoss
 from solver.settings import CORRESPONDENCES, OBJECTIVES, check_optimizer, split_loss_names
 from utils.errors import OptionError
+from utils.layers import is_dropout
 from utils.ranks import world_size
 from utils.settings import Options, own_settings
 
@@ -41,7 +42,7 @@ def check_layers(model: DualEncoder, loss: TrainingLoss, grad_accum: int) -> Non
             continue
         layer = f"{name} ({type(module).__name__})"
         sees_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if grad_accum > 1 and (sees_batch or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p)):
+        if grad_accum > 1 and (sees_batch or is_dropout(module)):
             raise OptionError(f"--grad_accum: {layer} must see a whole batch, and only once")
         if world_size() > 1 and sees_batch and not isinstance(module, GlobalBatchNorm1d):
             raise OptionError(f"{layer} sees a process's pairs only, use model.heads.batch_norm.GlobalBatchNorm1d")

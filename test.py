@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     status("loading PyTorch")
     options, own = resolve_run(config, given), resolve_run(config, {})
 
-    from assembly import Request, test  # imports torch, only after checking the flags
+    from assembly import Request, test  # imports torch, as resolving a run does: only after the checks above
 
     test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))
 

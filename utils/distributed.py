@@ -125,6 +125,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if not distributed.is_initialized():
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:  # as in every process: most objectives have none
+        return
     uses = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
     distributed.all_reduce(uses)  # on the CPU, so that reading it doesn't wait for a GPU
     used = [parameter for parameter, count in zip(trained, uses.tolist(), strict=True) if count]

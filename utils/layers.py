@@ -22,6 +22,6 @@ class LayerNorm(nn.LayerNorm):
         return normalised.to(x.dtype)
 
 
-def draws(module: nn.Module) -> bool:
-    """Whether the module draws random numbers in training, that is, contains dropout."""
-    return any(isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 for part in module.modules())
+def is_dropout(layer: nn.Module) -> bool:
+    """Whether the layer itself draws random numbers in training."""
+    return isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0

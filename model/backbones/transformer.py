@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from utils.layers import LayerNorm, QuickGELU, draws
+from utils.layers import LayerNorm, QuickGELU, is_dropout
 
 # (B, L) attention of the last block → (B, k) distinct positions of the tokens whose features will be read.
 Select = Callable[[Tensor], Tensor | None]
@@ -135,5 +135,6 @@ class Transformer(nn.Module):
 
     def _run(self, block: nn.Module, *args: Tensor | Select | None) -> tuple[Tensor, Tensor]:
         if self.grad_checkpointing:
-            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=draws(block))
+            draws = any(map(is_dropout, block.modules()))
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=draws)
         return block(*args)
