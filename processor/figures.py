@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
+from processor.records import split_title
 from solver.correspondence.base import Vote
 from utils.figures import BLACK, CLEAN, NOISY, Cell, legend_below, over_epochs, picture_rows, save
 
@@ -29,8 +30,12 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: (_STYLES | drawn)[name] for name in names}
 
 
-def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, file: Path) -> None:
-    """Draw R1 on the validation split over the epochs (paper, figure 5), with the best one marked unless it is 0."""
+def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, split: str, file: Path) -> None:
+    """Draw R1 over the epochs (paper, figure 5), with the best one marked unless it is 0.
+
+    Args:
+        split: the one that the records' "val" was measured on, "val" or "test".
+    """
     records = [record for record in records if "val" in record]
     if not records:
         return
@@ -38,7 +43,7 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, file: Pa
     for name, (colour, line) in styles(records[0]["val"]).items():
         r1 = [record["val"][name]["R1"] for record in records]
         axes.plot([record["epoch"] for record in records], r1, line, color=colour, marker=".", label=name)
-    over_epochs(axes, "R1 on validation (%)")
+    over_epochs(axes, f"R1 on {split_title(split)} (%)")
     mark_epoch(axes, best_epoch)
     axes.legend()
     save(figure, file)

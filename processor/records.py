@@ -17,6 +17,11 @@ def selected_on(facts: Mapping[str, Any]) -> str:
     return str(facts.get("selected_on", "val"))
 
 
+def split_title(split: str) -> str:
+    """A split's name in figures."""
+    return {"val": "validation"}.get(split, split)
+
+
 def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str = "val") -> Mapping[str, Any] | None:
     """The record of the first epoch with the highest R1 on a split; None if none was evaluated.
 

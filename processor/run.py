@@ -102,7 +102,9 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         if recorder:
             recorder.add(record)
             write_epoch(run_dir, epoch + 1, history)
-            figures.r1_per_epoch(recorder.records, state.best_epoch, run_dir / "figures" / "r1.png")
+            figures.r1_per_epoch(
+                recorder.records, state.best_epoch, splits.validation.name, run_dir / "figures" / "r1.png"
+            )
             recorder.add_pictures(run_dir / "figures", epoch + 1)
             state.save(run_dir, settings.options)
     if recorder:

@@ -27,9 +27,22 @@ def drawn() -> Iterator[dict[str, Figure]]:
         yield found
 
 
-def run(folder: str, **flags: object) -> Run:
+def run(folder: str, split: str = "val", **flags: object) -> Run:
     records = [{"epoch": n, "val": {"BGE+TSE": {"R1": 10.0 * n}}} for n in (1, 2, 3)]
-    return Run(Path(folder), {**defaults(), **flags}, records, {})
+    return Run(Path(folder), {**defaults(), **flags}, records, {}, split)
+
+
+@pytest.mark.parametrize(
+    ("splits", "label"),
+    [
+        (["val"], "R1 on validation (%)"),
+        (["test"], "R1 on test (%)"),
+        (["val", "test"], "R1 on validation or test (%)"),
+    ],
+)
+def test_figures_name_the_split_that_selects_the_best_epoch(drawn, splits, label):
+    curves.r1_of_runs([run(str(n), split, seed=n) for n, split in enumerate(splits)], Path("runs"))
+    assert drawn["runs"].axes[0].get_ylabel() == label
 
 
 @pytest.mark.parametrize("count", [2, 4, 9])

@@ -165,7 +165,7 @@ def test_user_errors_are_shown_on_the_page(address, browser):
     page.locator("#sentence textarea").fill("a woman in a red coat " * 834)
     page.locator("#top input[type=number]").fill("7")
     page.locator("#search").click()
-    page.get_by_text("the model reads only the first 75").wait_for()
+    page.get_by_text("the model reads only the first 75").first.wait_for()  # a changed number searches as well
     page.wait_for_function("document.querySelectorAll('#results button img').length == 7")
     page.close()
 

@@ -65,7 +65,7 @@ def training_curves(run: Run, file: Path) -> None:
         axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
     if validated:
         mark_epoch(axes["val"], run.best_epoch)
-        over_epochs(axes["val"], f"validation, {run.fused} (%)")
+        over_epochs(axes["val"], f"{run.split_title}, {run.fused} (%)")
         axes["val"].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, frameon=False)
     save(figure, file)
 
@@ -106,7 +106,7 @@ def r1_of_run(run: Run, file: Path) -> None:
     """
     if not run.validated:
         raise NothingToDraw("no epoch was validated")
-    r1_per_epoch(run.validated, run.best_epoch, file)
+    r1_per_epoch(run.validated, run.best_epoch, run.split, file)
 
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
@@ -118,6 +118,7 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
     if not any(run.validated for run in runs):
         raise NothingToDraw("no epoch was validated")
     names, data = labels(runs), list(dict.fromkeys(run.data for run in runs))
+    splits = dict.fromkeys(run.split_title for run in runs)
     lines = [line for name in names for line in name.split("\n")]
     size = (4 * len(data) + 1.5 + _LETTER * max(map(len, lines)), max(3.8, 0.2 * len(lines)))
     figure, grid = plt.subplots(1, len(data), figsize=size, layout="constrained", squeeze=False, sharey=True)
@@ -128,7 +129,7 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
         epochs = [record["epoch"] for record in run.validated]
         panels[run.data].plot(epochs, r1, label=name, markersize=4, markevery=every, **line_style(number))
     for axes, title in zip(grid[0], distinct_suffixes(data), strict=True):
-        over_epochs(axes, "R1 on validation (%)" if axes is grid[0, 0] else "")
+        over_epochs(axes, f"R1 on {' or '.join(splits)} (%)" if axes is grid[0, 0] else "")
         axes.set_title(title, fontsize=9)
     figure.legend(loc="outside right center", fontsize=8)
     save(figure, file)

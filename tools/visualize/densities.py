@@ -78,7 +78,7 @@ def similarities_over_epochs(runs: Sequence[Run], file: Path) -> None:
     for axes, (run, epochs), density, title in zip(grid.flat, kept, densities, titles, strict=False):
         _ridges(axes, [epoch.epoch for epoch in epochs], density * (_OVERLAP / highest))
         axes.set_title(title, fontsize=9)
-        axes.set_xlabel(f"similarity on validation, {run.fused}")
+        axes.set_xlabel(f"similarity on {run.split_title}, {run.fused}")
     held = np.flatnonzero(np.max([density.max(axis=(0, 1)) for density in densities], axis=0) > 0.01 * highest)
     lowest, top = zip(*(axes.get_ylim() for axes in grid.flat[: len(kept)]), strict=True)
     for axes in grid.flat[: len(kept)]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from processor.history import EpochHistory, read_history
-from processor.records import best_record
+from processor.records import best_record, selected_on, split_title
 from tools.differing import differing, distinct_suffixes, flags_of, shown
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
@@ -25,17 +25,29 @@ class NothingToDraw(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run: folder, flags, lines of metrics.jsonl, and test R1 (%) of its best checkpoint by row, if tested."""
+    """A run.
+
+    Attributes:
+        records: the lines of metrics.jsonl.
+        r1: test R1 (%) of its best checkpoint by row, if tested.
+        split: the one that the records' "val" was measured on, "val" or "test".
+    """
 
     folder: Path
     flags: dict[str, Any]
     records: list[dict[str, Any]]
     r1: dict[str, float]
+    split: str = "val"
 
     @property
     def data(self) -> str:
         """The data set it was trained and validated on, or its annotation file."""
         return str(self.flags["dataset_name"])
+
+    @property
+    def split_title(self) -> str:
+        """The validation split's name in figures."""
+        return split_title(self.split)
 
     @property
     def validated(self) -> list[dict[str, Any]]:
@@ -96,7 +108,8 @@ def read_run(folder: Path) -> Run:
             where = f"{folder / 'metrics.jsonl'}, epoch {record['epoch']}"
             raise DataError(f"{where}: no number {missing[0]}, it is damaged or from another version")
     tested = run.test_metrics().get(CHECKPOINTS[0], {})
-    return Run(folder, flags, records, {row: metrics["R1"] for row, metrics in tested.items() if "R1" in metrics})
+    r1 = {row: metrics["R1"] for row, metrics in tested.items() if "R1" in metrics}
+    return Run(folder, flags, records, r1, selected_on(run.facts()))
 
 
 def _are_metrics(rows: object) -> bool:

@@ -1,4 +1,4 @@
-"""Continuing from a run: more epochs, fine-tuning, the validation split, failed queries."""
+"""After training: more epochs, fine-tuning, testing on the validation split, failed queries."""
 
 from __future__ import annotations
 
