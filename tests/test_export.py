@@ -16,6 +16,7 @@ from utils.errors import OptionError
         (["configs.yaml", "last.pth"], True),
         (["best.pth", "model.safetensors"], True),
         (["model.safetensors", "test_metrics.json"], False),
+        (["model.safetensors.partial"], False),
         ([], False),
     ],
 )

@@ -495,7 +495,14 @@ def test_selected_words_are_not_drawn_with_another_tokenizer_than_the_runs(run_d
         pictures.selection_sheet(loaded, tmp_path / "selection")
 
 
-def test_an_export_reproduces_its_runs_test_results(root, run_dir, capsys):
+def test_an_export_reproduces_its_runs_test_results(root, run_dir, capsys, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(export, "write_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export.main([str(run_dir)])
     export.main([str(run_dir)])
     out = run_dir / "export"
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "configs.yaml", "README.md"}

@@ -63,16 +63,17 @@ def main(argv: Sequence[str]) -> None:
     epoch = epoch_of(file)
     card = model_card(flags, about, metrics, (file.name, epoch))
     out.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.contiguous() for name, value in model.published_state().items()}
+    metadata = {"format": "pt", "towers": json.dumps(model.towers()), "backbone": json.dumps(options.backbone)}
+    metadata |= {} if epoch is None else {"epoch": str(epoch)}
+    # First, because they mark the folder as an export, which the command may replace after an interruption.
+    with atomic_write(out / EXPORTED) as partial:
+        partial.write_bytes(save(weights, metadata))
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
     plugins = plugin_files(options.plugin)
     RunFolder(out).keep([*plugins, *model.backbone.files])
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
-    weights = {name: value.contiguous() for name, value in model.published_state().items()}
-    metadata = {"format": "pt", "towers": json.dumps(model.towers()), "backbone": json.dumps(options.backbone)}
-    metadata |= {} if epoch is None else {"epoch": str(epoch)}
-    with atomic_write(out / EXPORTED) as partial:
-        partial.write_bytes(save(weights, metadata))
     more = []
     if args["onnx"]:
         from tools.onnx_towers import write_towers
@@ -84,12 +85,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Check that a folder is new, empty, or an earlier export.
+    """Check that a folder is new, empty, or an earlier export, even an interrupted one.
 
     Raises:
         OptionError: it holds other files, or is a run's.
     """
-    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    found = {path.name.removesuffix(".partial") for path in out.iterdir()} if out.is_dir() else set()
     if found and (EXPORTED not in found or found.intersection(CHECKPOINTS)):
         raise OptionError(f"--out {out}: holds files that are not an earlier export's; give a new folder")
 
