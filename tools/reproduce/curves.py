@@ -56,7 +56,7 @@ def _draw(axes: Axes, title: str, curves: Sequence[dict[int, float]], number: in
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
     r1 = np.array([[curve[epoch] for epoch in epochs] for curve in curves])  # (seeds, epochs)
     style = line_style(number)
-    axes.plot(epochs, r1.mean(axis=0), markersize=3, label=title, **style)
+    axes.plot(epochs, r1.mean(axis=0), markersize=3, markevery=max(1, len(epochs) // 12), label=title, **style)
     axes.fill_between(epochs, r1.min(axis=0), r1.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
 
 
