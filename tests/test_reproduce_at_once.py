@@ -53,8 +53,8 @@ def test_concurrent_commands_share_the_runs(tmp_path, monkeypatch, capsys):
     def finished(run: runs.Run) -> Path | None:
         return next(iter(run.folder.glob("*/*/done")), None)
 
-    def summarise(of_row: list[runs.Run], **_: object) -> dict:
-        reports.append(sum(bool(finished(run)) for run in of_row))
+    def summarise(row_runs: list[runs.Run], **_: object) -> dict:
+        reports.append(sum(bool(finished(run)) for run in row_runs))
         return {"results": {}}
 
     def write_report(*_: object) -> str:

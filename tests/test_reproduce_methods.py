@@ -36,7 +36,7 @@ def run(tmp_path) -> Run:
     return Run(row, 1, tmp_path, "/nowhere", ())
 
 
-def keep(run: Run, clean: list[bool], probability: list[float], truly: list[bool], excluded: list[int]) -> None:
+def write_votes(run: Run, clean: list[bool], probability: list[float], truly: list[bool], excluded: list[int]) -> None:
     vote = Vote(np.zeros(len(clean)), np.array(probability), np.array(clean), None)
     arrays = vote_arrays({"uncertainty": vote}, {}, np.array(truly), np.array(excluded))
     finished = run.finished()
@@ -45,17 +45,17 @@ def keep(run: Run, clean: list[bool], probability: list[float], truly: list[bool
 
 
 def test_detection_of_wrong_pairs_is_scored(run):
-    assert run.knowledge() == {"seconds": 5.5}
-    keep(run, [True, False, False, True], [0.9, 0.1, 0.4, 0.8], [True, False, True, False], [2])
-    found = run.knowledge()
+    assert run.detection() == {"seconds": 5.5}
+    write_votes(run, [True, False, False, True], [0.9, 0.1, 0.4, 0.8], [True, False, True, False], [2])
+    found = run.detection()
     assert found["precision"] == found["recall"] == 50, "one of two flagged is wrong, one of two wrong is flagged"
     # By decreasing suspicion: wrong, right, wrong, right, and last the excluded pair, which has no vote.
     assert found["average precision"] == pytest.approx(100 * (1 + 2 / 3) / 2)
 
 
 def test_nothing_is_scored_without_wrong_pairs(run):
-    keep(run, [True, False], [0.9, 0.1], [True, True], [])
-    assert run.knowledge() == {"seconds": 5.5}
+    write_votes(run, [True, False], [0.9, 0.1], [True, True], [])
+    assert run.detection() == {"seconds": 5.5}
 
 
 def report(file: Path, *noises: float) -> Path:

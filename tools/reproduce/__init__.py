@@ -1,1 +1,1 @@
-"""Reproducing the paper's tables: which runs their rows are, running them, and a report beside the paper's numbers."""
+"""Reproducing the paper's tables: the runs behind each row, training them, and comparing with the paper's numbers."""

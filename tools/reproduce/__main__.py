@@ -1,12 +1,12 @@
-"""Run the rows of a table of the paper, every seed of each, and report them beside the paper's numbers.
+"""Train the rows of one of the paper's tables with several seeds, and report them next to the paper's numbers.
 
     python -m tools.reproduce --list                                      # every row and its command
     python -m tools.reproduce --table 1 --row rde --dataset RSTPReid --noise 0.5 --seeds 3 --root_dir /path/to/data
     python -m tools.reproduce --table 2 --dataset SynthPEDES --seeds 1    # the same rows in miniature, on a CPU
 
-Runs that are done are not repeated and a killed one is resumed, so the same command may be given again. Rows that are
-evaluated on the same run share it, across tables too. The same command may run several times at once, on a GPU each:
-each takes the next run that no other has taken.
+Finished runs are skipped and interrupted ones resumed, so the command can be repeated. Rows evaluated on the same run
+share it, across tables too. To use several GPUs, start the command once per GPU: each process takes the next unclaimed
+run.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from utils.program import run_program
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's parser."""
+    """Build the command's parser."""
     parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are passed to train.py.")
     add_plugin(parser)
-    parser.add_argument("--table", help=f"which table: {', '.join(TABLES)}")
-    parser.add_argument("--row", help="only this row, by the name in its command of --list")
-    parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH} runs every kind of row in miniature")
+    parser.add_argument("--table", help=f"table to reproduce: {', '.join(TABLES)}")
+    parser.add_argument("--row", help="only this row, by the name that --list shows")
+    parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH}: all of the table's rows in miniature")
     parser.add_argument("--noise", type=float, help="only rows with this noise rate")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 … N of each row (default: %(default)s)")
-    parser.add_argument("--root_dir", default="data", help="the folder that holds the data sets (default: %(default)s)")
-    parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and report (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="print every row of the paper with its command, and stop")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N of each row (default: %(default)s)")
+    parser.add_argument("--root_dir", default="data", help="folder containing the data sets (default: %(default)s)")
+    parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and reports (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="list every row of the paper with its command")
     parser.add_argument(
-        "--dry-run", "--dry_run", action="store_true", help="only print the commands that remain to be run"
+        "--dry-run", "--dry_run", action="store_true", help="print the remaining commands without running them"
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is missing, then report; a run that fails does not keep the others from running."""
-    own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    """Train what is missing, then report; a failed run doesn't stop the others."""
+    own, train_args = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parse(build_parser(), own)
     if args["list"]:
         print(listing())
@@ -55,49 +55,49 @@ def main(argv: Sequence[str]) -> None:
     rows = select(args["table"], args["row"], args["dataset"], args["noise"])
 
     status("loading PyTorch")
-    from tools.reproduce.train_rows import dry_run, runs_of, train_and_report  # which takes its time
+    from tools.reproduce.train_rows import dry_run, runs_of, train_and_report  # imports torch
 
     output_dir, root_dir = Path(args["output_dir"]).absolute(), str(Path(args["root_dir"]).absolute())
-    more = [*(["--plugin", args["plugin"]] if args["plugin"] else []), *more]
-    runs = runs_of(rows, args["seeds"], output_dir, root_dir, more)
+    train_args = [*(["--plugin", args["plugin"]] if args["plugin"] else []), *train_args]
+    runs = runs_of(rows, args["seeds"], output_dir, root_dir, train_args)
     if args["dry_run"]:
         print(*dry_run(runs), sep="\n")
         return
-    chosen = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
-    file = output_dir / f"table_{'_'.join(chosen)}_{args['seeds']}_seeds.md"
+    selection = [args["table"], *(f"{args[name]}" for name in ("row", "dataset", "noise") if args[name] is not None)]
+    file = output_dir / f"table_{'_'.join(selection)}_{args['seeds']}_seeds.md"
     title = TABLES[args["table"]].title + (f", in miniature on {SYNTH}" if args["dataset"] == SYNTH else "")
-    train_and_report(runs, title, file, TABLES[args["table"]].more)
+    train_and_report(runs, title, file, TABLES[args["table"]].extra)
 
 
 def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
-    """The rows meant, each once.
+    """The rows of a table, filtered by name, data set and noise rate, without duplicates.
 
     Raises:
-        OptionError: there is no such row.
+        OptionError: no such table, or no row matches.
     """
     if table not in TABLES:
-        given = "give --table" if table is None else f"--table {table}"
-        raise OptionError(f"{given}: choose from {', '.join(TABLES)}; --list shows their rows")
+        problem = "give --table" if table is None else f"--table {table}"
+        raise OptionError(f"{problem}: choose from {', '.join(TABLES)}; --list shows their rows")
     rows = TABLES[table].rows
     if dataset == SYNTH:
         rows = list({(row.name, row.slug): row for row in (row.on_synthpedes() for row in rows)}.values())
-    for flag, wanted, of in (("row", name, "name"), ("dataset", dataset, "dataset"), ("noise", noise, "noise")):
-        there = list(dict.fromkeys(f"{getattr(row, of)}" for row in rows))
-        rows = [row for row in rows if wanted is None or getattr(row, of) == wanted]
+    for flag, wanted, attribute in (("row", name, "name"), ("dataset", dataset, "dataset"), ("noise", noise, "noise")):
+        choices = list(dict.fromkeys(f"{getattr(row, attribute)}" for row in rows))
+        rows = [row for row in rows if wanted is None or getattr(row, attribute) == wanted]
         if not rows:
-            raise OptionError(f"--{flag} {wanted}: table {table} has {', '.join(there)}")
+            raise OptionError(f"--{flag} {wanted}: table {table} has {', '.join(choices)}")
     return rows
 
 
 def listing() -> str:
-    """Every row of the paper: ours with its command, other authors' as theirs."""
-    table = PrettyTable(["table", "what", "data", "noise", "the paper's R1, best / last", "command"], align="l")
+    """Every row of the paper, with the command for those that this code can run."""
+    table = PrettyTable(["table", "row", "data", "noise", "the paper's R1, best / last", "command"], align="l")
     for name, content in TABLES.items():
         if name == "3":  # the same rows as table 1
             continue
         for row in content.rows:
-            alone = [other.name for other in content.rows].count(row.name) == 1
-            narrowed = "" if alone else f" --dataset {row.dataset} --noise {row.noise:g}"
+            unique = [other.name for other in content.rows].count(row.name) == 1
+            narrowed = "" if unique else f" --dataset {row.dataset} --noise {row.noise:g}"
             command = f"python -m tools.reproduce --table {name} --row {row.name}{narrowed}"
             table.add_row(
                 _listed("1, 3" if name == "1" else name, row.title, row.dataset, row.noise, row.paper, command)

@@ -1,4 +1,4 @@
-"""R1 per epoch of a table's rows, one line each, starting before training."""
+"""R1 per epoch of a table's rows, one line each; epoch 0 is before training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from utils.figures import legend_below, over_epochs, save
 
 
 def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
-    """Draw each row's mean over seeds, and the range from lowest to highest in a lighter tone.
+    """Draw each row's mean over seeds, with the range from minimum to maximum shaded.
 
-    Epoch 0 is the pretrained CLIP, by its own embedding. Rows evaluated on the same run with the same similarity are
-    drawn once. If there are more rows than line styles, each noise rate gets a panel with one line per method. Returns
-    whether there was a row to draw.
+    Epoch 0 is the pretrained CLIP, by its own embedding. Rows with the same run and similarity are drawn once. If there
+    are more rows than line styles, each noise rate gets a panel with one line per method.
+
+    Returns:
+        Whether there was a row to draw.
     """
     drawn = {}
     for runs in rows:
@@ -52,7 +54,7 @@ def draw_curves(rows: Sequence[Sequence[Run]], file: Path) -> bool:
 
 
 def _draw(axes: Axes, title: str, curves: Sequence[dict[int, float]], number: int) -> None:
-    """A row's line, in the style of the figure's line `number`."""
+    """Draw one row in the figure's line style `number`."""
     epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
     r1 = np.array([[curve[epoch] for epoch in epochs] for curve in curves])  # (seeds, epochs)
     style = line_style(number)
@@ -61,11 +63,11 @@ def _draw(axes: Axes, title: str, curves: Sequence[dict[int, float]], number: in
 
 
 def _curve(run: Run) -> dict[int, float]:
-    """R1 (%) on the test split by epoch; none of a run that is not finished."""
+    """R1 (%) on the test split by epoch; empty for an unfinished run."""
     folder = run.finished()
     if folder is None:
         return {}
     start = folder.start_metrics().get("test", {})
-    first = next(iter(start), "")  # the others are untrained then
+    first = next(iter(start), "")  # the other heads are untrained
     curve = {0: start[first]["R1"]} if first in run.row.similarity.split("+") else {}
     return curve | {r["epoch"]: r["test"][run.row.similarity]["R1"] for r in folder.records() if "test" in r}

@@ -12,13 +12,13 @@ from utils.run_folder import RunFolder
 
 
 def displacement(run_dir: Path) -> dict[str, float]:
-    """The norm of last.pth's parameters less those the run began with, of the "towers" and of the new "heads".
+    """L2 distance between the parameters of last.pth and the initial ones, of the "towers" and of the new "heads".
 
     Raises:
         UserError: the configuration, the pretrained weights or last.pth can't be read.
     """
     options = resolve({"config": str(RunFolder(run_dir).config)})
-    seed_everything(options.seed)  # from which the heads were drawn
+    seed_everything(options.seed)  # draws the same initial heads
     model, last = build(options), run_dir / "last.pth"
     new, starts = model.new_parameters(), {name: end.detach().double() for name, end in model.named_parameters()}
     model.load_published(without_objectives(load_checkpoint(last)), str(last))

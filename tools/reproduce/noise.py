@@ -1,8 +1,8 @@
-"""Draw R1 over the noise rate, one line per method, and save the numbers drawn.
+"""Plot R1 against the noise rate, one line per method, and save the plotted numbers.
 
     python -m tools.reproduce.noise logs/reproduce/table_methods_SynthPEDES_3_seeds.json docs/methods.png
 
-The numbers are written beside the figure (docs/methods.json), from which it can be drawn again.
+The numbers are saved next to the figure (docs/methods.json), which can be redrawn from them.
 """
 
 from __future__ import annotations
@@ -28,45 +28,47 @@ _PANELS = {"best by validation": "best epoch by validation", "last": "last epoch
 def main(argv: Sequence[str]) -> None:
     """Draw the figure."""
     parser = command_parser("tools.reproduce.noise", __doc__)
-    parser.add_argument("table", help="report of tools.reproduce, or the numbers of such a figure (.json)")
-    parser.add_argument("figure", help="file to write, as .png, .svg or .pdf")
+    parser.add_argument("table", help="report of tools.reproduce, or the saved numbers of such a figure (.json)")
+    parser.add_argument("figure", help="file to write: .png, .svg or .pdf")
     args = parse(parser, argv)
     table, figure = Path(args["table"]), Path(args["figure"])
     numbers = figure.with_suffix(".json")
     try:
         text = table.read_text(encoding="utf-8")
-        rows = [_drawn(row) for row in json.loads(text)["rows"]]
+        rows = [_plotted(row) for row in json.loads(text)["rows"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{table} is not a report by tools.reproduce") from None
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    drawn = f'{{"rows": [\n{lines}\n]}}\n'
-    if numbers.resolve() == table.resolve() and drawn != text:
+    content = f'{{"rows": [\n{lines}\n]}}\n'
+    if numbers.resolve() == table.resolve() and content != text:
         raise OptionError(f"{figure}: its numbers would replace the report {table}, give it another name or folder")
     if not draw_over_noise(rows, figure):
         raise DataError(f"{table} has no row with runs at two noise rates")
-    write_text(numbers, drawn)
+    write_text(numbers, content)
 
 
-def _drawn(row: dict[str, Any]) -> dict[str, Any]:
-    """What is drawn of a report's row, and how well its method finds noisy pairs, to four decimals."""
+def _plotted(row: dict[str, Any]) -> dict[str, Any]:
+    """The plotted numbers of a report's row, and its method's accuracy in finding noisy pairs, to four decimals."""
     results = {choice: {"R1": _rounded(row["results"][choice]["R1"])} for choice in _PANELS if row["results"]}
-    known = {part: _rounded(of) for part, of in row.get("knowledge", {}).items()}
-    return {"title": row["title"], "noise": row["noise"], "results": results} | ({"knowledge": known} if known else {})
+    detection = {name: _rounded(value) for name, value in row.get("knowledge", {}).items()}
+    plotted = {"title": row["title"], "noise": row["noise"], "results": results}
+    return plotted | {"knowledge": detection} if detection else plotted
 
 
-def _rounded(found: dict[str, Any]) -> dict[str, Any]:
-    spread = found["spread"]
+def _rounded(statistics: dict[str, Any]) -> dict[str, Any]:
+    spread = statistics["spread"]
     return {
-        "values": [round(value, 4) for value in found["values"]],
-        "mean": round(found["mean"], 4),
+        "values": [round(value, 4) for value in statistics["values"]],
+        "mean": round(statistics["mean"], 4),
         "spread": None if spread is None else round(spread, 4),
     }
 
 
 def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
-    """Draw mean and standard deviation over seeds of each title's R1, at the best and at the last epoch.
+    """Plot each method's R1 at the best and at the last epoch, as mean and standard deviation over seeds.
 
-    Returns whether any title has runs at two noise rates or more.
+    Returns:
+        Whether any method has runs at two or more noise rates.
     """
     methods: dict[str, dict[float, dict]] = defaultdict(dict)
     for summary in summaries:
@@ -78,9 +80,9 @@ def draw_over_noise(summaries: Sequence[dict], file: Path) -> bool:
     figure, grid = plt.subplots(1, 2, figsize=(8, 4), sharey=True, layout="constrained")
     for axes, (choice, heading) in zip(grid, _PANELS.items(), strict=True):
         for number, (title, by_noise) in enumerate(methods.items()):
-            found = {noise: results[choice]["R1"] for noise, results in sorted(by_noise.items())}
-            spread = [of["spread"] or 0 for of in found.values()]
-            x, mean = [100 * noise for noise in found], [of["mean"] for of in found.values()]
+            r1 = {noise: results[choice]["R1"] for noise, results in sorted(by_noise.items())}
+            spread = [value["spread"] or 0 for value in r1.values()]
+            x, mean = [100 * noise for noise in r1], [value["mean"] for value in r1.values()]
             axes.errorbar(x, mean, spread, label=title, markersize=4, capsize=2, **line_style(number))
         axes.set(title=heading, xlabel="noise rate (%)", ylim=(0, None))
         axes.grid(alpha=0.3)

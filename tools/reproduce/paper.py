@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, in percent (`paper_numbers.json`)."""
+"""The paper's numbers, in percent (`paper_numbers.json`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 METRICS = ("R1", "R5", "R10", "mAP", "mINP")
-OURS = ("RDE", "CLIP-C", "IRRA", "DECL")  # the methods that this code runs; the others are other authors' systems
+OURS = ("RDE", "CLIP-C", "IRRA", "DECL")  # methods that this code can run
 Numbers = dict[str, dict[str, float]]  # checkpoint, "best" or "last" → metric → percent
 
 _PAPER = json.loads(Path(__file__).with_name("paper_numbers.json").read_text(encoding="utf-8"))
@@ -17,14 +17,14 @@ def _metrics(row: dict) -> dict[str, float]:
 
 
 def main_numbers(dataset: str, noise: float, method: str) -> Numbers:
-    """A method's row of tables 1 and 3; empty where they have none."""
+    """A method's row of tables 1 and 3; empty if they have none."""
     wanted = (dataset, noise, method)
     found = {
         row["checkpoint"]: _metrics(row)
         for row in _PAPER["main"]
         if (row["dataset"], row["noise"], row["method"]) == wanted
     }
-    if wanted == ("CUHK-PEDES", 0.2, "RDE"):  # printed the other way round, as the authors confirmed
+    if wanted == ("CUHK-PEDES", 0.2, "RDE"):  # swapped in the paper, as the authors confirmed
         return {"best": found["last"], "last": found["best"]}
     return found
 
@@ -41,7 +41,7 @@ def ablation(table: int, row: int) -> Numbers:
 
 
 def token_selection(head: str, pooling: str) -> Numbers:
-    """A row of table 7: head "TSE" or "TSE'", pooling as `--tse_pool` has it."""
+    """A row of table 7: head "TSE" or "TSE'", pooling as in `--tse_pool`."""
     (found,) = (row for row in _PAPER["tse"] if (row["head"], row["pooling"]) == (head, pooling))
     return {"best": _metrics(found)}
 

@@ -1,4 +1,4 @@
-"""Running what a row needs: one training for each seed, resumed where it was cut off, never repeated."""
+"""The runs behind a row: one training per seed, resumed after an interruption, never repeated."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from utils.run_folder import CHECKPOINTS, LockedError, RunFolder, hold
 from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[2]
-FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder pictures
-START = "start"  # the choice of the weights that training starts with
-# What train.py is given by the row, and so by nobody else.
-_OWN = ("config", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
-_OF_TEST_PY = ("device", "image_cache", "num_workers", "test_batch_size")
+FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder images
+START = "start"  # choice of checkpoint: the weights before training
+# Flags of train.py that a row or this command sets.
+_RESERVED = ("config", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
+_TEST_FLAGS = ("device", "image_cache", "num_workers", "test_batch_size")
 
 
 @dataclass(frozen=True)
@@ -39,75 +39,74 @@ class Run:
     """One training of a row's configuration.
 
     Attributes:
-        folder: its --output_dir.
-        root_dir: the folder that holds the data sets.
-        more: further arguments for train.py.
+        folder: train.py's --output_dir.
+        root_dir: folder containing the data sets.
+        train_args: additional arguments for train.py.
     """
 
     row: Row
     seed: int
     folder: Path
     root_dir: str
-    more: tuple[str, ...]
+    train_args: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """The run's name in messages."""
         return f"{self.row.title}, {self.row.dataset}, {self.row.noise:.0%} noise, seed {self.seed}"
 
     @property
     def arguments(self) -> list[str]:
-        """train.py's."""
-        own = ["--seed", str(self.seed), "--root_dir", self.root_dir, "--output_dir", str(self.folder)]
-        return [*self.row.flags, "--record_test", *own, *self.more]
+        """Arguments for train.py."""
+        common = ["--seed", str(self.seed), "--root_dir", self.root_dir, "--output_dir", str(self.folder)]
+        return [*self.row.flags, "--record_test", *common, *self.train_args]
 
     def finished(self) -> RunFolder | None:
         """The finished run, if there is one."""
         return next((run for run in RunFolder.all_in(self.folder) if run.is_finished()), None)
 
     def train(self) -> None:
-        """Train unless it is done, and test on the row's other data set unless that is done.
+        """Train, and test on the row's target data set, whichever is missing.
 
         Raises:
-            LockedError: another process is at it.
-            OptionError: a run is there that other flags made, or the command fails.
+            LockedError: another process is training it.
+            OptionError: the folder has a run with other flags, or the command fails.
         """
-        taken = f"{self.folder}: another process is training this run; wait for it or stop it"
+        locked = f"{self.folder}: another process is training this run; wait for it or stop it"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold(self.folder, taken):
+        with hold(self.folder, locked):
             for _ in self.missing():
                 runs = RunFolder.all_in(self.folder)
-                if runs and runs[-1].is_locked():  # the training outlives a killed command of ours
-                    raise LockedError(taken)
-                self._execute(self.missing()[0])  # the test's names the run that the training has made
+                if runs and runs[-1].is_locked():  # training continues if only this command is killed
+                    raise LockedError(locked)
+                self._execute(self.missing()[0])  # again, as the test command names the new run
 
     def missing(self) -> list[list[str]]:
-        """The commands that are still to be run, each without its "python".
+        """The remaining commands, without "python".
 
         Raises:
-            OptionError: a run is there that other flags made.
+            OptionError: the folder has a run with other flags.
         """
         runs, run, commands = RunFolder.all_in(self.folder), self.finished(), []
-        for other in runs:
-            _check_same(other, self.arguments)
+        for existing in runs:
+            _check_flags(existing, self.arguments)
         if run is None:
-            resumed = ["--resume", str(runs[-1]), "--root_dir", self.root_dir, *self.more] if runs else None
-            commands.append(["train.py", *(resumed or self.arguments)])
+            resume = ["--resume", str(runs[-1]), "--root_dir", self.root_dir, *self.train_args] if runs else None
+            commands.append(["train.py", *(resume or self.arguments)])
         if self.row.target and not (run and run.test_metrics(self._suffix)):
-            newest = [str(run)] if run else ["--output_dir", str(self.folder)]
-            commands.append(["test.py", *newest, *self._target_flags()])
+            tested = [str(run)] if run else ["--output_dir", str(self.folder)]
+            commands.append(["test.py", *tested, *self._target_flags()])
         return commands
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
-        """Metrics of the row's similarity for each way of choosing a checkpoint; None if the run is not finished.
+        """Metrics of the row's similarity for each way of choosing a checkpoint; None for an unfinished run.
 
-        "best by validation" and "last" are the run's two checkpoints; "best by test" is the epoch in which R1 on the
-        test split was highest, as the published code chooses (not known on another data set).
-
-        A row of the starting weights has "start" alone.
+        "best by validation" and "last" are the run's two checkpoints. "best by test" is the epoch with the highest R1
+        on the test split, which the published code chooses; it is unknown for another data set. A row of the starting
+        weights has only "start".
 
         Raises:
-            DataError: a file of metrics is damaged.
+            DataError: a metrics file is damaged.
         """
         run = self.finished()
         if run is None:
@@ -123,51 +122,52 @@ class Run:
         if not tested.keys() >= set(CHECKPOINTS):
             file = f"{run}/test_metrics{self._suffix}.json"
             raise DataError(f"{file} is incomplete: delete it and test again with python test.py {run}")
-        of_checkpoints = (tested[name] for name in CHECKPOINTS)
-        found: dict[str, Any] = dict(zip(("best by validation", "last"), of_checkpoints, strict=True))
+        rows = (tested[name] for name in CHECKPOINTS)
+        chosen: dict[str, Any] = dict(zip(("best by validation", "last"), rows, strict=True))
         if not self.row.target and (best := best_record(run.records(), self.row.trained, "test")):
-            found["best by test"] = best["test"]
-        return {choice: metrics[self.row.similarity] for choice, metrics in found.items()}
+            chosen["best by test"] = best["test"]
+        return {choice: metrics[self.row.similarity] for choice, metrics in chosen.items()}
 
     def precision(self) -> str | None:
-        """The finished run's arithmetic, as `--precision` names it; None if there is no such run."""
+        """The finished run's `--precision`; None for an unfinished run."""
         run = self.finished()
         return run and resolve({"config": str(run.config)}).precision
 
     def displacement(self) -> dict[str, float]:
-        """As `displacement` of the finished run."""
+        """How far the finished run moved its weights; see `displacement`."""
         run = self.finished()
         return displacement(run.path) if run else {}
 
-    def knowledge(self) -> dict[str, float]:
-        """How well the run knew the wrong pairs in the end, in percent, if it judged pairs and some are wrong; seconds.
+    def detection(self) -> dict[str, float]:
+        """Precision, recall and average precision (%) of finding noisy pairs in the last epoch, and training seconds.
 
-        Flagged is what no vote calls clean, suspected most what has the lowest mean P(clean).
+        A pair is flagged if no vote classifies it as clean; pairs are ranked by mean P(clean). Only seconds if the run
+        classified no pairs or there are no noisy ones.
         """
         run = self.finished()
         if run is None:
             return {}
         seconds = {"seconds": seconds_of(run.records())}
-        judged = [epoch.pairs for epoch in read_history(run.path) if epoch.pairs]
-        if not judged or judged[-1].truly_clean.all():
+        epochs = [epoch.pairs for epoch in read_history(run.path) if epoch.pairs]
+        if not epochs or epochs[-1].truly_clean.all():
             return seconds
-        pairs = judged[-1]
-        wrong, flagged = ~pairs.truly_clean, np.logical_not(pairs.clean.any(axis=0))
+        pairs = epochs[-1]
+        noisy, flagged = ~pairs.truly_clean, np.logical_not(pairs.clean.any(axis=0))
         flagged[pairs.excluded] = False
-        right = int((wrong & flagged).sum())
+        correct = int((noisy & flagged).sum())
         suspicion = np.nan_to_num(1 - pairs.clean_probability.mean(axis=0))
         return {
-            "precision": 100 * right / max(1, int(flagged.sum())),
-            "recall": 100 * right / int(wrong.sum()),
-            "average precision": 100 * float(average_precision_score(wrong, suspicion)),
+            "precision": 100 * correct / max(1, int(flagged.sum())),
+            "recall": 100 * correct / int(noisy.sum()),
+            "average precision": 100 * float(average_precision_score(noisy, suspicion)),
         } | seconds
 
     def _target_flags(self) -> list[str]:
-        given = parse("", self.more)
-        more = [part for name in _OF_TEST_PY if name in given for part in (f"--{name}", str(given[name]))]
+        given = parse("", self.train_args)
+        shared = [part for name in _TEST_FLAGS if name in given for part in (f"--{name}", str(given[name]))]
         if not self.row.small:
-            return ["--dataset_name", self.row.target, "--root_dir", self.root_dir, *more]
-        return ["--dataset_name", str(Path(self.root_dir, self.row.target, f"{self.row.target}.json")), *more]
+            return ["--dataset_name", self.row.target, "--root_dir", self.root_dir, *shared]
+        return ["--dataset_name", str(Path(self.root_dir, self.row.target, f"{self.row.target}.json")), *shared]
 
     @property
     def _suffix(self) -> str:
@@ -187,21 +187,21 @@ class Run:
             raise OptionError(f"{self.title}: {command[0]} ended with status {status}: {lines[-1]}")
 
 
-def check_more(more: Sequence[str]) -> dict[str, Any]:
-    """The further flags for train.py, by name.
+def parse_train_args(train_args: Sequence[str]) -> dict[str, Any]:
+    """Parse the additional flags for train.py.
 
     Raises:
-        OptionError: an unknown flag, or one that the rows set.
+        OptionError: an unknown flag, or one that the row or this command sets.
     """
-    given = parse("", more)
-    for name in _OWN:
+    given = parse("", train_args)
+    for name in _RESERVED:
         if name in given:
             raise OptionError(f"--{name} after --: set by the row or by this command")
     return given
 
 
-def _check_same(run: RunFolder, arguments: Sequence[str]) -> None:
-    """Refuse to count a run that other flags made."""
+def _check_flags(run: RunFolder, arguments: Sequence[str]) -> None:
+    """Check that an existing run has the flags of `arguments`."""
     try:
         was = resolve({"config": str(run.config)})
     except OptionError as error:
@@ -217,7 +217,7 @@ def _check_same(run: RunFolder, arguments: Sequence[str]) -> None:
 
 
 def _write_far(folder: Path) -> None:
-    """Render SynthPEDES-far, under an annotation file of its own name, unless it is there."""
+    """Render SynthPEDES-far, with an annotation file named after it, unless it exists."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     annotations = folder / f"{folder.name}.json"
     with FileLock(folder.with_name(f".{folder.name}.lock")):

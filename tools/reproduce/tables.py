@@ -1,4 +1,4 @@
-"""The rows of the paper's tables and figures: each is a configuration, and which similarity of its run to read."""
+"""The rows of the paper's tables and figures: each is a configuration and the similarity to report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Row:
 
     Attributes:
         name: for `--row`.
-        config: path in configs/, without the ending.
-        similarity: of the run's table: BGE+TSE, BGE or TSE.
-        paper: what the paper has.
-        target: another data set that the run is tested on; "" for its own.
-        small: run it on SynthPEDES: its recipe, with what this row's configuration changes in configs/base.yaml.
-        start: read the starting weights of its run, before training.
-        precision: the run's arithmetic; "" for the configuration's.
-        at: a noise rate other than the configuration's.
+        config: path in configs/, without .yaml.
+        similarity: the similarity to report: BGE+TSE, BGE or TSE.
+        paper: the paper's numbers.
+        target: another data set to test on; "" for the training data set.
+        small: run on SynthPEDES: its recipe, with this row's changes to configs/base.yaml.
+        start: report the starting weights, before training.
+        precision: `--precision`; "" for the configuration's.
+        noisy_rate: a noise rate other than the configuration's.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Row:
     small: bool = False
     start: bool = False
     precision: str = ""
-    at: float | None = None
+    noisy_rate: float | None = None
 
     @cached_property
     def _options(self) -> dict[str, Any]:
-        at = {} if self.at is None else {"noisy_rate": self.at}
-        return {**defaults(), **read_config(CONFIGS / f"{self.config}.yaml"), **at}
+        noise = {} if self.noisy_rate is None else {"noisy_rate": self.noisy_rate}
+        return {**defaults(), **read_config(CONFIGS / f"{self.config}.yaml"), **noise}
 
     @property
     def dataset(self) -> str:
-        """The data set it trains on."""
+        """The training data set."""
         return SYNTH if self.small else self._options["dataset_name"]
 
     @property
@@ -60,34 +60,34 @@ class Row:
 
     @property
     def trained(self) -> str:
-        """The similarity that chooses its run's best checkpoint."""
+        """The similarity that selects the best checkpoint."""
         return self._options["trained"]
 
     @property
     def slug(self) -> str:
-        """The folder of its runs; rows that are read off the same run have the same."""
-        more = f"_{self.precision}" if self.precision else ""
-        more += "" if self.at is None else f"_n{self.at:g}"
+        """Folder of the row's runs; rows that share a run have the same."""
+        suffix = f"_{self.precision}" if self.precision else ""
+        suffix += "" if self.noisy_rate is None else f"_n{self.noisy_rate:g}"
         if not self.small:
-            return self.config + more
-        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}{more}"
+            return self.config + suffix
+        return f"{SYNTH}/{self.config.replace(self._options['dataset_name'], SYNTH)}{suffix}"
 
     @property
     def flags(self) -> list[str]:
-        """What train.py is given."""
-        more = ["--precision", self.precision] if self.precision else []
+        """The row's flags for train.py."""
+        overrides = ["--precision", self.precision] if self.precision else []
         if not self.small:
-            more += [] if self.at is None else ["--noisy_rate", f"{self.at:g}"]
-            return ["--config", str(CONFIGS / f"{self.config}.yaml"), *more]
+            overrides += [] if self.noisy_rate is None else ["--noisy_rate", f"{self.noisy_rate:g}"]
+            return ["--config", str(CONFIGS / f"{self.config}.yaml"), *overrides]
         base = {**defaults(), **read_config(CONFIGS / "base.yaml")}
         flags = ["--config", str(CONFIGS / f"{SYNTH}.yaml"), "--noisy_rate", f"{self.noise:g}"]
         for name, value in self._options.items():
             if value != base[name] and name not in ("dataset_name", "noisy_rate"):
                 flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-        return flags + more
+        return flags + overrides
 
     def on_synthpedes(self) -> Row:
-        """The same kind of row in small; the paper has no such numbers."""
+        """The same row in miniature, without numbers of the paper."""
         if self.dataset == SYNTH:
             return self
         target = f"{SYNTH}-far" if self.target else ""
@@ -103,13 +103,13 @@ def _main() -> list[Row]:
     rows = []
     for dataset in _DATASETS:
         for noise in _NOISE:
-            place = f"{dataset}_{noise:g}"
-            rows.append(Row("rde", "RDE", f"main/{place}", paper=paper.main_numbers(dataset, noise, "RDE")))
+            setting = f"{dataset}_{noise:g}"
+            rows.append(Row("rde", "RDE", f"main/{setting}", paper=paper.main_numbers(dataset, noise, "RDE")))
             if noise:
                 for name, title in (("clip-c", "CLIP-C"), ("decl", "DECL")):
                     numbers = paper.main_numbers(dataset, noise, title)
-                    rows.append(Row(name, title, f"{name}/{place}", "BGE", numbers))
-            rows.append(Row("irra", "IRRA", f"irra/{place}", "BGE", paper.main_numbers(dataset, noise, "IRRA")))
+                    rows.append(Row(name, title, f"{name}/{setting}", "BGE", numbers))
+            rows.append(Row("irra", "IRRA", f"irra/{setting}", "BGE", paper.main_numbers(dataset, noise, "IRRA")))
     return rows
 
 
@@ -140,9 +140,9 @@ def _token_selection() -> list[Row]:
 
 
 def _sweep(flag: str, symbol: str, values: tuple[float, ...], paper_value: float) -> list[Row]:
-    """One flag's values, the paper's own among them."""
-    place = {value: f"sweeps/{flag}_{value:g}" for value in values} | {paper_value: "main/CUHK-PEDES_0.5"}
-    return [Row(f"{value:g}", f"{symbol} = {value:g}", place[value]) for value in sorted(place)]
+    """One row per value of a flag, the paper's own included."""
+    configs = {value: f"sweeps/{flag}_{value:g}" for value in values} | {paper_value: "main/CUHK-PEDES_0.5"}
+    return [Row(f"{value:g}", f"{symbol} = {value:g}", configs[value]) for value in sorted(configs)]
 
 
 def _cross_domain() -> list[Row]:
@@ -167,7 +167,7 @@ def _synthpedes() -> list[Row]:
 
 
 def _arithmetic() -> list[Row]:
-    """docs/arithmetic.md's study: the same runs in every arithmetic."""
+    """The study of docs/arithmetic.md: the same runs at every precision."""
     titles = {
         "fp32": "float32",
         "bf16": "bf16 products",
@@ -183,7 +183,7 @@ def _arithmetic() -> list[Row]:
 
 
 def _methods() -> list[Row]:
-    """docs/results.md's study: every method at every noise."""
+    """The study of docs/results.md: every method at every noise rate."""
     methods = {
         "rde": ("RDE", "main/CUHK-PEDES", "BGE+TSE"),
         "rde-soft": ("RDE, soft labels", "methods/rde-soft", "BGE+TSE"),
@@ -205,10 +205,10 @@ def _methods() -> list[Row]:
 
 
 def _at(noise: float, row: Row) -> Row:
-    """The row with its configuration for that noise, or where there is none with the one for half of the captions."""
+    """The row with its configuration for a noise rate, or with the one for 50% if there is none."""
     if (CONFIGS / f"{row.config}_{noise:g}.yaml").is_file():
         return replace(row, config=f"{row.config}_{noise:g}")
-    return replace(row, config=f"{row.config}_0.5", at=noise)
+    return replace(row, config=f"{row.config}_0.5", noisy_rate=noise)
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,12 @@ class Table:
     """A table or a figure of the paper, or one of our own.
 
     Attributes:
-        more: what else is reported of each row: one of `tools.reproduce.report.MORE`.
+        extra: also report this one of `tools.reproduce.report.EXTRAS`.
     """
 
     title: str
     rows: list[Row]
-    more: str = ""
+    extra: str = ""
 
 
 _MAIN = Table("RDE, DECL, IRRA and CLIP-C on three data sets, 0 to 80% noise (tables 1 and 3)", _main())

@@ -1,4 +1,4 @@
-"""Train what is missing of some rows, then report all of them."""
+"""Train the missing runs of some rows, then report all rows."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from filelock import FileLock
 from tools.reproduce.curves import draw_curves
 from tools.reproduce.noise import draw_over_noise
 from tools.reproduce.report import summarise, write_report
-from tools.reproduce.runs import Run, check_more
+from tools.reproduce.runs import Run, parse_train_args
 from tools.reproduce.tables import Row
 from utils.errors import OptionError, UserError
 from utils.run_folder import LockedError
 from utils.settings import FLAGS
 
-Runs = list[list[Run]]  # by row, by seed
+Runs = list[list[Run]]  # [row][seed]
 
 
-def runs_of(rows: Sequence[Row], seeds: int, output_dir: Path, root_dir: str, more: Sequence[str]) -> Runs:
-    """Seeds 1 … `seeds` of every row; `more` are further arguments of train.py.
+def runs_of(rows: Sequence[Row], seeds: int, output_dir: Path, root_dir: str, train_args: Sequence[str]) -> Runs:
+    """Seeds 1 to `seeds` of every row.
 
     Raises:
-        OptionError: train.py does not take them.
+        OptionError: `train_args` are not valid for train.py.
     """
-    check_more(more)
+    parse_train_args(train_args)
+    given = tuple(train_args)
     return [
-        [Run(row, seed, output_dir / row.slug / f"seed{seed}", root_dir, tuple(more)) for seed in range(1, seeds + 1)]
+        [Run(row, seed, output_dir / row.slug / f"seed{seed}", root_dir, given) for seed in range(1, seeds + 1)]
         for row in rows
     ]
 
 
 def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
-    """Train, then write the report and its figures; a run that fails does not keep the others from running.
+    """Train, then write the report and its figures; a failed run doesn't stop the others.
 
     Args:
-        extra: what else is reported, one of `report.MORE`, or "".
+        extra: also report this one of `report.EXTRAS`; "" for none.
 
     Raises:
-        OptionError: a run failed; the others are done and reported.
+        OptionError: a run failed; the others are reported.
     """
     failed, taken = [], []
     for run in _by_seed(runs):
@@ -52,12 +53,12 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
-    more = runs[0][0].more
-    further = "" if all(FLAGS[name].resumable for name in check_more(more)) else shlex.join(more)
+    train_args = runs[0][0].train_args
+    added_flags = "" if all(FLAGS[name].resumable for name in parse_train_args(train_args)) else shlex.join(train_args)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.stem}.lock")):  # the processes that share the runs may end together
-        summaries = [summarise(of_row, comparable=not further, more=extra) for of_row in runs]
-        report = write_report(title, summaries, further, file, extra)
+    with FileLock(file.with_name(f".{file.stem}.lock")):  # concurrent processes may finish at the same time
+        summaries = [summarise(row_runs, comparable=not added_flags, extra=extra) for row_runs in runs]
+        report = write_report(title, summaries, added_flags, file, extra)
         kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
         kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
@@ -68,7 +69,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
 
 
 def dry_run(runs: Runs) -> list[str]:
-    """The commands that are missing, each once: a training may be several rows'."""
+    """The remaining commands, without duplicates: rows may share a run."""
     lines: dict[str, str] = {}
     for run in _by_seed(runs):
         for command in (shlex.join(["python", *command]) for command in run.missing()):
@@ -77,9 +78,9 @@ def dry_run(runs: Runs) -> list[str]:
 
 
 def _by_seed(runs: Runs) -> list[Run]:
-    """The first seed of every row, then the second of every row, …; a run that rows share once."""
-    ordered = [run for of_seed in zip(*runs, strict=True) for run in of_seed]
-    first: dict[tuple[Path, str], Run] = {}
+    """The first seed of every row, then the second, and so on; shared runs once."""
+    ordered = [run for same_seed in zip(*runs, strict=True) for run in same_seed]
+    unique: dict[tuple[Path, str], Run] = {}
     for run in ordered:
-        first.setdefault((run.folder, run.row.target), run)
-    return list(first.values())
+        unique.setdefault((run.folder, run.row.target), run)
+    return list(unique.values())
