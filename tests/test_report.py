@@ -65,9 +65,9 @@ def runs(root, tmp_path_factory) -> dict[str, Path]:
 
 LACKS = {
     "rde": [],
-    "irra": ["Left out: no division of the pairs is recorded (--division all)."],
+    "irra": ["Skipped: no division of the pairs is recorded (--division all)."],
     "decl": [],
-    "own": ["Which captions are wrong is not known.", "One epoch is done, so each curve is a point."],
+    "own": ["The wrong captions are not known.", "After one epoch, each curve is a point."],
 }
 
 
@@ -92,7 +92,7 @@ def test_a_report_opens_offline_and_fits_the_screen(runs, browser, name, width):
     assert page.locator("script, article b:not(small b)").count() == 0
     for sentence in LACKS[name]:
         assert sentence in text
-    assert text.count("Left out") == 2 * (name == "irra"), text
+    assert text.count("Skipped: ") == 2 * (name == "irra"), text
     assert ("ground truth: " in text) == (name in ("rde", "decl"))
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == {"dark": "rgb(22, 24, 27)", "light": "rgb(255, 255, 255)"}[scheme]
@@ -114,7 +114,7 @@ def test_sections_a_run_lacks_are_replaced_by_the_reason(runs, root, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copytree(root / "RSTPReid", tmp_path / "data/RSTPReid", ignore=shutil.ignore_patterns("*.jpg", "*.cache*"))
     page = report.report(runs["rde"], str(tmp_path / "data"), str(tmp_path / "a.html")).read_text(encoding="utf-8")
-    assert '<p class="lacks">Left out: ' in page
+    assert '<p class="missing">Skipped: ' in page
     assert page.count("can’t be read") > 3, "suspicious pairs are listed by their captions"
     folder = shutil.copytree(runs["rde"], tmp_path / "run")
     for file in ("best.pth", "last.pth", "test_metrics.json"):

@@ -4,9 +4,9 @@
     python -m tools.check_data --dataset_name mine.json
     python -m tools.check_data --dataset_name ICFG-PEDES --against RSTPReid   # images that both have
 
-Every image is decoded and everything that is found is counted, with what to do about it; a JSON file lists all
-places. The exit status is 0 if training would start, 1 if something found would stop it, 2 if there is nothing to
-check. Remarks, such as sizes other than the published ones, do not stop training, but read them.
+Every image is decoded. Problems are counted and listed with a remedy; a JSON file lists every occurrence. Exit status:
+0 if training would start, 1 if a problem would stop it, 2 if there is nothing to check. Remarks, such as sizes that
+differ from the published ones, don't stop training, but do read them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_plugin(parser)
     parser.add_argument("--dataset_name", help=f"{', '.join(DATASETS)}, or an annotation file")
     parser.add_argument(
-        "--root_dir", default="data", help="the folder that holds the data set's (default: %(default)s)"
+        "--root_dir", default="data", help="folder containing the data set's folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--noisy_rate", type=float, help="check the noise index for this rate (default: all that exist)"
+        "--noisy_rate", type=float, help="check the noise index of this rate (default: all existing ones)"
     )
-    parser.add_argument("--noisy_file", default="", help="check this noise index; none at rate 0")
+    parser.add_argument("--noisy_file", default="", help="check this noise index; unused at rate 0")
     parser.add_argument(
         "--split_all",
         default="",
@@ -57,14 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="data sets or annotation files in which to look for pixel-identical images",
+        help="data sets or annotation files to search for pixel-identical images",
     )
-    parser.add_argument("--output_dir", default="logs", help="where the JSON file goes (default: %(default)s)")
+    parser.add_argument("--output_dir", default="logs", help="folder for the JSON file (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check, print two tables, write the JSON file, and exit with the status documented in the help."""
+    """Check the data set, print two tables, write the JSON file, and exit with the documented status."""
     args = parse(build_parser(), argv)
     if args["dataset_name"] is None:
         raise OptionError(f"give --dataset_name: {', '.join(DATASETS)}, or an annotation file")
@@ -74,15 +74,15 @@ def main(argv: Sequence[str]) -> None:
     from datasets.catalogue import short_name, sizes_of
     from datasets.check import check_dataset
 
-    given = {key: args[key] for key in ("noisy_rate", "noisy_file", "split_all", "against")}
-    splits, findings = check_dataset(name, Path(args["root_dir"]), **given)
+    options = {key: args[key] for key in ("noisy_rate", "noisy_file", "split_all", "against")}
+    splits, findings = check_dataset(name, Path(args["root_dir"]), **options)
     print(_sizes_table(splits, sizes_of(name)))
     print(_findings_table(findings) if findings else "no problems found")
     file = Path(args["output_dir"]) / f"check_data_{short_name(name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "dataset_name": name,
-        "splits": {of: dict(zip(("images", "captions", "persons"), split.size)) for of, split in splits.items()},
+        "splits": {key: dict(zip(("images", "captions", "persons"), split.size)) for key, split in splits.items()},
         "findings": [
             {"what": f.what, "severity": f.severity, "count": len(f.where), "remedy": f.remedy, "where": f.where}
             for f in findings
@@ -109,11 +109,11 @@ def _sizes_table(splits: Mapping[str, Split], published: Mapping[str, tuple[int,
 
 
 def _findings_table(findings: Sequence[Finding]) -> str:
-    table = PrettyTable(["", "found", "the first", "what to do"], align="l")
+    table = PrettyTable(["", "problem", "first occurrence", "remedy"], align="l")
     table.max_width = dict(zip(table.field_names[1:], _WIDTHS, strict=True))  # for a terminal of 100 columns
     for finding in findings:
-        found = f"{len(finding.where):,} × {finding.what}"
-        table.add_row([finding.severity, found, finding.where[0], finding.remedy], divider=True)
+        problem = f"{len(finding.where):,} × {finding.what}"
+        table.add_row([finding.severity, problem, finding.where[0], finding.remedy], divider=True)
     return table.get_string()
 
 

@@ -1,9 +1,9 @@
-"""Export a model: a run's inference weights alone, its configuration and a model card.
+"""Export a model: inference weights, configuration and model card.
 
     python -m tools.export RUN_DIR
-    python -m tools.export RUN_DIR --onnx    # image.onnx and text.onnx too
+    python -m tools.export RUN_DIR --onnx    # also image.onnx and text.onnx
 
-The folder it writes is accepted by `test.py` and by `python -m tools.search` in place of a run's.
+`test.py` and `python -m tools.search` accept the exported folder in place of a run's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write weights, configuration and card."""
+    """Write weights, configuration and model card."""
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if Path(args["checkpoint"]).name != args["checkpoint"]:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     file = run_dir / args["checkpoint"]
     out = Path(args["out"] or run_dir / "export")
     if out.resolve() == run_dir.resolve():
-        raise OptionError(f"--out {out}: must be another folder than the run's own")
+        raise OptionError(f"--out {out}: must not be the run folder itself")
     _check_replaceable(out)
     run = RunFolder(run_dir)
     options = resolve_run(run.config, {})
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     weights = {name: value.contiguous() for name, value in model.published_state().items()}
     metadata = {"format": "pt", "towers": json.dumps(model.towers()), "backbone": json.dumps(options.backbone)}
     metadata |= {} if epoch is None else {"epoch": str(epoch)}
-    # First, because they mark the folder as an export, which the command may replace after an interruption.
+    # Written first: the weights mark the folder as an export, which may be replaced after an interruption.
     with atomic_write(out / EXPORTED) as partial:
         partial.write_bytes(save(weights, metadata))
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
@@ -74,33 +74,33 @@ def main(argv: Sequence[str]) -> None:
     RunFolder(out).keep([*plugins, *model.backbone.files])
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
-    more = []
+    onnx_files = []
     if args["onnx"]:
         from tools.onnx_towers import write_towers
         from tools.search.encode import fingerprint
 
-        more = [file.name for file in write_towers(model, options, fingerprint(model, options), out)]
+        onnx_files = [file.name for file in write_towers(model, options, fingerprint(model, options), out)]
     size = (out / EXPORTED).stat().st_size / 1e6
-    print(f"wrote {out}: {', '.join((f'{EXPORTED} ({size:.1f} MB)', 'configs.yaml', 'README.md', *more))}")
+    print(f"wrote {out}: {', '.join((f'{EXPORTED} ({size:.1f} MB)', 'configs.yaml', 'README.md', *onnx_files))}")
 
 
 def _check_replaceable(out: Path) -> None:
-    """Check that a folder is new, empty, or an earlier export, even an interrupted one.
+    """Check that a folder is new, empty, or an earlier export, possibly interrupted.
 
     Raises:
-        OptionError: it holds other files, or is a run's.
+        OptionError: it holds other files, or is a run folder.
     """
-    found = {path.name.removesuffix(".partial") for path in out.iterdir()} if out.is_dir() else set()
-    if found and (EXPORTED not in found or found.intersection(CHECKPOINTS)):
+    names = {path.name.removesuffix(".partial") for path in out.iterdir()} if out.is_dir() else set()
+    if names and (EXPORTED not in names or names.intersection(CHECKPOINTS)):
         raise OptionError(f"--out {out}: holds files that are not an earlier export's; give a new folder")
 
 
 def _flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that define the run, without those on place and speed; files by name only."""
-    kept = {name: FLAGS[name] for name in config if name in FLAGS and name != "test"}
+    """The flags that define the run, without those about location and speed; files by name only."""
+    flags = {name: FLAGS[name] for name in config if name in FLAGS and name != "test"}
     return {
         name: Path(config[name]).stem if flag.path and Path(config[name]).is_absolute() else config[name]
-        for name, flag in kept.items()
+        for name, flag in flags.items()
         if flag.path is not True and not flag.resumable
     }
 

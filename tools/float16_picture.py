@@ -1,4 +1,4 @@
-"""Draw docs/float16_adam.png: the size of Adam's steps in float16, and which of them change the weights.
+"""Draw docs/float16_adam.png: the size of Adam's steps in float16, and which steps change the weights.
 
 python -m tools.float16_picture
 """
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parse(command_parser("tools.float16_picture", __doc__), argv)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     draw_steps(left)
-    draw_lost(right)
+    draw_lost_steps(right)
     with TemporaryDirectory() as folder:
         file = Path(folder, "float16_adam.png")
         figures.save(figure, file)
@@ -58,8 +58,8 @@ def draw_steps(axes: Axes) -> None:
     finish(axes)
 
 
-def draw_lost(axes: Axes) -> None:
-    """Plot half a unit in a float16 weight's last place, and steps of one learning rate."""
+def draw_lost_steps(axes: Axes) -> None:
+    """Plot half a unit in the last place of a float16 weight, and steps as large as the learning rates."""
     weights = torch.logspace(-4, 0.5, 4000).half()
     upwards = torch.nextafter(weights, torch.full_like(weights, torch.inf))
     half_unit = ((upwards.float() - weights.float()) / 2).numpy()

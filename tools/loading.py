@@ -1,4 +1,4 @@
-"""Common to the commands: loading a run's model, and importing optional packages."""
+"""Loading a run's model, and importing optional packages."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class LoadedRun(NamedTuple):
     model: DualEncoder
 
 
-def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None, **given: object) -> LoadedRun:
-    """Build a run's model.
+def load_run(run_dir: Path, device: torch.device, checkpoint: Path | None = None, **overrides: object) -> LoadedRun:
+    """Load a run's model.
 
     Args:
         checkpoint: default: `RunFolder.weights`.
-        given: options that override the run's.
+        overrides: options that replace the run's.
 
     Raises:
-        OptionError, WeightsError: no run there, or unreadable weights.
+        OptionError: not a run folder.
+        WeightsError: the weights can't be read.
     """
     file = checkpoint or RunFolder(run_dir).weights()
-    options = resolve_run(run_dir / "configs.yaml", given)
+    options = resolve_run(run_dir / "configs.yaml", overrides)
     status(f"reading {file}")
     return LoadedRun(run_dir, options, file, load(file, options).to(device).eval())
 
@@ -47,7 +48,7 @@ def require(module: str, requirements: str) -> ModuleType:
     """Import an optional package.
 
     Raises:
-        OptionError: it isn't installed; says how to install it.
+        OptionError: it isn't installed; the message says how to install it.
     """
     try:
         return import_module(module)

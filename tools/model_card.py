@@ -1,4 +1,4 @@
-"""The model card of an exported model, in the format of model hubs."""
+"""The model card of an exported model, as on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def model_card(
 
 
 def _method(flags: Mapping[str, Any]) -> tuple[str, str]:
-    """The method's name and paper; for none of docs/methods.md objectives, division and embeddings, and "".
+    """The method's name and paper; for methods not in docs/methods.md, its objectives, division and embeddings, and "".
 
-    Runs of the published codes name no division: IRRA has none, RDE's is CCD.
+    Runs of the published codes record no division: IRRA has none, RDE's is CCD.
     """
     names = without_label(str(flags.get("loss_names", FLAGS["loss_names"].default)))
     objectives = frozenset(names.split("+"))
@@ -113,8 +113,8 @@ def _origin(start: str) -> str:
 
 
 def _chosen(flags: Mapping[str, Any], about: Mapping[str, Any], file: str) -> str:
-    """How a checkpoint was selected. Older runs don't say: ICFG-PEDES has no validation split, so its test split is
-    used.
+    """The split that selected a checkpoint. Older runs don't record it: for ICFG-PEDES, which has no validation split,
+    it is the test split.
     """
     if file != "best.pth":
         return ""

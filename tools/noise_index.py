@@ -1,9 +1,9 @@
-"""Write noise indices: which captions change places at a given noise rate.
+"""Write noise indices: which captions are shuffled at a given noise rate.
 
     python -m tools.noise_index                                              # the nine published files
     python -m tools.noise_index --dataset_name Mine --pairs 5000 --noisy_rate 0.3
 
-A data set's index is found by train.py as noiseindex/<dataset_name>_<noisy_rate>.npy.
+train.py looks for a data set's index at noiseindex/<dataset_name>_<noisy_rate>.npy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.files import atomic_write
 from utils.options import command_parser, parse
 from utils.program import run_program
 
-# Training pairs of the published data sets, and the first digits of the published files' SHA-256.
+# Number of training pairs of the published data sets, and the published files' SHA-256 prefixes.
 PUBLISHED = {
     ("CUHK-PEDES", 68126): {0.2: "82919f1ad5e7", 0.5: "2ad253163961", 0.8: "5a7cc89fa6d1"},
     ("ICFG-PEDES", 34674): {0.2: "80b294a4721e", 0.5: "e785165bf962", 0.8: "5230c2ad7573"},
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.noise_index", __doc__)
     parser.add_argument("--dataset_name", help="write one index, for this data set")
     parser.add_argument("--pairs", type=int, help="its number of training captions")
-    parser.add_argument("--noisy_rate", type=float, help="share of captions that are shuffled, 0 to 1")
+    parser.add_argument("--noisy_rate", type=float, help="share of captions to shuffle, 0 to 1")
     parser.add_argument("--out", default=str(NOISEINDEX), help="folder to write into (default: noiseindex)")
     return parser
 

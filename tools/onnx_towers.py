@@ -1,4 +1,4 @@
-"""A model's towers with their heads in ONNX: uint8 pixels or token ids in, every head's embedding out.
+"""Towers with their heads in ONNX: uint8 pixels or token ids in, one embedding per head out.
 
 Batch size and text length are dynamic. Each file records a fingerprint of its weights, so that files can't be mixed up.
 """
@@ -72,7 +72,7 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
         (TEXT, _TextTower(model, text_length), "ids", ids, {0: batch, 1: length}),
     ]
     files = []
-    for name, tower, taken, example, free in parts:
+    for name, tower, input_name, example, dynamic in parts:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -80,8 +80,8 @@ def write_towers(model: DualEncoder, options: Options, fingerprint: str, out: Pa
                     tower.eval(),
                     (example,),
                     dynamo=True,
-                    dynamic_shapes=(free,),
-                    input_names=[taken],
+                    dynamic_shapes=(dynamic,),
+                    input_names=[input_name],
                     output_names=list(model.widths),
                     custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
                     verbose=False,

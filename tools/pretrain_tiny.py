@@ -2,14 +2,14 @@
 
     python -m tools.pretrain_tiny
 
-It plays the role of OpenAI's ViT-B/16 for the real data sets: same architecture code, contrastive pretraining on square
-images of other persons, positions resized on loading. Just as CLIP was trained on web text, not on captions by
-annotators of a person data set, it knows only plain colour names, while captions of the built-in data set also say
-crimson, navy or charcoal. This leaves something for RDE training to learn.
+It plays the role that OpenAI's ViT-B/16 has for the real data sets: same architecture code, contrastive pretraining on
+square images of other persons, positional embeddings resized on loading. Like CLIP, which has not seen annotators'
+captions, it leaves RDE something to learn: it knows only plain colour names, while captions of the built-in data set
+also say crimson, navy or charcoal.
 
 CLIP, trained on all kinds of images, embeds pedestrians in a narrow cone: their cosines vary by a few hundredths, not
 much more than TAL's temperature, so that many negatives share its gradient. A model trained only on pedestrians spreads
-them over the whole sphere, where TAL becomes TRL. Therefore this one's embeddings are moved into a cone at the end.
+them over the whole sphere, where TAL becomes TRL. The embeddings are therefore shifted into a cone at the end.
 """
 
 from __future__ import annotations

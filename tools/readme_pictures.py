@@ -1,4 +1,4 @@
-"""Create the README's pictures: a contact sheet of SynthPEDES, a run's figures, audit and report, and its search page.
+"""Create the README's pictures: a contact sheet of SynthPEDES, and a run's figures, audit, report and search page.
 
     python -m tools.readme_pictures RUN_DIR
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     """Write docs/*.png."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], exit_on_error=False)
     parser.add_argument("run_dir", help="a finished run on SynthPEDES")
-    parser.add_argument("--root_dir", default="data", help="the folder that holds SynthPEDES (default: %(default)s)")
+    parser.add_argument("--root_dir", default="data", help="folder containing SynthPEDES (default: %(default)s)")
     args = parse(parser, argv)
     run_dir, root_dir = Path(args["run_dir"]), Path(args["root_dir"])
     if not (run_dir / "figures/retrieval.png").is_file():
@@ -86,7 +86,7 @@ def browser_page() -> Iterator[Page]:
 
 
 def picture_of_the_report(page: Page, file: Path, out: Path) -> None:
-    """Take a screenshot of a run's report, from the losses on."""
+    """Take a screenshot of a run's report, scrolled to the losses."""
     with tempfile.TemporaryDirectory() as folder:
         page.goto(file.resolve().as_uri())
         page.locator("section").nth(2).evaluate("section => section.scrollIntoView()")
@@ -95,19 +95,19 @@ def picture_of_the_report(page: Page, file: Path, out: Path) -> None:
 
 
 def picture_of_the_page(index: Path, out: Path) -> None:
-    """Serve an index, search for the first example in a browser, click the first result."""
+    """Take a screenshot of the search page with the first example's results, the first one selected."""
     command = [sys.executable, "-m", search.__name__, "serve", "--index", str(index), "--port", str(PORT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             if not any("end with Ctrl-C" in line for line in server.stdout or ()):
-                raise OptionError(f"the page could not be served on port {PORT}")
+                raise OptionError(f"can't serve the page on port {PORT}")
             with browser_page() as page:
                 page.goto(f"http://127.0.0.1:{PORT}")
                 page.locator("button.gallery-item").first.click()
                 page.locator("#results button:has(img)").first.click()
                 page.wait_for_selector("#words mark")
                 page.wait_for_selector("#patches img")
-                page.wait_for_timeout(1000)  # until the page has faded in
+                page.wait_for_timeout(1000)  # wait for the fade-in
                 page.screenshot(path=out)
         finally:
             server.terminate()

@@ -13,17 +13,17 @@ from utils.ranks import launched
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train, and print the report's path; a missing report doesn't fail the training."""
+    """Train, then print the report's path; a failed report doesn't fail the training."""
     run = train.main(argv)
-    if run is not None and not launched():  # launched processes share the run, so none writes a report
+    if run is not None and not launched():  # processes of a launcher share the run; none writes a report
         print(printable(report_of(run.path)), flush=True)
 
 
 def report_of(run_dir: Path) -> str:
-    """Write a run's report; returns a line with its path, or why there is none."""
+    """Write a run's report; returns a line with its path, or the reason why there is none."""
     try:
         return f"report: {report(run_dir)}"
-    except Exception as error:  # the run itself is complete in any case
+    except Exception as error:  # the run itself is complete
         return f"no report: {error.line if isinstance(error, UserError) else brief(error)}"
 
 

@@ -1,1 +1,1 @@
-"""Which captions a run classifies as noisy: `python -m tools.audit --help`."""
+"""The captions that a run classifies as noisy: `python -m tools.audit --help`."""

@@ -2,12 +2,11 @@
 
     python -m tools.audit RUN_DIR
 
-It writes into RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over all votes and epochs);
-`pairs.html`, the first of them with thumbnails; figures; and where the run's own noise misplaced captions
-`audit.json`, the votes' precision and recall. In `pairs.csv` put an x into the column `exclude` of pairs that must
-not train, or write a right caption into the column `caption`; a later audit keeps both. `train.py --corrections
-pairs.csv` trains with the captions as they are now and without the marked pairs; `train.py --exclude pairs.csv` reads
-the marks alone.
+Files in RUN_DIR/audit: `pairs.csv`, sorted by suspicion (1 - P(clean), averaged over all votes and epochs);
+`pairs.html`, the top pairs with thumbnails; figures; and for runs with injected noise `audit.json`, the precision and
+recall of the votes. In `pairs.csv`, put an x into the column `exclude` to drop a pair, or correct its caption in the
+column `caption`; later audits keep both. `train.py --corrections pairs.csv` trains with the corrected captions and
+without the marked pairs; `train.py --exclude pairs.csv` only drops the marked pairs.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_plugin(parser)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
     parser.add_argument("--top", type=int, default=200, help="pairs shown on the page (default: %(default)s)")
-    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--root_dir", help="folder containing the data set's folder (default: the run's)")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/audit)")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Read the history, write table, page and figures, print precision and recall."""
+    """Read the history, write table, page and figures, and print precision and recall."""
     args = parse(build_parser(), argv)
     run_dir = Path(args["run_dir"])
     if args["top"] < 1:
@@ -60,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     division = RunFolder(run_dir).flags().get("division")
     epochs = [epoch.pairs for epoch in read_history(run_dir) if epoch.pairs is not None]
     if not epochs:
-        why = f"--division {division}" if division not in (None, "ccd") else "other code"
-        raise OptionError(f"{run_dir} has no votes in epochs/: no epoch is completed, or it was made by {why}")
+        cause = f"--division {division}" if division not in (None, "ccd") else "other code"
+        raise OptionError(f"{run_dir} has no votes in epochs/: no epoch is completed, or it was trained with {cause}")
     findings = Findings(epochs)
     pairs = read_pairs(run_dir, args["root_dir"], epochs[-1].loss.shape[1])
     write_audit(findings, pairs, Path(args["out"] or run_dir / "audit"), args["top"], run_dir.resolve().name)
@@ -77,9 +76,9 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
     suspects, about = findings.suspects().tolist(), findings.summary()
     print(about)
     marked = write_table(findings, pairs, suspects, out / "pairs.csv")
-    shown = suspects[:top]
-    heading = Heading(f"Suspicious pairs of {name}", f"{about} Here are the first {len(shown):,}.")
-    write_page(findings, pairs, shown, marked, heading, out / "pairs.html")
+    top_suspects = suspects[:top]
+    heading = Heading(f"Suspicious pairs of {name}", f"{about} Here are the first {len(top_suspects):,}.")
+    write_page(findings, pairs, top_suspects, marked, heading, out / "pairs.html")
     if suspects:
         most_suspicious(findings, pairs, suspects[:_EXAMPLES], out / "most_suspicious")
     if judgement := findings.judgement():
@@ -90,15 +89,15 @@ def write_audit(findings: Findings, pairs: Pairs, out: Path, top: int, name: str
 
 
 def judgement_table(judgement: dict[str, Any]) -> str:
-    """Precision and recall of the votes, as a table to print."""
-    shown = PrettyTable(["last epoch", "noisy: flagged", "missed", "clean: flagged", "passed", "precision", "recall"])
-    shown.align = "r"
-    shown.align["last epoch"] = "l"
+    """Precision and recall of the votes as a table."""
+    table = PrettyTable(["last epoch", "noisy: flagged", "missed", "clean: flagged", "passed", "precision", "recall"])
+    table.align = "r"
+    table.align["last epoch"] = "l"
     keys = ("noisy_flagged", "noisy_missed", "clean_flagged", "clean_passed")
-    for name, found in judgement["last_epoch"].items():
-        shown.add_row([name, *(found[key] for key in keys), f"{found['precision']:.3f}", f"{found['recall']:.3f}"])
-    found = ", ".join(f"{name} {value:.3f}" for name, value in judgement["average_precision"].items())
-    return f'{shown.get_string()}\naverage precision of "noisy": {found} (chance {judgement["chance"]:.3f})'
+    for name, vote in judgement["last_epoch"].items():
+        table.add_row([name, *(vote[key] for key in keys), f"{vote['precision']:.3f}", f"{vote['recall']:.3f}"])
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in judgement["average_precision"].items())
+    return f'{table.get_string()}\naverage precision of "noisy": {scores} (chance {judgement["chance"]:.3f})'
 
 
 if __name__ == "__main__":

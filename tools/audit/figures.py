@@ -37,7 +37,7 @@ def precision_recall(findings: Findings, judgement: Mapping[str, Any], file: Pat
 
 
 def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> None:
-    """Draw pairs with captions and each vote's P(clean), framed by ground truth if known (figures 7 to 9)."""
+    """Draw pairs with captions and each vote's P(clean), framed by ground truth if known (paper, figures 7 to 9)."""
     rows = -(-len(suspects) // _COLUMNS)
     figure, grid = plt.subplots(rows, _COLUMNS, figsize=(1.75 * _COLUMNS, 4.1 * rows), squeeze=False)
     figure.subplots_adjust(left=0.05, right=0.95, top=1 - 0.1 / rows, bottom=0.27 / rows, wspace=0.9, hspace=0.58)
@@ -50,7 +50,7 @@ def most_suspicious(findings: Findings, pairs: Pairs, suspects: Sequence[int], f
         title, frame, width = f"P(clean) {probabilities}", "#999999", 2
         if findings.truth is not None:
             truth, frame, width = ("noisy", NOISY, 3) if findings.truth[pair] else ("clean", CLEAN, 3)
-            title = f"in truth {truth}\n{title}"
+            title = f"truth: {truth}\n{title}"
         axes.set_title(title, fontsize=8, pad=3)
         axes.set_xlabel(wrap(pairs.caption(pair), 25, 7), fontsize=7.5, loc="center")
         for side in axes.spines.values():

@@ -30,18 +30,18 @@ class Findings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the embeddings that voted."""
+        """Names of the embeddings that vote."""
         return self.last.names
 
     @cached_property
     def truth(self) -> np.ndarray | None:
-        """(N,) bool, captions misplaced by the run's noise; None without noise, when the truth is unknown."""
+        """(N,) bool, captions shuffled by the injected noise; None without injected noise, as the truth is unknown."""
         noisy = ~self.last.truly_clean
         return noisy if noisy.any() else None
 
     @cached_property
     def kept(self) -> np.ndarray:
-        """Positions of the pairs that took part in the division."""
+        """Indices of the pairs that were not excluded."""
         return np.setdiff1d(np.arange(self.last.loss.shape[1]), self.last.excluded)
 
     @cached_property
@@ -51,18 +51,18 @@ class Findings:
 
     @cached_property
     def suspicion(self) -> np.ndarray:
-        """(N,) mean of all votes' doubts, by which pairs are sorted."""
+        """(N,) mean of `doubts` over the votes, by which pairs are sorted."""
         return self.doubts.mean(axis=0)
 
     @cached_property
     def times_noisy(self) -> np.ndarray:
-        """(V, N) number of epochs in which each vote classified the pair as noisy; 0 for excluded pairs."""
+        """(V, N) number of epochs in which each vote flagged the pair; 0 for excluded pairs."""
         times = np.sum([~epoch.clean for epoch in self.epochs], axis=0)
         times[:, self.last.excluded] = 0
         return times
 
     def suspects(self) -> np.ndarray:
-        """Positions of the pairs that at least one vote flagged as noisy in the last epoch, most suspicious first."""
+        """Indices of the pairs that at least one vote flagged in the last epoch, most suspicious first."""
         flagged = self.kept[(~self.last.clean[:, self.kept]).any(axis=0)]
         return flagged[np.argsort(-self.suspicion[flagged], kind="stable")]
 
@@ -75,20 +75,20 @@ class Findings:
         )
 
     def flagged_by(self, pair: int) -> str:
-        """Which embeddings flagged a pair as noisy in the last epoch; "excluded" for an excluded pair."""
+        """The embeddings that flagged a pair in the last epoch; "excluded" for an excluded pair."""
         if pair in self.last.excluded:
             return "excluded"
         return " and ".join(name for name, clean in zip(self.names, self.last.clean[:, pair], strict=True) if not clean)
 
     def scores(self) -> dict[str, np.ndarray]:
-        """(kept,) scores for "noisy" to evaluate against the ground truth: each vote's doubt, and their mean."""
+        """(kept,) scores for "noisy": each vote's doubt, and their mean."""
         scores = [*self.doubts[:, self.kept], self.suspicion[self.kept]]
         return dict(zip(similarity_names(self.names), scores, strict=False))
 
     def judgement(self) -> dict[str, object] | None:
-        """Accuracy of the votes: average precision, and confusion matrices in the last epoch; None without truth.
+        """Accuracy of the votes: average precision, and last epoch's confusion matrices; None without ground truth.
 
-        "chance" is the share of noisy pairs, the average precision of a random score.
+        "chance" is the share of noisy pairs, which is the average precision of a random score.
         """
         if self.truth is None:
             return None
@@ -106,22 +106,22 @@ class Findings:
         }
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Recall and precision of "noisy" for each of `scores`; needs the truth."""
+        """Recall and precision of "noisy" for each of `scores`; needs ground truth."""
         assert self.truth is not None
         truth = self.truth[self.kept]
-        found = {name: precision_recall_curve(truth, score) for name, score in self.scores().items()}
-        return {name: (recall, precision) for name, (precision, recall, _) in found.items()}
+        curves = {name: precision_recall_curve(truth, score) for name, score in self.scores().items()}
+        return {name: (recall, precision) for name, (precision, recall, _) in curves.items()}
 
 
 def confusion(truth: np.ndarray, flagged: np.ndarray) -> dict[str, float]:
-    """Numbers of pairs by truth and vote, and precision and recall of "noisy" (0 if undefined)."""
-    hit, false = int((truth & flagged).sum()), int((~truth & flagged).sum())
+    """Confusion matrix, and precision and recall of "noisy" (0 if undefined)."""
+    hit, false_alarm = int((truth & flagged).sum()), int((~truth & flagged).sum())
     missed = int((truth & ~flagged).sum())
     return {
         "noisy_flagged": hit,
-        "clean_flagged": false,
+        "clean_flagged": false_alarm,
         "noisy_missed": missed,
-        "clean_passed": len(truth) - hit - false - missed,
-        "precision": hit / max(1, hit + false),
+        "clean_passed": len(truth) - hit - false_alarm - missed,
+        "precision": hit / max(1, hit + false_alarm),
         "recall": hit / max(1, hit + missed),
     }

@@ -1,4 +1,4 @@
-"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9), to mark pairs in."""
+"""The suspects as one HTML file with thumbnails and captions (paper, figures 7 to 9), where pairs can be marked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tools.audit.pairs import Pairs
 from utils.files import write_text
 
 _EXPLAINED = (
-    "P(clean) is how likely a vote takes the pair for a match in the last epoch: with CCD, the probability that its "
-    "loss belongs to the lower of the two components fitted to the losses of an embedding; with DECL, its expected "
-    "probability in its batch; with CRCL, its label. Suspicion is 1 − P(clean), averaged over all votes and epochs: "
-    "near 1 the pair was doubted throughout, near 0.5 the votes differed or changed, and it is for you to decide."
+    "P(clean) is a vote's probability in the last epoch that the pair matches: with CCD, the probability that its "
+    "loss belongs to the lower of the two components fitted to an embedding's losses; with DECL, its expected "
+    "probability within its batch; with CRCL, its label. Suspicion is 1 − P(clean), averaged over votes and epochs: "
+    "near 1, the pair was doubted throughout; near 0.5, the votes disagreed or changed, so decide yourself."
 )
 _KEYS = (
-    "Mark wrong pairs: j and k go to the next and the previous pair, x marks, / filters, s saves; then "
-    "train.py … --exclude marks.csv. The file is written by this page alone, nothing is sent anywhere."
+    "Mark wrong pairs: j and k move to the next and previous pair, x marks, / filters, s saves; then "
+    "train.py … --exclude marks.csv. The page saves the file by itself; nothing is sent anywhere."
 )
 _SCRIPT = Path(__file__).with_name("page.js")
 _SIZE = (192, 96)  # height, width of a thumbnail
@@ -72,15 +72,15 @@ class Heading:
 def write_page(
     findings: Findings, pairs: Pairs, suspects: Sequence[int], marked: Container[int], heading: Heading, file: Path
 ) -> None:
-    """Write the page, with embedded images and no external resources. `marked` pairs are initially marked."""
+    """Write the page, with embedded images and no external resources; `marked` pairs start out marked."""
     script = _SCRIPT.read_text(encoding="utf-8")
-    shown = tqdm(suspects, "thumbnails", leave=False, disable=None)
-    cards = "\n".join(_card(findings, pairs, int(pair), marked=pair in marked) for pair in shown)
+    progress = tqdm(suspects, "thumbnails", leave=False, disable=None)
+    cards = "\n".join(_card(findings, pairs, int(pair), marked=pair in marked) for pair in progress)
     height, width = _SIZE
-    said = {"title": heading.title, "about": heading.about, "explained": _EXPLAINED, "keys": _KEYS}
-    said = {name: html.escape(text) for name, text in said.items()}
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # no other script may run
-    write_text(file, _PAGE.format(**said, cards=cards, width=width, height=height, script=script, digest=digest))
+    texts = {"title": heading.title, "about": heading.about, "explained": _EXPLAINED, "keys": _KEYS}
+    texts = {name: html.escape(text) for name, text in texts.items()}
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # allows only this script
+    write_text(file, _PAGE.format(**texts, cards=cards, width=width, height=height, script=script, digest=digest))
 
 
 def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
@@ -91,7 +91,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
         for n, name in enumerate(findings.names)
     )
     truth = "" if findings.truth is None else "noisy" if findings.truth[pair] else "clean"
-    known = f"<small>ground truth: <b>{truth}</b></small>" if truth else ""
+    truth_line = f"<small>ground truth: <b>{truth}</b></small>" if truth else ""
     original = as_text(pairs.original(pair))  # which `--exclude` compares
     data = {"pair": str(pair), "image": as_cell(pairs.image(pair)), "caption": as_cell(original)}
     attributes = " ".join(f'data-{name}="{html.escape(value)}"' for name, value in data.items())
@@ -101,7 +101,7 @@ def _card(findings: Findings, pairs: Pairs, pair: int, *, marked: bool) -> str:
         f"<p>{html.escape(pairs.caption(pair))}</p>"
         f"<small>pair {pair}, {html.escape(pairs.image(pair))}</small>"
         f"<small>suspicion {findings.suspicion[pair]:.3f}, flagged by {findings.flagged_by(pair)}</small>"
-        f"{votes}{known}</div></article>"
+        f"{votes}{truth_line}</div></article>"
     )
 
 

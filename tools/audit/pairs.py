@@ -1,4 +1,4 @@
-"""The pairs that a run was trained on: images, and captions as permuted by its noise."""
+"""A run's training pairs: images, and captions as shuffled by its noise."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from utils.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Pairs:
-    """The training split, the folder its image paths are relative to, and π: pair i's caption is caption π(i).
+    """A run's training pairs.
 
     Attributes:
-        corrected: the run's corrected captions, by pair.
+        split: the training split.
+        imgs: the folder that image paths are relative to.
+        permutation: pair i has caption permutation[i].
+        corrected: corrected captions by pair.
     """
 
     split: Split
@@ -41,11 +44,11 @@ class Pairs:
         return as_text(Path(os.path.relpath(self.file(pair), self.imgs)).as_posix())
 
     def person(self, pair: int) -> int:
-        """The person id of a pair's image in the annotation file."""
+        """The annotation file's person id of a pair's image."""
         return int(self.split.person_ids[self.split.caption_pids[pair]])
 
     def caption(self, pair: int) -> str:
-        """A pair's caption as used in training, misplaced or not."""
+        """A pair's caption as used in training."""
         return as_text(self.corrected.get(pair, self.original(pair)))
 
     def original(self, pair: int) -> str:
@@ -54,14 +57,14 @@ class Pairs:
 
 
 def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
-    """Read the data a run was trained on.
+    """Read a run's training data.
 
     Args:
-        root_dir: folder of the data, if not the run's.
+        root_dir: folder containing the data; default: the run's.
         count: number of pairs in the run's history.
 
     Raises:
-        OptionError, DataError: no such data, or data other than the run's.
+        OptionError, DataError: the data are missing, or differ from the run's.
     """
     check_root_dir(root_dir)
     run = RunFolder(run_dir)
@@ -71,12 +74,13 @@ def read_pairs(run_dir: Path, root_dir: str | None, count: int) -> Pairs:
     if len(split.captions) != count:
         raise DataError(f"{run_dir} was trained on {count:,} pairs, {name} in {root} has {len(split.captions):,}")
     noise = find_noise(short_name(name), count, options.noisy_rate, options.noisy_file)
-    was = run.facts().get("noise_index")
-    if not isinstance(was, dict) or was.get("sha256") != noise.sha256:
-        raise DataError(f"the noise index is not the run's own: {run.config} names {was}, found is {noise.about}")
+    recorded = run.facts().get("noise_index")
+    if not isinstance(recorded, dict) or recorded.get("sha256") != noise.sha256:
+        raise DataError(f"the noise index is not the run's own: {run.config} names {recorded}, found {noise.about}")
     edits = NO_EDITS
     if options.corrections:
         edits = read_corrections(Path(options.corrections), split, noise.permutation)
-        if (was := run.facts().get("corrections")) != edits.about:
-            raise DataError(f"the corrections are not the run's own: {run.config} names {was}, found is {edits.about}")
+        if (recorded := run.facts().get("corrections")) != edits.about:
+            names = f"{run.config} names {recorded}, found {edits.about}"
+            raise DataError(f"the corrections are not the run's own: {names}")
     return Pairs(split, locate(name, root).imgs, noise.permutation, edits.captions)

@@ -1,4 +1,4 @@
-"""The suspects as a CSV in which pairs can be marked, or captions corrected, for `train.py --corrections`."""
+"""The suspects as a CSV file for marking pairs or correcting captions, read by `train.py --corrections`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from utils.files import atomic_write
 
 
 def write_table(findings: Findings, pairs: Pairs, suspects: Sequence[int], file: Path) -> set[int]:
-    """Write the suspects, most suspicious first; with `truth` (noisy or clean) in the last column if known.
+    """Write the suspects, most suspicious first; the last column is `truth` (noisy or clean) if known.
 
     P(clean) and loss are the last epoch's; suspicion is 1 − P(clean), averaged over all votes and epochs. Marks and
-    corrections in an existing `file` are kept; such pairs that are no longer suspects are appended at the end.
+    corrections in an existing `file` are kept; their pairs that are no longer suspects come last.
 
     Returns:
         The marked pairs.
 
     Raises:
-        DataError: the existing file can't be read, or is of other data.
+        DataError: the existing file can't be read, or was made for other data.
     """
     edits = read_edits(file, pairs.split, pairs.permutation) if file.is_file() else NO_EDITS
     suspects = [*suspects, *sorted({*edits.excluded, *edits.captions}.difference(suspects))]
     truth, last = findings.truth, findings.last
     with atomic_write(file) as partial, partial.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)  # after the byte order mark that spreadsheets expect
-        of_votes = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
+        vote_columns = [f"{name}_{what}" for what in ("p_clean", "loss", "times_noisy") for name in findings.names]
         header = [
             "pair",
             "exclude",
             "suspicion",
             "flagged_by",
-            *of_votes,
+            *vote_columns,
             "epochs",
             "person",
             "image",

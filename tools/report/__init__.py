@@ -1,1 +1,1 @@
-"""One HTML page of a run: `python -m tools.report --help`."""
+"""A run's report as one HTML page: `python -m tools.report --help`."""

@@ -1,8 +1,8 @@
-"""Write one HTML page of a run: results, curves, losses, best and worst retrievals, the most suspicious pairs.
+"""Write a run's report as one HTML page: results, curves, losses, best and worst retrievals, most suspicious pairs.
 
     python -m tools.report RUN_DIR        # writes RUN_DIR/report.html, a single file that opens offline
 
-What the run lacks, such as a checkpoint or the data, is left out, with the reason.
+Sections without their input, such as a checkpoint or the data, are replaced by the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.report", __doc__)
     add_plugin(parser)
     parser.add_argument("run_dir", help="a run folder of train.py, finished or not")
-    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
+    parser.add_argument("--root_dir", help="folder containing the data set's folder (default: the run's)")
     parser.add_argument("--out", help="file to write (default: RUN_DIR/report.html)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """Write the page."""
     args = parse(build_parser(), argv)
     folder = Path(args["run_dir"])
-    print(printable(f"reported: {report(folder, args['root_dir'], args['out'], args['device'])}"))
+    print(printable(f"wrote {report(folder, args['root_dir'], args['out'], args['device'])}"))
 
 
 def report(folder: Path, root_dir: str | None = None, out: str | None = None, device: str = "auto") -> Path:
@@ -43,16 +43,16 @@ def report(folder: Path, root_dir: str | None = None, out: str | None = None, de
 
     Args:
         folder: the run's folder.
-        root_dir: folder of the data, if not the run's.
-        out: output file; default: in the run's folder.
+        root_dir: folder containing the data; default: the run's.
+        out: output file; default: report.html in the run folder.
         device: as `--device`.
 
     Raises:
-        OptionError, DataError: no run, or one without a completed epoch or with damaged files.
+        OptionError, DataError: not a run folder, or without a completed epoch, or with damaged files.
         OSError: the file can't be written.
     """
     status("loading PyTorch")
-    from tools.report.page import Subject, write_report  # with torch, once the flags are known to be right
+    from tools.report.page import Subject, write_report  # imports torch, only after checking the flags
     from tools.report.sections import SECTIONS
     from utils.devices import choose_device
 

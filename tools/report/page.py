@@ -1,4 +1,4 @@
-"""A run's report as one HTML file: it holds its pictures, loads nothing, runs no script, and opens offline."""
+"""A run's report as one HTML file: images are embedded, and it has no script or external resource."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _REVISION = 7  # characters
 
 @dataclass(frozen=True)
 class Subject:
-    """A run, the device for its model, and flags that override its own, such as root_dir."""
+    """A run to report on, the device for its model, and flags that override the run's, such as root_dir."""
 
     run: Run
     device: torch.device
-    given: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, device: torch.device, root_dir: str | None = None) -> Subject:
-        """Read a run; its data are in `root_dir`, if not in the run's.
+        """Read a run, with its data in `root_dir` (default: the run's).
 
         Raises:
-            OptionError, DataError: as `read_run`.
+            OptionError, DataError: see `read_run`.
         """
         return cls(read_run(folder), device, {"root_dir": root_dir} if root_dir else {})
 
@@ -56,17 +56,17 @@ def wide(content: str) -> str:
 
 
 def figure(draw: Callable[[Path], None], caption: str) -> str:
-    """A figure with the PNG written by `draw` and a caption."""
+    """A figure element with the PNG that `draw` writes, and a caption."""
     with tempfile.TemporaryDirectory(prefix="rde_report_") as folder:
         file = Path(folder) / "figure.png"
         draw(file)
         content = base64.b64encode(file.read_bytes()).decode()
-    drawn = wide(f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{content}">')
-    return f"<figure>{drawn}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    image = wide(f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{content}">')
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def picture(path: Path, what: str) -> str:
-    """A thumbnail of an image with alt text `what`; a placeholder if the file is gone."""
+    """A thumbnail with alt text `what`; a placeholder if the image can't be read."""
     try:
         return f'<img class="picture" alt="{html.escape(what)}" src="{thumbnail(path)}">'
     except DataError:
@@ -77,7 +77,7 @@ Sections = Mapping[str, Callable[[Subject], str]]
 
 
 def write_report(subject: Subject, sections: Sections, file: Path) -> None:
-    """Write the page; sections that the run has no data for are replaced by the reason."""
+    """Write the page; sections that raise a UserError are replaced by its message."""
     title = f"Report of {escaped(subject.run.folder.resolve().name)}"
     body = "\n".join(_section(subject, name, section) for name, section in sections.items())
     about = " · ".join(map(escaped, _about(subject)))
@@ -90,8 +90,8 @@ def _section(subject: Subject, name: str, section: Callable[[Subject], str]) -> 
     try:
         body = section(subject)
     except UserError as error:
-        end = "" if error.line.endswith((".", "?", "…")) else "."
-        body = f'<p class="lacks">Left out: {escaped(error.line)}{end}</p>'
+        stop = "" if error.line.endswith((".", "?", "…")) else "."
+        body = f'<p class="missing">Skipped: {escaped(error.line)}{stop}</p>'
     return f"<section><h2>{html.escape(name)}</h2>\n{body}\n</section>"
 
 

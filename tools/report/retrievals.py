@@ -1,4 +1,4 @@
-"""Test captions with the best and the worst retrievals by a run's best checkpoint."""
+"""Test captions with the best and worst retrievals of a run's best checkpoint."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tools.visualize.runs import NothingToDraw
 
 _SHOWN, _TOP = 3, 5  # captions of each kind, images per caption
 _EXPLAINED = (
-    "Sorted by lead, the highest similarity of a correct image minus that of a wrong one; one caption per person. "
-    "✓, solid frame: an image of the caption's person; ✗, dashed frame: of someone else."
+    "Sorted by lead: the highest similarity of a correct image minus that of a wrong one; one caption per person. "
+    "✓, solid frame: the caption's person; ✗, dashed frame: someone else."
 )
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Retrieval quality of each of (C,) captions by the fused similarity.
+    """Retrieval quality of C captions by the fused similarity.
 
     Attributes:
-        lead: similarity of the best positive image minus that of the best negative one, in [-2, 2]; inf without
+        lead: (C,) similarity of the best positive image minus that of the best negative one, in [-2, 2]; inf without
             negatives.
-        rank: rank of the first positive image, from 1.
+        rank: (C,) rank of the first positive image, from 1.
     """
 
     lead: np.ndarray
@@ -39,21 +39,21 @@ class Answers:
     @classmethod
     def of(cls, encoded: Encoded, gallery: Gallery) -> Answers:
         """Rank captions in chunks."""
-        of_images = torch.from_numpy(gallery.image_pids).to(encoded.device)
-        of_captions = torch.from_numpy(gallery.caption_pids).to(encoded.device)
-        leads, ranks, chunk = [], [], queries_at_a_time(len(of_images))
-        for start in range(0, len(of_captions), chunk):
+        image_pids = torch.from_numpy(gallery.image_pids).to(encoded.device)
+        caption_pids = torch.from_numpy(gallery.caption_pids).to(encoded.device)
+        leads, ranks, chunk = [], [], queries_at_a_time(len(image_pids))
+        for start in range(0, len(caption_pids), chunk):
             rows = slice(start, start + chunk)
             similarity = encoded.similarity(rows)[encoded.fused]  # (c, images)
-            right = of_captions[rows, None] == of_images
-            best = similarity.masked_fill(~right, -torch.inf).amax(dim=1)
-            leads.append(best - similarity.masked_fill(right, -torch.inf).amax(dim=1))
+            positive = caption_pids[rows, None] == image_pids
+            best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1)
+            leads.append(best - similarity.masked_fill(positive, -torch.inf).amax(dim=1))
             ranks.append((similarity > best[:, None]).sum(dim=1) + 1)
         return cls(torch.cat(leads).cpu().numpy(), torch.cat(ranks).cpu().numpy())
 
 
 def one_per_person(order: Iterable[int], pids: np.ndarray) -> list[int]:
-    """The first few captions in `order` with distinct persons; (captions,) pids."""
+    """The first few captions in `order` that show distinct persons, by their (captions,) pids."""
     first: dict[int, int] = {}
     for caption in order:
         first.setdefault(int(pids[caption]), caption)
@@ -64,17 +64,17 @@ def retrievals(subject: Subject) -> str:
     """The top images for the captions with the largest and smallest lead, as HTML.
 
     Raises:
-        UserError: no checkpoint, or no data.
-        NothingToDraw: no negative images.
+        UserError: the checkpoint or the data are missing.
+        NothingToDraw: the test split has a single person.
     """
-    run = load_run(subject.run.folder, subject.device, **subject.given)
+    run = load_run(subject.run.folder, subject.device, **subject.overrides)
     encoded, gallery = encoded_test(run)
     if len(np.unique(gallery.image_pids)) == 1:
         raise NothingToDraw("the test split has a single person")
     answers = Answers.of(encoded, gallery)
     order = np.argsort(answers.lead, kind="stable").tolist()
-    right = int((answers.rank == 1).sum())
-    count = f"Rank 1 is correct for {right:,} of {len(order):,} captions."
+    correct = int((answers.rank == 1).sum())
+    count = f"Rank 1 is correct for {correct:,} of {len(order):,} captions."
     parts = [f"<p>{escaped(source(run))}, by {escaped(encoded.fused)}. {count} {escaped(_EXPLAINED)}</p>"]
     for title, captions in (("Best", order[::-1]), ("Worst", order)):
         cards = (
@@ -86,12 +86,12 @@ def retrievals(subject: Subject) -> str:
 
 def _card(encoded: Encoded, gallery: Gallery, answers: Answers, caption: int) -> str:
     similarity = encoded.similarity([caption])[encoded.fused][0].cpu().numpy()
-    first = np.argsort(-similarity, kind="stable")[:_TOP]
-    right = gallery.image_pids[first] == gallery.caption_pids[caption]
+    top = np.argsort(-similarity, kind="stable")[:_TOP]
+    correct = gallery.image_pids[top] == gallery.caption_pids[caption]
     images = (
         f'<li class="{"right" if hit else "wrong"}">{picture(gallery.split.images[image], f"result {n}")}'
         f"{'✓' if hit else '✗'} {similarity[image]:.2f}</li>"
-        for n, (image, hit) in enumerate(zip(first, right, strict=True), 1)
+        for n, (image, hit) in enumerate(zip(top, correct, strict=True), 1)
     )
     lead = f"lead {answers.lead[caption]:+.3f}, first correct image at rank {answers.rank[caption]:,}"
     text = escaped(gallery.split.captions[caption])

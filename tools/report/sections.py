@@ -1,4 +1,4 @@
-"""The report's sections as HTML; one that the run has no data for raises a UserError with the reason."""
+"""The report's sections as HTML. A section without data raises a UserError with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from processor.history import PairHistory
 from processor.records import best_record, selected_on
 from tools.audit.findings import Findings
 from tools.audit.pairs import Pairs, read_pairs
-from tools.differing import differing, shown
+from tools.differing import differing_flags, display_values
 from tools.report.page import Sections, Subject, escaped, figure, picture, wide
 from tools.report.retrievals import retrievals
 from tools.visualize.curves import training_curves
@@ -23,18 +23,18 @@ _SUSPECTS = 12
 
 
 def results(subject: Subject) -> str:
-    """Metrics before training, of the best epoch and of the tested checkpoints."""
+    """Metrics before training, at the best epoch, and of the tested checkpoints."""
     tables = dict(_tables(subject))
     if not tables:
-        raise NothingToDraw("no epoch was validated, and nothing tested")
+        raise NothingToDraw("no epoch was validated and nothing tested")
     columns = "".join(f"<th>{name}</th>" for name in _METRICS)
     rows = "".join(
-        f'<tbody><tr><th colspan="{len(_METRICS) + 1}">{escaped(of)}</th></tr>'
-        f"{''.join(_row(by, values) for by, values in rows.items())}</tbody>"
-        for of, rows in tables.items()
+        f'<tbody><tr><th colspan="{len(_METRICS) + 1}">{escaped(title)}</th></tr>'
+        f"{''.join(_row(name, values) for name, values in rows.items())}</tbody>"
+        for title, rows in tables.items()
     )
-    lacks = "" if RunFolder(subject.run.folder).test_metrics() else '<p class="lacks">Not tested yet.</p>'
-    return wide(f"<table><thead><tr><th>%</th>{columns}</tr></thead>{rows}</table>") + lacks
+    missing = "" if RunFolder(subject.run.folder).test_metrics() else '<p class="missing">Not tested yet.</p>'
+    return wide(f"<table><thead><tr><th>%</th>{columns}</tr></thead>{rows}</table>") + missing
 
 
 def _tables(subject: Subject) -> Iterator[tuple[str, Metrics]]:
@@ -49,72 +49,73 @@ def _tables(subject: Subject) -> Iterator[tuple[str, Metrics]]:
         yield f"{checkpoint}, test", metrics
 
 
-def _row(by: str, values: Mapping[str, float]) -> str:
+def _row(similarity: str, values: Mapping[str, float]) -> str:
     cells = "".join(f"<td>{values[name]:.1f}</td>" if name in values else "<td>–</td>" for name in _METRICS)
-    return f"<tr><td>{escaped(by)}</td>{cells}</tr>"
+    return f"<tr><td>{escaped(similarity)}</td>{cells}</tr>"
 
 
 def flags(subject: Subject) -> str:
     """The flags that affect results and differ from their defaults."""
-    found = [defaults(), subject.run.flags]
-    if not (names := differing(found)):
-        raise NothingToDraw("all have their defaults")
-    given = shown(found, names)[1]
+    both = [defaults(), subject.run.flags]
+    if not (names := differing_flags(both)):
+        raise NothingToDraw("all flags have their defaults")
+    values = display_values(both, names)[1]
     rows = "".join(
-        f'<tr><td>{escaped(name)}</td><td class="text">{escaped(str(of))}</td></tr>' for name, of in given.items()
+        f'<tr><td>{escaped(name)}</td><td class="text">{escaped(str(value))}</td></tr>'
+        for name, value in values.items()
     )
     return f'<table class="flags"><tbody>{rows}</tbody></table>'
 
 
 def curves(subject: Subject) -> str:
-    """Losses, learning rate, CCD's counts, precision and recall, and validation metrics over the epochs."""
+    """Losses, learning rate, CCD's counts, precision and recall, and validation metrics per epoch."""
     caption = "Training loss, learning rate, division of the pairs and validation over the epochs."
     if len(subject.run.records) == 1:
-        caption += " One epoch is done, so each curve is a point."
+        caption += " After one epoch, each curve is a point."
     return figure(partial(training_curves, subject.run), caption)
 
 
 def losses(subject: Subject) -> str:
     """Per-pair losses with the fitted mixtures."""
-    last = _divided(subject)[-1]
+    last = _divisions(subject)[-1]
     caption = "Per-pair losses over the epochs, and the two components fitted to them."
     if last.truly_clean.all():
-        caption += " Which captions are wrong is not known, so all pairs have one colour."
+        caption += " The wrong captions are not known, so all pairs have one colour."
     return figure(partial(losses_over_epochs, subject.run), caption)
 
 
 def suspects(subject: Subject) -> str:
     """The most suspicious pairs, with the ground truth if the run injected noise."""
-    divided = _divided(subject)
-    findings = Findings(divided)
-    pairs = read_pairs(subject.run.folder, subject.given.get("root_dir"), divided[-1].loss.shape[1])
+    epochs = _divisions(subject)
+    findings = Findings(epochs)
+    pairs = read_pairs(subject.run.folder, subject.overrides.get("root_dir"), epochs[-1].loss.shape[1])
     first = findings.suspects()[:_SUSPECTS].tolist()
-    truth = "" if findings.truth is not None else " Which captions are wrong is not known."
-    audit = f"<p>{findings.summary()}{truth} All of them: <code>python -m tools.audit RUN_DIR</code></p>"
+    truth = "" if findings.truth is not None else " The wrong captions are not known."
+    audit = f"<p>{findings.summary()}{truth} The full list: <code>python -m tools.audit RUN_DIR</code></p>"
     return f'{audit}<div class="cards">{"".join(_suspect(findings, pairs, pair) for pair in first)}</div>'
 
 
 def _suspect(findings: Findings, pairs: Pairs, pair: int) -> str:
-    known = "" if findings.truth is None else "wrong" if findings.truth[pair] else "right"
-    said = f"<small>ground truth: <b>{known}</b></small>" if known else ""
+    truth = "" if findings.truth is None else "wrong" if findings.truth[pair] else "right"
+    truth_line = f"<small>ground truth: <b>{truth}</b></small>" if truth else ""
     return (
-        f'<article class="pair {known}"><div>{picture(pairs.file(pair), f"image of pair {pair}")}</div>'
+        f'<article class="pair {truth}"><div>{picture(pairs.file(pair), f"image of pair {pair}")}</div>'
         f'<div><p dir="auto">{escaped(pairs.caption(pair))}</p><small>pair {pair}, {escaped(pairs.image(pair))}</small>'
         f"<small>suspicion {findings.suspicion[pair]:.3f}, flagged by {escaped(findings.flagged_by(pair))}</small>"
-        f"{said}</div></article>"
+        f"{truth_line}</div></article>"
     )
 
 
-def _divided(subject: Subject) -> list[PairHistory]:
-    """The run's votes by epoch.
+def _divisions(subject: Subject) -> list[PairHistory]:
+    """The recorded divisions of the pairs by epoch.
 
     Raises:
-        NothingToDraw: there are none.
+        NothingToDraw: none is recorded.
     """
-    found = [epoch.pairs for epoch in subject.run.history if epoch.pairs is not None]
-    if not found:
+    epochs = [epoch.pairs for epoch in subject.run.history if epoch.pairs is not None]
+    if not epochs:
         raise NothingToDraw(f"no division of the pairs is recorded (--division {subject.run.flags['division']})")
-    return found
+    return epochs
 
 
 SECTIONS: Sections = {
@@ -123,5 +124,5 @@ SECTIONS: Sections = {
     "Per-pair losses": losses,
     "Best and worst retrievals": retrievals,
     "Most suspicious pairs": suspects,
-    "Flags other than by default": flags,
+    "Non-default flags": flags,
 }

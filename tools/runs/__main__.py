@@ -1,11 +1,11 @@
-"""A table of runs: what differs in their flags, their best epoch and metrics, and whether they run.
+"""A table of runs: differing flags, best epoch, metrics and state.
 
-    python -m tools.runs                                          # all in logs
+    python -m tools.runs                                          # all runs in logs
     python -m tools.runs logs/RSTPReid --sort test_R1 --where state=done tau=0.015
     python -m tools.runs --group --format md                      # seeds of one configuration as mean ± spread
 
-Metrics are in percent: the best epoch's on validation (val_…), and best.pth's on the test split (test_…); for a run
-that selects on the test split, only the latter.
+Metrics are in percent: those of the best epoch on the validation split (val_…), and of best.pth on the test split
+(test_…); a run that selects on the test split has only the latter.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def main(argv: Sequence[str]) -> None:
         runs |= {run.path.resolve(): run for run in find_runs(folder)}
     if not runs:
         raise OptionError(f"no run in {', '.join(args['folders'])}")
-    asked = [args["sort"], *(condition.partition("=")[0] for condition in args["where"])]
-    rows = read_rows(list(runs.values()), [name for name in asked if name in FLAGS])
+    requested = [args["sort"], *(condition.partition("=")[0] for condition in args["where"])]
+    rows = read_rows(list(runs.values()), [name for name in requested if name in FLAGS])
     for condition in args["where"]:
         rows = _where(rows, condition)
     rows = group(rows) if args["group"] else rows
     if args["sort"]:
         rows = order(rows, _column(rows, args["sort"], "--sort"))
-    print(written(rows, args["format"]))
+    print(formatted(rows, args["format"]))
 
 
 def _where(rows: list[Row], condition: str) -> list[Row]:
@@ -68,15 +68,15 @@ def _where(rows: list[Row], condition: str) -> list[Row]:
     if not equals:
         raise OptionError(f"--where {condition}: must be COLUMN=VALUE")
     column = _column(rows, name, "--where")
-    found = [row for row in rows if _equal(str(row[column]), value)]
-    if not found:
-        there = ", ".join(dict.fromkeys(str(row[column]) for row in rows))
-        raise OptionError(f"--where {condition}: {column} is {there}")
-    return found
+    matching = [row for row in rows if _equal(str(row[column]), value)]
+    if not matching:
+        values = ", ".join(dict.fromkeys(str(row[column]) for row in rows))
+        raise OptionError(f"--where {condition}: {column} is {values}")
+    return matching
 
 
 def _equal(cell: str, value: str) -> bool:
-    """Whether both are the same text or number: 0 equals 0.0, and 1e-5 equals 1e-05."""
+    """Whether two values are the same text or number: 0 equals 0.0, and 1e-5 equals 1e-05."""
     try:
         return cell == value or float(cell) == float(value)
     except ValueError:
@@ -87,14 +87,14 @@ def _column(rows: list[Row], name: str, flag: str) -> str:
     """Check that `name` is a column, and return it.
 
     Raises:
-        OptionError: lists the columns.
+        OptionError: no such column; the message lists them.
     """
     if name not in rows[0]:
         raise OptionError(f"{flag} {name}: choose from {', '.join(rows[0])}")
     return name
 
 
-def written(rows: Sequence[Row], form: str) -> str:
+def formatted(rows: Sequence[Row], form: str) -> str:
     """Format the rows as one of `FORMATS`."""
     cells = [[_cell(value, column in RESULTS) for column, value in row.items()] for row in rows]
     if form == "csv":

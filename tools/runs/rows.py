@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from processor.records import best_record, seconds_of, selected_on, selecting_similarity
-from tools.differing import differing, flags_of, shown
+from tools.differing import differing_flags, display_values, flags_of
 from utils.errors import UserError, printable
 from utils.run_folder import CHECKPOINTS, EXPORTED, RunFolder
 
 METRICS = ("R1", "mAP", "rSum")
-_OF_RUN = ("run", "state", "epochs", "best")
+_RUN_COLUMNS = ("run", "state", "epochs", "best")
 RESULTS = (*(f"{split}_{name}" for split in ("val", "test") for name in METRICS), "seconds")
 Row = dict[str, Any]  # by column; None if unknown
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
-    """The runs in a folder and its subfolders, sorted by the time in their names; without exported models."""
-    found = [file.parent for file in folder.rglob("configs.yaml") if not (file.parent / EXPORTED).is_file()]
-    return [RunFolder(path) for path in sorted(found, key=lambda path: (path.name, path))]
+    """The runs in a folder and its subfolders, sorted by the time in their names, without exported models."""
+    folders = [file.parent for file in folder.rglob("configs.yaml") if not (file.parent / EXPORTED).is_file()]
+    return [RunFolder(path) for path in sorted(folders, key=lambda path: (path.name, path))]
 
 
 def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
@@ -32,8 +32,8 @@ def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
     Args:
         also: flags to show even if they don't differ.
 
-    "val_…" are the best epoch's metrics, "test_…" those of best.pth, by the similarity that selects it, in percent.
-    Selected on the test split, a run has no "val_…", and its best epoch's metrics until it is tested. A run with a
+    "val_…" are the best epoch's metrics and "test_…" those of best.pth, by the similarity that selects it, in percent.
+    A run that selects on the test split has no "val_…"; until it is tested, "test_…" are the best epoch's. A run with a
     damaged file has state "damaged"; the reason goes to stderr. All rows have the same columns.
     """
     read = []
@@ -44,10 +44,10 @@ def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
             print(printable(error.line), file=sys.stderr)
             flags, results = {}, {"state": "damaged"}
         read.append((flags, {"run": str(run)} | results))
-    whole = [flags for flags, _ in read if flags]
-    names = list(dict.fromkeys([*differing(whole), *also]))
-    values = iter(shown(whole, names))
-    columns = ("run", *names, *_OF_RUN[1:], *RESULTS)
+    readable = [flags for flags, _ in read if flags]
+    names = list(dict.fromkeys([*differing_flags(readable), *also]))
+    values = iter(display_values(readable, names))
+    columns = ("run", *names, *_RUN_COLUMNS[1:], *RESULTS)
     rows = [(next(values) if flags else {}) | row for flags, row in read]
     return [{column: row.get(column) for column in columns} for row in rows]
 
@@ -65,8 +65,8 @@ def _results(run: RunFolder) -> Row:
 
 
 def _metrics(rows: Mapping[str, Mapping[str, float]], trained: str, split: str) -> Row:
-    of = rows[selecting_similarity(tuple(trained.split("+")), rows)]
-    return {f"{split}_{name}": of[name] for name in METRICS}
+    metrics = rows[selecting_similarity(tuple(trained.split("+")), rows)]
+    return {f"{split}_{name}": metrics[name] for name in METRICS}
 
 
 def _state(run: RunFolder) -> str:
@@ -74,20 +74,20 @@ def _state(run: RunFolder) -> str:
 
 
 def group(rows: Sequence[Row]) -> list[Row]:
-    """Group rows that differ only in their seed: their number, states, and "mean ± spread" of each result.
+    """Group rows that differ only in the seed: number of runs, states, and "mean ± standard deviation" of each result.
 
-    The spread is the standard deviation; a single run has none.
+    A single run has no deviation.
     """
-    own = {"seed", *_OF_RUN, *RESULTS}
+    varying = {"seed", *_RUN_COLUMNS, *RESULTS}
     groups = defaultdict(list)
     for row in rows:
-        groups[str([value for name, value in row.items() if name not in own])].append(row)
+        groups[str([value for name, value in row.items() if name not in varying])].append(row)
     grouped = []
-    for of in groups.values():
-        states = ", ".join(f"{count} {state}" for state, count in Counter(row["state"] for row in of).items())
-        shared = {name: value for name, value in of[0].items() if name not in own}
-        results = {name: _mean([row[name] for row in of if row[name] is not None]) for name in ("best", *RESULTS)}
-        grouped.append({"runs": len(of)} | shared | {"state": states} | results)
+    for members in groups.values():
+        states = ", ".join(f"{count} {state}" for state, count in Counter(row["state"] for row in members).items())
+        shared = {name: value for name, value in members[0].items() if name not in varying}
+        results = {name: _mean([row[name] for row in members if row[name] is not None]) for name in ("best", *RESULTS)}
+        grouped.append({"runs": len(members)} | shared | {"state": states} | results)
     return grouped
 
 
@@ -99,7 +99,7 @@ def _mean(values: Sequence[float]) -> str | None:
 
 
 def order(rows: Iterable[Row], column: str) -> list[Row]:
-    """Sort rows by a column: numbers and means descending, texts ascending, unknown values last."""
+    """Sort rows by a column: results descending, flags ascending, unknown values last."""
     rows = list(rows)
     known = [row for row in rows if row[column] is not None]
     if column in (*RESULTS, "best"):

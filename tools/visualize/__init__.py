@@ -1,1 +1,1 @@
-"""The paper's figures out of runs: `python -m tools.visualize --help`."""
+"""The paper's figures from runs: `python -m tools.visualize --help`."""

@@ -1,13 +1,13 @@
-"""Draw the paper's figures out of runs, as PNG and PDF; a run's own are shown in TensorBoard.
+"""Draw the paper's figures from runs, as PNG and PDF, and show a single run's in TensorBoard.
 
-    python -m tools.visualize RUN_DIR                # everything about one run, into RUN_DIR/figures
-    python -m tools.visualize RUN_DIR --wrong 40     # captions whose first image is wrong, alone
-    python -m tools.visualize RUN_DIR RUN_DIR …      # what compares several, into logs/figures
+    python -m tools.visualize RUN_DIR                # all figures of one run, into RUN_DIR/figures
+    python -m tools.visualize RUN_DIR --wrong 40     # only captions whose first image is wrong
+    python -m tools.visualize RUN_DIR RUN_DIR …      # comparison of runs, into logs/figures
 
-One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures over the epochs, the density of similarities
-over training (figure 3), retrieved images framed by right and wrong, and what token selection chose. Several: R1 per
-epoch (figure 5), densities side by side, and test R1 over m, τ and R where they differ in one of them (figures 4, 6).
-What can't be drawn, as the checkpoint or the data are not there, is skipped, with the reason.
+One run: training curves, R1 per epoch, per-pair losses with CCD's mixtures, the density of similarities over training
+(figure 3), retrieved images framed as right or wrong, and the selected tokens. Several runs: R1 per epoch (figure 5),
+densities side by side, and test R1 over m, τ or R if only one of them differs (figures 4, 6). Figures that can't be
+drawn, because the checkpoint or the data are missing, are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_plugin(parser)
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run folders")
     parser.add_argument("--out", help="folder to write (default: RUN_DIR/figures, for several runs logs/figures)")
-    parser.add_argument("--root_dir", help="the folder that holds the data set's folder (default: the run's)")
-    wrong = "one run only: draw just a sheet of up to N failed queries (rank-1 image of another person)"
+    parser.add_argument("--root_dir", help="folder containing the data set's folder (default: the run's)")
+    wrong = "one run only: draw only a sheet of up to N failed queries (rank-1 image of another person)"
     parser.add_argument("--wrong", type=int, metavar="N", help=wrong)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
     return parser
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError("a run folder is listed twice")
     out = Path(args["out"] or (runs[0].folder / "figures" if single else "logs/figures"))
     device = choose_device(args["device"])
-    given = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
-    figures = single_run_figures(runs[0], device, given, args["wrong"]) if single else multi_run_figures(runs)
+    overrides = {"root_dir": args["root_dir"]} if args["root_dir"] else {}
+    figures = single_run_figures(runs[0], device, overrides, args["wrong"]) if single else multi_run_figures(runs)
     drawn, skipped = draw(figures, out)
     reasons = [f"skipped {', '.join(names)}: {printable(reason)}" for reason, names in skipped.items()]
     if not drawn:
@@ -77,13 +77,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def single_run_figures(
-    run: Run, device: torch.device, given: dict[str, Any], wrong: int | None
+    run: Run, device: torch.device, overrides: dict[str, Any], wrong: int | None
 ) -> dict[str, Callable[[Path], None]]:
-    """Drawing functions for the figures of one run, by name; with `wrong` only that many failures."""
+    """Drawing functions for the figures of one run, by name; with `wrong`, only a sheet of that many failed queries."""
     from tools.loading import load_run
     from tools.visualize import curves, densities, pictures
 
-    loaded = cache(lambda: load_run(run.folder, device, **given))
+    loaded = cache(lambda: load_run(run.folder, device, **overrides))
     if wrong:
         return {"retrieval_wrong": lambda file: pictures.retrieval_sheet(loaded(), wrong, file)}
     return {
@@ -108,7 +108,7 @@ def multi_run_figures(runs: Sequence[Run]) -> Figures:
 
 
 def draw(figures: Figures, out: Path) -> tuple[list[Path], dict[str, list[str]]]:
-    """Draw what can be drawn; returns the files' stems, and the names of skipped figures by reason."""
+    """Draw the figures; returns the drawn files' stems, and the names of skipped figures by reason."""
     drawn, skipped = [], defaultdict(list)
     for name, figure in figures.items():
         print(f"drawing {name} …", flush=True)  # the first one loads the model
@@ -121,9 +121,9 @@ def draw(figures: Figures, out: Path) -> tuple[list[Path], dict[str, list[str]]]
 
 
 def show_in_tensorboard(run: Path, drawn: Sequence[Path], epoch: int, kind: str) -> None:
-    """Write the pictures to a run's TensorBoard events, replacing older ones of that kind.
+    """Add the pictures to a run's TensorBoard events, replacing older ones of the same kind.
 
-    In another folder they would show up as a separate run.
+    Events in another folder would show up as a separate run.
     """
     from torch.utils.tensorboard import SummaryWriter
 

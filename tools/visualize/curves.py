@@ -1,4 +1,4 @@
-"""Lines over epochs, and over a flag's values."""
+"""Curves over epochs and over a flag's values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from processor.figures import mark_epoch, r1_per_epoch, styles
-from tools.differing import differing, distinct_suffixes, shown
+from tools.differing import differing_flags, display_values, distinct_suffixes
 from tools.visualize.runs import NothingToDraw, Run, label, labels
 from utils.figures import BLACK, CLEAN, NOISY, legend_below, over_epochs, save
 
-# Okabe and Ito's colours, each with a line and a marker of its own.
+# Okabe and Ito's colours, each with its own line style and marker.
 LINES = [
     ("#000000", "-", "o"),
     ("#0072B2", "--", "s"),
@@ -28,20 +28,20 @@ LINES = [
 ]
 _METRICS = {"R1": "-", "R5": "--", "R10": ":", "mAP": "-."}
 _COLUMNS = 3
-_LETTER = 0.065  # inches that a letter of a legend takes
+_LETTER = 0.065  # width of a legend's letter in inches
 SWEPT = {"margin": "m", "tau": "τ", "select_ratio": "R"}  # the paper's figures 4 and 6
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """The style of a figure's line `number`, from 0; after the last of `LINES` another dash and a hollow marker."""
+    """The style of a figure's line `number`, from 0; beyond `LINES`, with other dashes and hollow markers."""
     colour, _, marker = LINES[number % len(LINES)]
     _, line, _ = LINES[(number + number // len(LINES)) % len(LINES)]
-    again = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
-    return {"color": colour, "linestyle": line, "marker": marker, **again}
+    hollow = {"markerfacecolor": "white"} if number // len(LINES) % 2 else {}
+    return {"color": colour, "linestyle": line, "marker": marker, **hollow}
 
 
 def training_curves(run: Run, file: Path) -> None:
-    """Losses, learning rate, CCD's counts, its precision and recall where the truth is known, and validation."""
+    """Draw losses, learning rate, CCD's counts, its precision and recall if the truth is known, and validation."""
     epochs = [record["epoch"] for record in run.records]
     layout: Any = [["loss", "rate"], ["counts", "truth"], ["val", "val"]]
     figure, axes = plt.subplot_mosaic(layout, figsize=(8, 7.6), layout="constrained")
@@ -55,14 +55,14 @@ def training_curves(run: Run, file: Path) -> None:
     over_epochs(axes["rate"], "learning rate")
     axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes["rate"].set_ylim(bottom=0)
-    _division(run, axes["counts"], axes["truth"])
+    _draw_division(run, axes["counts"], axes["truth"])
     validated = run.validated
     if not validated:
         _draw_reason(axes["val"], "no epoch was validated")
     for (name, line), (colour, _, marker) in zip(_METRICS.items(), LINES, strict=False):
         values = [record["val"][run.fused][name] for record in validated]
-        shown = [record["epoch"] for record in validated]
-        axes["val"].plot(shown, values, line, color=colour, marker=marker, markersize=3, label=name)
+        validated_epochs = [record["epoch"] for record in validated]
+        axes["val"].plot(validated_epochs, values, line, color=colour, marker=marker, markersize=3, label=name)
     if validated:
         mark_epoch(axes["val"], run.best_epoch)
         over_epochs(axes["val"], f"{run.split_title}, {run.fused} (%)")
@@ -70,7 +70,7 @@ def training_curves(run: Run, file: Path) -> None:
     save(figure, file)
 
 
-def _division(run: Run, counts: Axes, truth: Axes) -> None:
+def _draw_division(run: Run, counts: Axes, truth: Axes) -> None:
     divided = [record for record in run.records if record.get("ccd")]
     known = bool(run.flags["noisy_rate"]) and all(record["ccd"]["precision"] is not None for record in divided)
     epochs = [record["epoch"] for record in divided]
@@ -93,13 +93,13 @@ def _division(run: Run, counts: Axes, truth: Axes) -> None:
         _draw_reason(truth, "the true noise is unknown" if divided else "")
 
 
-def _draw_reason(axes: Axes, why: str) -> None:
+def _draw_reason(axes: Axes, reason: str) -> None:
     axes.axis("off")
-    axes.text(0.5, 0.5, why, ha="center", va="center")
+    axes.text(0.5, 0.5, reason, ha="center", va="center")
 
 
 def r1_of_run(run: Run, file: Path) -> None:
-    """Validation R1 per epoch, a line an embedding.
+    """Draw validation R1 per epoch, one line per embedding.
 
     Raises:
         NothingToDraw: no epoch was validated.
@@ -110,7 +110,7 @@ def r1_of_run(run: Run, file: Path) -> None:
 
 
 def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
-    """Validation R1 of all embeddings together per epoch, a line a run, a panel a data set (paper, figure 5).
+    """Draw validation R1 of the fused similarity per epoch, one line per run, one panel per data set (paper, figure 5).
 
     Raises:
         NothingToDraw: no run was validated.
@@ -136,18 +136,18 @@ def r1_of_runs(runs: Sequence[Run], file: Path) -> None:
 
 
 def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
-    """Test R1 over the values of m, τ or R (paper, figures 4 and 6), a panel for all runs that agree in all else.
+    """Draw test R1 over m, τ or R (paper, figures 4 and 6), one panel per group of runs that agree in all other flags.
 
-    Runs that differ in their seed are averaged, and their spread drawn.
+    Seeds are averaged, with their standard deviation as error bars.
 
     Args:
-        name: of the flag, one of `SWEPT`.
+        name: the flag, one of `SWEPT`.
 
     Raises:
-        NothingToDraw: nowhere does the flag take several values.
+        NothingToDraw: no group has several values of the flag.
     """
     tested = [run for run in runs if run.r1]
-    others = [other for other in differing([run.flags for run in tested]) if other not in (name, "seed")]
+    others = [other for other in differing_flags([run.flags for run in tested]) if other not in (name, "seed")]
     groups = defaultdict(list)
     for run in tested:
         groups[str([run.flags.get(other) for other in others])].append(run)
@@ -161,10 +161,10 @@ def sweep(runs: Sequence[Run], name: str, file: Path) -> None:
     )
     values = sorted({run.flags[name] for group in swept for run in group})
     first = [group[0].flags for group in swept]
-    apart = [other for other in differing(first) if other in others]
-    for axes, group, given in zip(grid.flat, swept, shown(first, apart), strict=False):
+    distinguishing = [other for other in differing_flags(first) if other in others]
+    for axes, group, flags in zip(grid.flat, swept, display_values(first, distinguishing), strict=False):
         _draw_sweep(axes, group, name)
-        axes.set_title(label(given), fontsize=9)
+        axes.set_title(label(flags), fontsize=9)
         axes.set(xlabel=f"{SWEPT[name]} (--{name})", xticks=values)
         axes.tick_params(axis="x", labelrotation=45 if len(values) > 4 else 0, labelbottom=True)
         axes.grid(alpha=0.3)
@@ -180,6 +180,6 @@ def _draw_sweep(axes: Axes, runs: Sequence[Run], name: str) -> None:
     names = [name for name in runs[0].r1 if all(name in run.r1 for run in runs)]
     for row, (colour, line) in styles(names).items():
         r1 = [[run.r1[row] for run in runs if run.flags[name] == value] for value in values]
-        spread = [statistics.stdev(found) if len(found) > 1 else 0 for found in r1]
-        mean = [statistics.mean(found) for found in r1]
+        spread = [statistics.stdev(seeds) if len(seeds) > 1 else 0 for seeds in r1]
+        mean = [statistics.mean(seeds) for seeds in r1]
         axes.errorbar(values, mean, spread, fmt=line, color=colour, marker="o", markersize=4, capsize=3, label=row)

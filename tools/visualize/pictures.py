@@ -24,23 +24,23 @@ from utils.checkpoints import epoch_of
 from utils.figures import TITLE_LINE, evenly_spaced, save
 
 _PAIRS = 6
-_INK = (0.0, 0.447, 0.698)  # of selected words; opacity grows with attention
+_INK = (0.0, 0.447, 0.698)  # background of selected words; opacity grows with attention
 
 _LEGEND = (
-    "Each image beside itself with the patches greyed that do not enter TSE; of its caption blue words enter TSE, the "
-    "darker the more\nthe sentence attends to them, and grey ones do not."
+    "Right of each image: the same image with the patches that TSE ignores faded. TSE uses the blue words of the "
+    "caption\n(the darker, the more attention) and ignores the grey ones."
 )
 
 
 def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
-    """Draw the best images for captions of the test split, framed by whether they are correct.
+    """Draw the top images for captions of the test split, framed as right or wrong.
 
     Args:
-        wrong: draw only up to this many captions whose first image shows another person; 0: any captions.
+        wrong: draw only up to this many captions whose first image shows another person; 0 for any captions.
 
     Raises:
         DataError: the data are missing or damaged.
-        NothingToDraw: no caption is wrong.
+        NothingToDraw: every caption has a correct first image.
     """
     encoded, gallery = encoded_test(run)
     if not wrong:
@@ -55,19 +55,19 @@ def retrieval_sheet(run: LoadedRun, wrong: int, file: Path) -> None:
 
 
 def encoded_test(run: LoadedRun) -> tuple[Encoded, Gallery]:
-    """The test split, and its embeddings by a run's model.
+    """The test split and its embeddings by a run's model.
 
     Raises:
         DataError: the data are missing or damaged.
     """
     device = next(run.model.parameters()).device
-    taken = inputs(run.options, run.model)
-    gallery = open_gallery(run.options.of(DataSettings), taken, "test", _test_split(run), device)
+    model_inputs = inputs(run.options, run.model)
+    gallery = open_gallery(run.options.of(DataSettings), model_inputs, "test", _test_split(run), device)
     return encode(run.model, gallery), gallery
 
 
 def selection_sheet(run: LoadedRun, file: Path) -> None:
-    """Draw test images, their selected patches, and a caption of each with its selected words highlighted.
+    """Draw test images with their selected patches, and their captions with the selected words highlighted.
 
     Raises:
         DataError: the data are missing or damaged.
@@ -92,10 +92,10 @@ def selection_sheet(run: LoadedRun, file: Path) -> None:
 
 
 def source(run: LoadedRun) -> str:
-    """The source of a picture, for its title."""
+    """Checkpoint and data of a picture, for its title."""
     epoch = epoch_of(run.file)
-    after = "" if epoch is None else f" (epoch {epoch})"
-    return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test{after}"
+    suffix = "" if epoch is None else f" (epoch {epoch})"
+    return f"{run.folder.name}/{run.file.name} on {run.options.dataset_name}, test{suffix}"
 
 
 def _test_split(run: LoadedRun) -> Split:
@@ -104,7 +104,7 @@ def _test_split(run: LoadedRun) -> Split:
 
 
 def _draw_words(axes: Axes, words: Sequence[tuple[str, float]]) -> None:
-    """Draw words line by line; selected ones have a framed background whose opacity is their attention."""
+    """Draw words line by line; selected ones have a background whose opacity is their attention."""
     figure = axes.figure
     canvas: Any = figure.canvas
     renderer: RendererAgg = canvas.get_renderer()

@@ -1,4 +1,4 @@
-"""Runs as needed for figures: flags, records, history, and labels."""
+"""Runs as the figures need them: flags, records, history and labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from processor.history import EpochHistory, read_history
 from processor.records import best_record, selected_on, split_title
-from tools.differing import differing, distinct_suffixes, flags_of, shown
+from tools.differing import differing_flags, display_values, distinct_suffixes, flags_of
 from utils.errors import DataError, OptionError, UserError
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS
@@ -20,7 +20,7 @@ _PART = "_loss"  # suffix of the loss's parts in a record: "bge_loss"
 
 
 class NothingToDraw(UserError):
-    """Runs lack the data of a figure; the message says which."""
+    """There is no data for a figure; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Run:
 
     Attributes:
         records: the lines of metrics.jsonl.
-        r1: test R1 (%) of its best checkpoint by row, if tested.
-        split: the one that the records' "val" was measured on, "val" or "test".
+        r1: test R1 (%) of the best checkpoint by similarity, if tested.
+        split: the split that the records' "val" was measured on, "val" or "test".
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def data(self) -> str:
-        """The data set it was trained and validated on, or its annotation file."""
+        """The data set's name, or its annotation file."""
         return str(self.flags["dataset_name"])
 
     @property
@@ -62,11 +62,11 @@ class Run:
 
     @property
     def fused(self) -> str:
-        """Name of the fused similarity, which is last in records; "" without validation."""
+        """Name of the fused similarity, the last one in records; "" without validation."""
         return list(self.validated[0]["val"])[-1] if self.validated else ""
 
     def losses(self) -> dict[str, list[float]]:
-        """The parts of the training loss per epoch, by embedding, and their sum."""
+        """The training loss per epoch, by embedding and in total."""
         known = {name.lower(): name for record in self.validated[:1] for name in record["val"]}
         keys = {known.get(key.removesuffix(_PART), key.removesuffix(_PART)): key for key in _parts(self.records)}
         if len(keys) != 1:
@@ -87,8 +87,8 @@ def read_run(folder: Path) -> Run:
     """Read a run.
 
     Raises:
-        OptionError: not a run's folder, or one without a completed epoch; a flag's value is of the wrong type.
-        DataError: one of its files is damaged.
+        OptionError: not a run folder, or without a completed epoch; a flag's value is of the wrong type.
+        DataError: a file is damaged.
     """
     run = RunFolder(folder)
     if not run.config.is_file():
@@ -100,8 +100,8 @@ def read_run(folder: Path) -> Run:
     if not records:
         raise OptionError(f"{folder} has no epoch in metrics.jsonl: is it a run of train.py?")
     for record in records:
-        drawn = ("lr", "loss", *_parts(records))
-        missing = [name for name in drawn if not isinstance(record.get(name), int | float)]
+        required = ("lr", "loss", *_parts(records))
+        missing = [name for name in required if not isinstance(record.get(name), int | float)]
         if "val" in record and not _are_metrics(record["val"]):
             missing.append("R1 in val")
         if missing:
@@ -114,8 +114,8 @@ def read_run(folder: Path) -> Run:
 
 def _are_metrics(rows: object) -> bool:
     """Whether every row of a validation has at least R1."""
-    said = rows.values() if isinstance(rows, dict) else [None]
-    return bool(said) and all(isinstance(of, dict) and isinstance(of.get("R1"), int | float) for of in said)
+    values = rows.values() if isinstance(rows, dict) else [None]
+    return bool(values) and all(isinstance(row, dict) and isinstance(row.get("R1"), int | float) for row in values)
 
 
 def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -123,7 +123,7 @@ def _parts(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label(values: Mapping[str, Any]) -> str:
-    """Label of a run from some of its flags, formatted by `shown` and wrapped."""
+    """Label of a run from some of its flags, formatted by `display_values` and wrapped."""
     lines = [""]
     for word in (f"{name} {value!s:.{_VALUE}}" for name, value in values.items()):
         joined = f"{lines[-1]}, {word}" if lines[-1] else word
@@ -132,10 +132,10 @@ def label(values: Mapping[str, Any]) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Labels of runs: the flags in which they differ or, if these aren't unique, also the folder."""
+    """Labels of runs: their differing flags and, if these aren't unique, also the folder."""
     flags = [run.flags for run in runs]
-    found = [label(values) for values in shown(flags, differing(flags))]
-    if len(set(found)) < len(runs):
+    texts = [label(values) for values in display_values(flags, differing_flags(flags))]
+    if len(set(texts)) < len(runs):
         folders = distinct_suffixes([str(run.folder.resolve()) for run in runs])
-        found = [f"{text}\n{end}".strip() for text, end in zip(found, folders, strict=True)]
-    return found
+        texts = [f"{text}\n{folder}".strip() for text, folder in zip(texts, folders, strict=True)]
+    return texts
