@@ -350,9 +350,9 @@ def test_empty_galleries_are_reported_and_leave_the_index_unchanged(run_dir, ind
     before = (indexed / "index.json").read_bytes()
     (tmp_path / "file").write_text("no folder")
     for folder, message in (
-        (tmp_path, "no image in it"),
+        (tmp_path, "no images in it"),
         (tmp_path / "none", "no such folder"),
-        (tmp_path / "file", "is no folder"),
+        (tmp_path / "file", "not a folder"),
     ):
         with pytest.raises(UserError, match=message):
             index(run_dir, folder, indexed)
@@ -414,7 +414,7 @@ def test_an_index_without_a_readable_image_is_reported(run_dir, tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/a.jpg").write_text("none")
     index(run_dir, tmp_path / "pictures", tmp_path / "index")
-    with pytest.raises(UserError, match="holds no image that could be read"):
+    with pytest.raises(UserError, match="contains no readable image"):
         search.main(["query", "a man", "--index", str(tmp_path / "index")])
 
 
@@ -447,7 +447,7 @@ def test_a_damaged_index_is_reported(run_dir, gallery, indexed, tmp_path, file, 
 
 def test_an_older_versions_index_is_rebuilt(run_dir, gallery, tmp_path):
     (tmp_path / "index.sqlite").touch()
-    with pytest.raises(UserError, match=r"no index in .* \(index.sqlite is of an older version\): build one"):
+    with pytest.raises(UserError, match=r"no index in .* \(index.sqlite is from an older version\): build one"):
         search.main(["query", "a", "--index", str(tmp_path)])
     index(run_dir, gallery.folder / "camera 0", tmp_path)
     assert not (tmp_path / "index.sqlite").exists()
@@ -502,7 +502,7 @@ def test_vectors_of_any_embeddings_are_weighed_and_scored():
 
 def test_batches_are_merged_and_the_latest_entry_wins(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_FULL", 10)
-    monkeypatch.setattr(files, "_SMALL", 3)
+    monkeypatch.setattr(files, "_MAX_SMALL", 3)
     store, rng, expected = open_or_create_store(tmp_path, None, ABOUT), np.random.default_rng(0), {}
     for number in range(40):
         rows = [

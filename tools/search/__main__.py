@@ -1,10 +1,10 @@
 """Search your own images with a trained model.
 
-    python -m tools.search index --run RUN_DIR --gallery FOLDER         # embed a folder; again: only what is new
-    python -m tools.search query "a woman in a red coat" --top 10       # images for a sentence
-    python -m tools.search captions PICTURE --run RUN_DIR --from FILE   # sentences for an image
-    python -m tools.search export --out FOLDER                          # vectors for other engines
-    python -m tools.search serve                                        # a page in the browser
+    python -m tools.search index --run RUN_DIR --gallery FOLDER         # embed new and changed images of a folder
+    python -m tools.search query "a woman in a red coat" --top 10       # find images for a sentence
+    python -m tools.search captions PICTURE --run RUN_DIR --from FILE   # find sentences for an image
+    python -m tools.search export --out FOLDER                          # export vectors for other engines
+    python -m tools.search serve                                        # serve a search page
 
 `python -m tools.search COMMAND --help` lists a command's flags.
 """
@@ -31,11 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = {}
     for name, what in {
-        "index": "embed the images of a folder and its subfolders; again: only new and changed ones",
+        "index": "embed the new and changed images of a folder and its subfolders",
         "query": "text to image: rank the indexed images",
         "captions": "image to text: rank the sentences of a file",
         "export": "export the index's vectors as safetensors, and as .npy with JSON Lines",
-        "serve": "serve a search page, to this machine only",
+        "serve": "serve a search page on this machine only",
     }.items():
         add[name] = commands.add_parser(name, help=what, description=what, allow_abbrev=False, exit_on_error=False)
         add[name].add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name != "captions":
             add[name].add_argument("--index", default=INDEX, help="folder of the index (default: %(default)s)")
             store = (
-                "keep the vectors in Milvus: http://HOST:19530, with a database's name, /NAME, or Milvus Lite's FILE.db"
+                "store the vectors in Milvus: http://HOST:19530, with /NAME for a database, or FILE.db for Milvus Lite"
             )
             add[name].add_argument("--store", metavar="URI", help=store)
     _add_flags(add)
@@ -57,22 +57,22 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
             "--engine",
             choices=["torch", "onnx"],
             default="torch",
-            help="inference engine: torch, or onnx with the files of tools.export --onnx (default: %(default)s)",
+            help="inference engine: torch, or onnx with files from tools.export --onnx (default: %(default)s)",
         )
     for name in ("index", "captions"):
-        add[name].add_argument("--run", required=True, help="a run's folder, or one that tools.export has written")
-        add[name].add_argument("--checkpoint", help="instead of the run's best.pth")
-    add["index"].add_argument("--gallery", required=True, help="the folder of images")
+        add[name].add_argument("--run", required=True, help="a run folder, or one written by tools.export")
+        add[name].add_argument("--checkpoint", help="weights file (default: the run's best.pth)")
+    add["index"].add_argument("--gallery", required=True, help="folder of images")
     add["index"].add_argument("--batch_size", type=int, default=64, help="batch size (default: %(default)s)")
     workers = usable_cores()
     add["index"].add_argument("--num_workers", type=int, default=workers, help="decoding threads (default: cores)")
     add["index"].add_argument("--faiss", action="store_true", help="also build a FAISS index, for query --faiss")
     add["query"].add_argument("text", nargs="*", help="sentences")
-    add["query"].add_argument("--from", dest="file", help="a file with a sentence a line")
+    add["query"].add_argument("--from", dest="file", help="file with one sentence per line")
     add["captions"].add_argument("picture", nargs="+", help="images")
-    add["captions"].add_argument("--from", dest="file", required=True, help="a file with a sentence a line")
+    add["captions"].add_argument("--from", dest="file", required=True, help="file with one sentence per line")
     for name in ("query", "captions"):
-        add[name].add_argument("--top", type=int, default=10, help="results (default: %(default)s)")
+        add[name].add_argument("--top", type=int, default=10, help="number of results (default: %(default)s)")
         add[name].add_argument(
             "--similarity", help="similarity to rank by, such as BGE (default: all embeddings fused, BGE+TSE)"
         )
@@ -80,15 +80,15 @@ def _add_flags(add: dict[str, argparse.ArgumentParser]) -> None:
     add["query"].add_argument("--out", help="file to write, as .json and .png (default: INDEX/query)")
     add["captions"].add_argument("--out", help="file to write, as .json (default: none)")
     add["export"].add_argument("--out", required=True, help="folder to write")
-    add["serve"].add_argument("--port", type=int, default=7860, help="of 127.0.0.1 (default: %(default)s)")
+    add["serve"].add_argument("--port", type=int, default=7860, help="port on 127.0.0.1 (default: %(default)s)")
     for name in ("query", "serve"):
-        add[name].add_argument("--run", help="the index's run folder, if it has moved or been exported since")
-        add[name].add_argument("--checkpoint", help="the index's weights, if they have moved since")
+        add[name].add_argument("--run", help="the index's run folder, if moved or exported since")
+        add[name].add_argument("--checkpoint", help="the index's weights, if moved since")
         add[name].add_argument("--faiss", action="store_true", help="approximate search, for very large galleries")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check the flags and run the command."""
+    """Check the flags, then run the command."""
     args = parse(build_parser(), argv)
     for name in ("top", "batch_size", "num_workers"):
         if args.get(name, 1) < 1:

@@ -1,4 +1,4 @@
-"""The commands of `python -m tools.search`, each called with its flags."""
+"""The commands of `python -m tools.search`; each takes its flags as a dictionary."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tools.loading import load_run, require
 from tools.search.encode import Encoder
 from tools.search.engines import REQUIREMENTS, best_first
 from tools.search.index import update_index
-from tools.search.results import named, table, write, write_json
+from tools.search.results import output_stem, table, write, write_json
 from tools.search.search import Searcher
 from tools.search.store import open_store
-from tools.search.texts import read_sentences, shown, warn_long
+from tools.search.texts import one_line, read_sentences, warn_long
 from utils.devices import choose_device
 from utils.errors import OptionError, printable
 from utils.run_folder import RunFolder
 
 
 def open_encoder(run: Path, checkpoint: Path | None, args: dict[str, Any]) -> Encoder:
-    """A run's model, run by `--engine` on `--device`."""
+    """Load a run's model for `--engine` and `--device`."""
     loaded = load_run(run, choose_device(args["device"]), checkpoint)
     if args["engine"] == "onnx":
         from tools.search.onnx_encoder import OnnxEncoder
@@ -33,22 +33,22 @@ def open_encoder(run: Path, checkpoint: Path | None, args: dict[str, Any]) -> En
 
 
 def open_searcher(args: dict[str, Any]) -> Searcher:
-    """The index of `--index` with the model that it was built with.
+    """Open an index with the model that built it.
 
     Raises:
-        OptionError: the model isn't found, or is a different one.
+        OptionError: the model is missing, or a different one.
     """
     store = open_store(args["index"], args["store"])
-    run, made_by = args["run"] or store.about.run, store.about.checkpoint
+    run, checkpoint = args["run"] or store.about.run, store.about.checkpoint
     if args["checkpoint"]:
         files = [args["checkpoint"]]
         if not args["run"] and not (run / "configs.yaml").is_file():
-            run = args["checkpoint"].parent  # it may have moved as a whole
-    elif args["run"]:  # it may have moved, or have been exported
-        files = [file for file in dict.fromkeys((run / made_by.name, RunFolder(run).weights())) if file.is_file()]
+            run = args["checkpoint"].parent  # the whole run may have moved
+    elif args["run"]:  # the run may have moved or been exported
+        files = [file for file in dict.fromkeys((run / checkpoint.name, RunFolder(run).weights())) if file.is_file()]
     else:
-        files = [made_by]
-        for file in (made_by, run / "configs.yaml"):
+        files = [checkpoint]
+        for file in (checkpoint, run / "configs.yaml"):
             if not file.is_file():
                 raise OptionError(
                     f"{file}, of the model that built {store.name}, is missing: "
@@ -69,34 +69,34 @@ def index(args: dict[str, Any]) -> None:
 
 
 def query(args: dict[str, Any]) -> None:
-    """Print and write the images for sentences."""
+    """Print and write the best images for sentences."""
     texts = read_sentences(args["text"], args["file"])
     searcher = open_searcher(args)
     similarity = searcher.encoder.similarity(args["similarity"])
     warn_long(texts, searcher.encoder)
     results = searcher.search(texts, args["top"], similarity, args["rerank"])
-    listed, sheet = write(texts, similarity, results, args["out"] or args["index"] / "query")
+    listing, sheet = write(texts, similarity, results, args["out"] or args["index"] / "query")
     for text, hits in zip(texts, results, strict=True):
         print(table(text, hits))
-    print(printable(f"wrote {listed} and {sheet}"))
+    print(printable(f"wrote {listing} and {sheet}"))
 
 
 def captions(args: dict[str, Any]) -> None:
-    """Print the sentences for images."""
+    """Print the best sentences for images."""
     texts = read_sentences([], args["file"])
     encoder = open_encoder(args["run"], args["checkpoint"], args)
     similarity = encoder.similarity(args["similarity"])
     warn_long(texts, encoder)
     pixels = np.stack([read_image(Path(picture), encoder.size, upright=True) for picture in args["picture"]])
     images = encoder.weigh(encoder.images(pixels), similarity)
-    found = []
+    results = []
     for picture, scores in zip(args["picture"], images @ encoder.texts(texts).T, strict=True):
         ranked = best_first(scores, args["top"])
-        print(printable(picture), *(f"  {scores[n]:.3f}  {shown(texts[n])}" for n in ranked), sep="\n")
-        captions = [{"rank": rank, "score": float(scores[n]), "caption": texts[n]} for rank, n in enumerate(ranked, 1)]
-        found.append({"image": picture, "similarity": similarity, "results": captions})
+        print(printable(picture), *(f"  {scores[n]:.3f}  {one_line(texts[n])}" for n in ranked), sep="\n")
+        hits = [{"rank": rank, "score": float(scores[n]), "caption": texts[n]} for rank, n in enumerate(ranked, 1)]
+        results.append({"image": picture, "similarity": similarity, "results": hits})
     if args["out"]:
-        print(printable(f"wrote {write_json(found, named(args['out'], 'captions'))}"))
+        print(printable(f"wrote {write_json(results, output_stem(args['out'], 'captions'))}"))
 
 
 def export(args: dict[str, Any]) -> None:
@@ -108,8 +108,7 @@ def export(args: dict[str, Any]) -> None:
 
 def serve(args: dict[str, Any]) -> None:
     """Serve the page until interrupted."""
-    # Before the import, which reads them: disable the framework's telemetry, and bypass proxies for its check that the
-    # local page is up.
+    # Gradio reads these when imported: no telemetry, and no proxy for its check that the local page is up.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "*"}
     require("gradio", REQUIREMENTS)
     from tools.search.page import serve_page

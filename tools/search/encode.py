@@ -1,4 +1,4 @@
-"""Images and sentences to the vectors of an index."""
+"""Encoding images and sentences as vectors of an index."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Encoder:
     """A run's model for search.
 
     Attributes:
-        size: (height, width) of the images it takes.
+        size: (height, width) of input images.
         words: maximum number of tokens in a sentence.
-        widths: widths of the embeddings that make up a vector, in order.
+        widths: widths of the embeddings that are concatenated to a vector, in order.
         similarities: names of each embedding's similarity, and of the fused one.
-        fingerprint: SHA-256 of the model's weights and of everything else that affects embeddings.
+        fingerprint: see `fingerprint`.
     """
 
     def __init__(self, run: LoadedRun) -> None:
@@ -49,16 +49,16 @@ class Encoder:
         return _vectors(self.embed_images(pixels))
 
     def embed_images(self, pixels: np.ndarray) -> Embeddings:
-        """(B, 3, H, W) uint8 → the embeddings."""
+        """(B, 3, H, W) uint8 → embeddings."""
         return self.model.encode_image(normalise(torch.from_numpy(pixels).to(self.device)))
 
     def embed_texts(self, ids: np.ndarray) -> Embeddings:
-        """(B, L) token ids → the embeddings."""
+        """(B, L) token ids → embeddings."""
         return self.model.encode_text(torch.from_numpy(ids).long().to(self.device))
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> np.ndarray:
-        """(B, D) vectors of sentences, like those of images."""
+        """B sentences → (B, D) float32 unit vectors, as `images`."""
         parts = []
         starts = range(0, len(captions), _TEXTS_AT_A_TIME)
         for start in tqdm(starts, "sentences", unit="batch", leave=False, disable=len(starts) < 2 or None):
@@ -67,7 +67,7 @@ class Encoder:
         return np.concatenate(parts)
 
     def similarity(self, name: str | None) -> str:
-        """Check a similarity's name, by default the fused one, and return it.
+        """Check the name of a similarity and return it; default: the fused one.
 
         Raises:
             OptionError: the model has no such similarity.
@@ -77,7 +77,7 @@ class Encoder:
         return name or self.similarities[-1]
 
     def weigh(self, vectors: np.ndarray, similarity: str) -> np.ndarray:
-        """Transform query vectors so that their inner products with an index's are one of `similarities`."""
+        """Scale query vectors so that their inner products with indexed vectors are one of `similarities`."""
         if similarity == self.similarities[-1]:
             return vectors
         weighed, start = np.zeros_like(vectors), 0
@@ -96,12 +96,12 @@ def _vectors(embeddings: Embeddings) -> np.ndarray:
 
 
 def fingerprint(model: DualEncoder, options: Options) -> str:
-    """SHA-256 of a model's weights and of everything else that affects its embeddings."""
+    """SHA-256 of a model's weights and of all settings that affect its embeddings."""
     names = ("img_size", "stride_size", "select_ratio", "tse_head", "tse_pool")
-    kind = [(name, options[name]) for name in names]
+    settings = [(name, options[name]) for name in names]
     if list(model.widths) != ["BGE", "TSE"]:  # not part of the fingerprints of older indexes
-        kind.append(("heads", list(model.widths)))
-    digest = hashlib.sha256(repr(kind).encode())
+        settings.append(("heads", list(model.widths)))
+    digest = hashlib.sha256(repr(settings).encode())
     for name, value in sorted(model.published_state().items()):
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Finding the vectors with the largest inner products: exactly, or approximately with FAISS."""
+"""Maximum inner product search: exact, or approximate with FAISS."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from utils.files import atomic_write
 
 REQUIREMENTS = "requirements-demo.txt"
 _QUERIES_AT_A_TIME = 64
-# FAISS: product quantisation with 4 bits for every four dimensions; the candidates found are re-ranked by their exact
-# vectors. All codes are scanned: probing only some inverted lists would miss many neighbours of a sentence, which lies
-# far from all images.
-_NUMBERS_A_CODE = 4
-_CANDIDATES, _LEAST_CANDIDATES = 10, 1000
-_LEAST_TRAINING, _TRAINING = 1000, 10_000
-_ADDED_AT_A_TIME = 50_000
+# FAISS: product quantisation with 4 bits per four dimensions; the candidates are re-ranked by their exact vectors. All
+# codes are scanned, because sentences lie far from all images: probing only some inverted lists would miss many
+# neighbours.
+_DIMENSIONS_PER_CODE = 4
+_CANDIDATES_PER_RESULT, _MIN_CANDIDATES = 10, 1000
+_MIN_TRAINING, _MAX_TRAINING = 1000, 10_000
+_VECTORS_AT_A_TIME = 50_000
 
 
 class Engine(Protocol):
     """Searches N vectors of width D."""
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """For each of (Q, D) queries the positions of the `count` nearest of the N vectors.
+        """Indices of the `count` vectors with the largest inner products, for each of (Q, D) queries.
 
-        An approximate engine returns more candidates, to be re-ranked by exact inner products.
+        An approximate engine returns more, to be re-ranked by exact inner products.
         """
         ...
 
 
 def best_first(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` highest of (N,) scores, best first; ties in original order."""
+    """Indices of the `count` highest of (N,) scores, best first; ties in original order."""
     if count < len(scores):
         threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
         candidates = np.flatnonzero(scores >= threshold)
@@ -44,18 +44,18 @@ def best_first(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 class Exact:
-    """Exhaustive search. `vectors` (N, D) float32."""
+    """Exhaustive search of (N, D) float32 vectors."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """See `Engine.top`."""
-        found = []
+        results = []
         for start in range(0, len(queries), _QUERIES_AT_A_TIME):
             scores = queries[start : start + _QUERIES_AT_A_TIME] @ self.vectors.T
-            found += [best_first(row, count) for row in scores]
-        return found
+            results += [best_first(row, count) for row in scores]
+        return results
 
 
 class Faiss:
@@ -66,25 +66,25 @@ class Faiss:
 
     @classmethod
     def build(cls, vectors: np.ndarray, seed: int = 0) -> Faiss:
-        """Train the quantiser on a sample of (N, D) vectors, and encode all.
+        """Train the quantiser on a sample of (N, D) vectors, then encode all.
 
-        The mean is subtracted first, as vectors lie in a narrow cone: this shifts all inner products of a query by the
-        same number, and the codes represent the remainder.
+        The vectors lie in a narrow cone, so their mean is subtracted first: this shifts all inner products of a query
+        by the same constant, and the codes need only represent the rest.
         """
         faiss = require("faiss", REQUIREMENTS)
         n, width = vectors.shape
-        index = faiss.index_factory(width, f"PQ{width // _NUMBERS_A_CODE}x4fs", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f"PQ{width // _DIMENSIONS_PER_CODE}x4fs", faiss.METRIC_INNER_PRODUCT)
         mean = vectors.mean(axis=0)
-        sample = np.random.default_rng(seed).integers(n, size=np.clip(n, _LEAST_TRAINING, _TRAINING))
+        sample = np.random.default_rng(seed).integers(n, size=np.clip(n, _MIN_TRAINING, _MAX_TRAINING))
         index.train(vectors[np.sort(sample)] - mean)
-        for start in range(0, n, _ADDED_AT_A_TIME):
-            index.add(vectors[start : start + _ADDED_AT_A_TIME] - mean)
+        for start in range(0, n, _VECTORS_AT_A_TIME):
+            index.add(vectors[start : start + _VECTORS_AT_A_TIME] - mean)
         return cls(index)
 
     def top(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """See `Engine.top`."""
-        wanted = min(self.index.ntotal, max(_LEAST_CANDIDATES, _CANDIDATES * count))
-        return list(self.index.search(np.ascontiguousarray(queries), wanted)[1])
+        candidates = min(self.index.ntotal, max(_MIN_CANDIDATES, _CANDIDATES_PER_RESULT * count))
+        return list(self.index.search(np.ascontiguousarray(queries), candidates)[1])
 
     def write(self, file: Path) -> None:
         """Write atomically."""

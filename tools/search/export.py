@@ -1,4 +1,4 @@
-"""An index's vectors in the formats that vector databases import."""
+"""Exporting an index's vectors in formats that vector databases import."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from utils.files import atomic_write, write_text
 def export_vectors(store: Store, out: Path) -> None:
     """Write `vectors.safetensors` (tensors "vectors", "ids"), `vectors.npy` and `vectors.jsonl` into `out`.
 
-    A line of `vectors.jsonl` is {"row", "id", "file"} of a row of `vectors.npy`: (N, D) float32 in the layout of
-    `About.layout`, to be searched by inner product.
+    Each line of `vectors.jsonl` is {"row", "id", "file"} of a row of `vectors.npy`, which is (N, D) float32 with
+    `About.layout`, for search by inner product.
 
     Raises:
         OptionError: the index is empty.
     """
     paths, vectors = store.everything()
     if not paths:
-        raise OptionError(f"{store.name} holds no image that could be read")
+        raise OptionError(f"{store.name} contains no readable image")
     ids = np.array([identity(path) for path in paths], np.int64)
     about = {name: printable(str(value)) for name, value in store.about._asdict().items()}
     about |= {"widths": json.dumps(store.about.widths), "metric": "inner product", "layout": store.about.layout}
@@ -39,5 +39,5 @@ def export_vectors(store: Store, out: Path) -> None:
     with atomic_write(out / "vectors.npy") as partial, partial.open("wb") as stream:
         np.save(stream, vectors)
     write_text(out / "vectors.jsonl", "".join(lines))
-    written = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"
-    print(printable(written))
+    summary = f"wrote {len(paths):,} vectors of width {vectors.shape[1]:,} to {out}: .safetensors, .npy with .jsonl"
+    print(printable(summary))

@@ -1,11 +1,11 @@
 """An index in plain files: vectors in shards, and a manifest that lists the valid shards.
 
     index.json          gallery and model of the index, and its shards in order
-    00000001.npy        (N, D) float32, the vectors of a shard
-    00000001.jsonl      a line per file: path, length, modification time, null or the reason why it has no vector
+    00000001.npy        a shard's vectors: (N, D) float32
+    00000001.jsonl      one line per file: path, size, modification time, and null or the reason for having no vector
 
-Each batch becomes a shard, valid once the manifest has been replaced; for each file the latest shard applies. Small
-shards are merged when there are many, and at the end.
+Each batch becomes a shard, which is valid once the manifest lists it; a file's latest shard applies. Small shards are
+merged when there are many, and at the end.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tools.search.rows import About, Row, Stamp
 from utils.errors import DataError, brief
 from utils.files import atomic_write, write_text
 
-MANIFEST, OLD = "index.json", "index.sqlite"  # OLD is from older versions
+MANIFEST, OLD = "index.json", "index.sqlite"  # OLD: written by older versions
 FORMAT = 3
 _FULL = 1 << 14  # files in a full shard, which isn't merged
-_SMALL = 256  # shards that aren't full before they are merged
+_MAX_SMALL = 256  # number of small shards that triggers merging
 
 
 class _Entry(NamedTuple):
@@ -43,7 +43,8 @@ class FileStore:
     """An open index.
 
     Attributes:
-        folder, name: of the index, the latter for messages.
+        folder: the index's folder.
+        name: the index's name in messages.
         about: its gallery and model.
         engine: search engine; None for exhaustive search.
         version: incremented with every change of the vectors.
@@ -57,7 +58,7 @@ class FileStore:
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
             if manifest["format"] != FORMAT:
-                raise ValueError("it is of another version")
+                raise ValueError("it is from another version")
             self.about, self.version = About.from_json(json.dumps(manifest["about"])), manifest["version"]
             self._load(manifest["shards"])
         except Exception as error:  # JSON and NumPy raise many types for damaged files
@@ -102,11 +103,11 @@ class FileStore:
         shard = self._write(rows)
         self._commit([*self._vectors, shard])
         self._open(shard)
-        if sum(lines < _FULL for lines in self._lines.values()) > _SMALL:
+        if sum(lines < _FULL for lines in self._lines.values()) > _MAX_SMALL:
             self.tidy()
 
     def drop(self, paths: Iterable[Path]) -> None:
-        """Remove files; after a kill before `tidy` they are still there, to be dropped next time."""
+        """Remove files. Until `tidy` they remain on disk; after a kill they are removed next time."""
         for path in paths:
             del self._entries[path]
 
@@ -116,11 +117,11 @@ class FileStore:
         self._commit(list(self._vectors), changed=False)
 
     def tidy(self) -> None:
-        """Merge shards that aren't full, without removed and replaced files."""
+        """Merge small shards, and drop removed and replaced files."""
         alive = Counter(entry.shard for entry in self._entries.values())
-        whole = [shard for shard, lines in self._lines.items() if lines == alive[shard]]
-        full = [shard for shard in whole if alive[shard] >= _FULL]
-        if len(whole) < len(self._lines) or len(whole) - len(full) > 1:
+        intact = [shard for shard, lines in self._lines.items() if lines == alive[shard]]
+        full = [shard for shard in intact if alive[shard] >= _FULL]
+        if len(intact) < len(self._lines) or len(intact) - len(full) > 1:
             rest = [path for path, entry in self._entries.items() if entry.shard not in full]
             shards = []
             for start in range(0, len(rest), _FULL):
@@ -129,16 +130,16 @@ class FileStore:
                 shards.append(self._write(rows, len(shards)))
             self._commit([*full, *shards])
             self._load([*full, *shards])
-        self._remove_unnamed()
+        self._remove_unlisted()
 
     def _vector(self, entry: _Entry) -> np.ndarray | None:
         return self._vectors[entry.shard][entry.row] if entry.error is None else None
 
-    def _write(self, rows: Sequence[Row], further: int = 0) -> str:
-        shard = f"{max(map(int, self._vectors), default=0) + 1 + further:08d}"
+    def _write(self, rows: Sequence[Row], offset: int = 0) -> str:
+        shard = f"{max(map(int, self._vectors), default=0) + 1 + offset:08d}"
         vectors = np.empty((sum(row.error is None for row in rows), self.about.width), np.float32)
-        for own, vector in zip(vectors, (row.vector for row in rows if row.error is None), strict=True):
-            own[:] = vector
+        for target, vector in zip(vectors, (row.vector for row in rows if row.error is None), strict=True):
+            target[:] = vector
         with atomic_write(self.folder / f"{shard}.npy") as partial, partial.open("wb") as stream:
             np.save(stream, vectors)
         lines = (json.dumps([row.path.as_posix(), *row.stamp, row.error]) + "\n" for row in rows)
@@ -150,10 +151,10 @@ class FileStore:
         self.engine, self._paths = None, []
         write_manifest(self.folder, self.about, self.version, shards)
 
-    def _remove_unnamed(self) -> None:
+    def _remove_unlisted(self) -> None:
         for file in (*self.folder.glob("*.npy"), *self.folder.glob("*.jsonl")):
             if file.stem.isdigit() and file.stem not in self._vectors:
-                with suppress(PermissionError):  # open elsewhere on Windows: removed next time
+                with suppress(PermissionError):  # in use on Windows: removed next time
                     file.unlink()
 
     def images(self) -> list[Path]:
@@ -173,22 +174,22 @@ class FileStore:
         return paths, self.vectors(paths)
 
     def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
-        """For each of (Q, D) queries the files with the `count` (or more) largest inner products, and their vectors."""
+        """For each of (Q, D) queries, the files with the `count` (or more) largest inner products and their vectors."""
         paths = self._paths = self._paths or self.images()
         if self.engine is None:
             self.engine = Exact(self.vectors(paths))
-        found = [[paths[row] for row in np.sort(rows)] for rows in self.engine.top(queries, count)]
-        return [(of_query, self.vectors(of_query)) for of_query in found]
+        nearest = [[paths[row] for row in np.sort(rows)] for rows in self.engine.top(queries, count)]
+        return [(query_paths, self.vectors(query_paths)) for query_paths in nearest]
 
 
 def write_manifest(folder: Path, about: About, version: int, shards: list[str]) -> None:
-    """Replace the manifest atomically, which makes these shards valid."""
+    """Replace the manifest atomically, which makes the shards valid."""
     content = {"format": FORMAT, "version": version, "about": json.loads(about.to_json()), "shards": shards}
     write_text(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def create(folder: Path, about: About) -> FileStore:
-    """Create an empty index, replacing remains of a deleted one or of an older version."""
+    """Create an empty index, removing leftovers of a deleted one or of an older version."""
     for leftover in (folder / OLD, *folder.glob("vectors_*.faiss")):
         leftover.unlink(missing_ok=True)
     write_manifest(folder, about, 0, [])

@@ -1,4 +1,4 @@
-"""A folder of a user's own images: listing and decoding its files."""
+"""Listing and decoding the images of a gallery folder."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", "
 
 
 def list_files(gallery: Path, excluded: Path) -> tuple[list[Path], list[Path], dict[Path, str]]:
-    """List images, by file name, and other files, as paths relative to the gallery; hidden files are skipped.
+    """List image files, by suffix, and other files, as paths relative to the gallery; hidden files are skipped.
 
     Args:
         excluded: a folder to skip.
 
     Returns:
-        Images, other files, and skipped folders with the reason: links and unreadable ones.
+        Images, other files, and skipped folders with the reason: they are links or unreadable.
 
     Raises:
-        OptionError: no folder, or no image in it.
+        OptionError: not a folder, or without images.
     """
     if not gallery.is_dir():
-        raise OptionError(f"--gallery {gallery}: {'is no folder' if gallery.exists() else 'no such folder'}")
-    pictures, others, closed = [], [], {}
+        raise OptionError(f"--gallery {gallery}: {'not a folder' if gallery.exists() else 'no such folder'}")
+    images, others, skipped = [], [], {}
 
     def note(error: OSError) -> None:
-        closed[Path(error.filename).relative_to(gallery)] = error.strerror or "can't be listed"
+        skipped[Path(error.filename).relative_to(gallery)] = error.strerror or "can't be listed"
 
     for folder, folders, names in os.walk(gallery, onerror=note):
         here = Path(folder)
-        closed |= {(here / f).relative_to(gallery): "a link to a folder" for f in folders if (here / f).is_symlink()}
+        skipped |= {(here / f).relative_to(gallery): "a link to a folder" for f in folders if (here / f).is_symlink()}
         folders[:] = sorted(f for f in folders if not f.startswith(".") and (here / f).resolve() != excluded)
         for name in sorted(name for name in names if not name.startswith(".")):
             path = (here / name).relative_to(gallery)
-            (pictures if path.suffix.lower() in SUFFIXES else others).append(path)
-    if not pictures:
-        raise OptionError(f"--gallery {gallery}: no image in it ({', '.join(sorted(SUFFIXES))})")
-    return pictures, others, closed
+            (images if path.suffix.lower() in SUFFIXES else others).append(path)
+    if not images:
+        raise OptionError(f"--gallery {gallery}: no images in it ({', '.join(sorted(SUFFIXES))})")
+    return images, others, skipped
 
 
 def stamp(file: Path) -> Stamp:
-    """Length and modification time, to detect changes; zeros if the file is gone."""
+    """Size and modification time, to detect changes; zeros if the file is gone."""
     try:
         status = file.stat()
     except OSError:
@@ -63,18 +63,18 @@ def read_batches(
     """Decode images, prefetching the next batch.
 
     Yields:
-        Rows without vectors, with `error` set for broken files, and (B, 3, height, width) uint8 of the others.
+        Rows without vectors, with `error` set for broken files, and (B, 3, height, width) uint8 pixels of the others.
     """
 
     def read(path: Path) -> tuple[Row, np.ndarray | None]:
-        found = stamp(gallery / path)  # before reading, so that a file changed meanwhile is read again next time
+        before = stamp(gallery / path)  # so that a file changed while being read is read again next time
         try:
-            return Row(path, found, None, None), read_image(gallery / path, size, upright=True)
+            return Row(path, before, None, None), read_image(gallery / path, size, upright=True)
         except OSError as error:
-            return Row(path, found, None, error.strerror), None
+            return Row(path, before, None, error.strerror), None
         except DataError as error:
             reason = str(error).removeprefix(f"image {gallery / path} can't be read: ")
-            return Row(path, found, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow appends the path
+            return Row(path, before, None, re.sub(r" ['\"]/.*", "", reason)), None  # Pillow appends the path
 
     read_all = threaded_map(read, paths, ahead=batch_size, threads=workers)
     while done := list(islice(read_all, batch_size)):

@@ -1,4 +1,4 @@
-"""Updating an index from its gallery: new and changed files are embedded, deleted ones removed."""
+"""Updating an index: new and changed images are embedded, deleted ones removed."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ _SHOWN = 20
 def update_index(
     folder: Path, uri: str | None, gallery: Path, encoder: Encoder, loading: tuple[int, int], *, faiss: bool = False
 ) -> None:
-    """Index a gallery, continuing where the last call stopped.
+    """Index a gallery, skipping unchanged images.
 
     Args:
         folder: the index's folder.
-        uri: as for `open_store`.
-        loading: batch size for embedding and saving; number of decoding threads.
+        uri: see `open_store`.
+        loading: batch size and number of decoding threads.
         faiss: also build the FAISS index.
 
     Raises:
-        OptionError: no images; an index of another gallery or model; another process is indexing.
+        OptionError: no images, an index of another gallery or model, or another process is indexing.
     """
     gallery = gallery.absolute()
     if gallery.resolve() == folder.resolve():
         raise OptionError(f"--index {folder} is the gallery itself: choose another folder, for example one inside it")
-    pictures, others, closed = list_files(gallery, folder.resolve())
+    images, others, skipped = list_files(gallery, folder.resolve())
     with writing(folder):
         store = _open(folder, uri, gallery, encoder)
         known = store.stamps()
-        wanted = [path for path in pictures if known.get(path) != stamp(gallery / path)]
-        gone = [path for path in known.keys() - set(pictures) if not closed.keys() & set(path.parents)]
+        changed = [path for path in images if known.get(path) != stamp(gallery / path)]
+        gone = [path for path in known.keys() - set(images) if not skipped.keys() & set(path.parents)]
         store.drop(gone)
-        with tqdm(total=len(wanted), desc="indexing", unit="image", disable=None) as bar:
-            for rows, pixels in read_batches(gallery, wanted, encoder.size, *loading):
+        with tqdm(total=len(changed), desc="indexing", unit="image", disable=None) as bar:
+            for rows, pixels in read_batches(gallery, changed, encoder.size, *loading):
                 vectors = iter(encoder.images(pixels) if len(pixels) else [])
                 store.put([row if row.error is not None else row._replace(vector=next(vectors)) for row in rows])
                 bar.update(len(rows))
-        new = len(set(wanted) - {path for path, _ in store.broken()})
+        new = len(set(changed) - {path for path, _ in store.broken()})
         store.tidy()
         counts = f"{len(store):,} images of {gallery}, {new:,} of them new or changed, {len(gone):,} removed"
         print(printable(f"{store.name}: {counts}"))
-        _report(folder, store, others, closed)
+        _report(folder, store, others, skipped)
         if faiss and isinstance(store, FileStore):
             print(printable(f"wrote {build_faiss(store)}"))
 
@@ -79,7 +79,7 @@ def check_model(store: Store, encoder: Encoder) -> None:
     """Check that an index was built with this model.
 
     Raises:
-        OptionError: it was built with another.
+        OptionError: it was built with another model.
     """
     if store.about.fingerprint != encoder.fingerprint:
         raise OptionError(
@@ -88,11 +88,11 @@ def check_model(store: Store, encoder: Encoder) -> None:
         )
 
 
-def _report(folder: Path, store: Store, others: Sequence[Path], closed: Mapping[Path, str]) -> None:
-    """Print what was skipped, and write it to a file."""
-    lines = [f"{path}/: {why}; its indexed images are kept" for path, why in closed.items()]
+def _report(folder: Path, store: Store, others: Sequence[Path], skipped: Mapping[Path, str]) -> None:
+    """Print the skipped files and write them to a file."""
+    lines = [f"{path}/: {reason}; its indexed images are kept" for path, reason in skipped.items()]
     lines += [f"{path}: {error}" for path, error in store.broken()]
-    lines += [f"{path}: not an image file name" for path in others]
+    lines += [f"{path}: not an image" for path in others]
     lines = [printable(line) for line in lines]
     write_text(folder / SKIPPED, "".join(f"{line}\n" for line in lines))
     if lines:
@@ -118,7 +118,7 @@ def build_faiss(store: FileStore) -> Path:
     except OptionError:
         paths, vectors = store.everything()
         if not paths:
-            raise OptionError(f"{store.folder} holds no image to index with FAISS") from None
+            raise OptionError(f"{store.folder} contains no image to index with FAISS") from None
         Faiss.build(vectors).write(file)
     for other in store.folder.glob("vectors_*.faiss"):
         if other != file:

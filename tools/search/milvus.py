@@ -1,4 +1,4 @@
-"""An index in Milvus, a vector database for more than one machine; Milvus Lite stores it in a file.
+"""An index in Milvus, a vector database for several machines; Milvus Lite stores it in a file.
 
 One collection: an entity per file, keyed by a hash of its path, and entity 0, which describes gallery and model.
 """
@@ -20,38 +20,38 @@ from utils.errors import DataError, brief
 
 REQUIREMENTS = "requirements-milvus.txt"
 COLLECTION = "rde_search"
-_ABOUT = 0
+_ABOUT_ID = 0
 _TIMEOUT = 30  # seconds
-_LONGEST = 65_535  # bytes of a string; the number of results is limited to a quarter of it
-_QUERIES, _MAX_COUNT = 64, 16_384
-_AT_A_TIME = 1000
+_MAX_STRING = 65_535  # bytes
+_MAX_RESULTS = 16_384
+_BATCH, _QUERY_BATCH = 1000, 64
 
 
 class MilvusStore:
-    """An open index with the methods of `files.FileStore`.
+    """An open index, with the methods of `files.FileStore`.
 
     Args:
         uri: a server, http://host:19530 or http://host:19530/DATABASE, or a file NAME.db for Milvus Lite.
-        about: creates the index if it doesn't exist.
+        about: gallery and model of the index to create if there is none.
     """
 
     def __init__(self, uri: str, about: About | None = None) -> None:
         self._milvus = require("pymilvus", REQUIREMENTS)
         logging.getLogger("pymilvus").setLevel(logging.ERROR)  # errors are raised as well
         self.name = uri
-        with self._one_line():
+        with self._translated_errors():
             self._client = self._milvus.MilvusClient(uri, timeout=_TIMEOUT)
-            there = self._client.has_collection(COLLECTION)
-            if not there and about:
+            exists = self._client.has_collection(COLLECTION)
+            if not exists and about:
                 self._create(about)
-            elif not there:
+            elif not exists:
                 raise DataError(f"no index in {uri}: build one with python -m tools.search index --store {uri}")
-            kept = self._client.get(COLLECTION, _ABOUT, output_fields=["note"])
-            self.about = About.from_json(kept[0]["note"])
+            entities = self._client.get(COLLECTION, _ABOUT_ID, output_fields=["note"])
+            self.about = About.from_json(entities[0]["note"])
 
     @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """Report client errors, and entities that don't belong to an index, in one line."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise errors of the client or of malformed entities as a one-line DataError."""
         try:
             yield
         except DataError:
@@ -63,7 +63,7 @@ class MilvusStore:
         kinds, schema = self._milvus.DataType, self._client.create_schema(auto_id=False)
         schema.add_field("id", kinds.INT64, is_primary=True)
         for name in ("path", "error", "note"):
-            schema.add_field(name, kinds.VARCHAR, max_length=_LONGEST)
+            schema.add_field(name, kinds.VARCHAR, max_length=_MAX_STRING)
         for name in ("size", "mtime"):
             schema.add_field(name, kinds.INT64)
         schema.add_field("vector", kinds.FLOAT_VECTOR, dim=about.width)
@@ -73,31 +73,30 @@ class MilvusStore:
         self._write_about(about)
 
     def _write_about(self, about: About) -> None:
-        entity = {"id": _ABOUT, "path": "", "error": "none", "note": about.to_json(), "size": 0, "mtime": 0}
+        entity = {"id": _ABOUT_ID, "path": "", "error": "none", "note": about.to_json(), "size": 0, "mtime": 0}
         self._client.upsert(COLLECTION, [entity | {"vector": np.zeros(about.width, np.float32)}])
 
-    def _all(self, which: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-        with self._one_line():
-            found = self._client.query_iterator(
-                COLLECTION, batch_size=_AT_A_TIME, filter=f"id != {_ABOUT} and {which}", output_fields=[*fields]
-            )
-            while batch := found.next():
+    def _select(self, condition: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+        with self._translated_errors():
+            condition = f"id != {_ABOUT_ID} and {condition}"
+            query = self._client.query_iterator(COLLECTION, _BATCH, filter=condition, output_fields=[*fields])
+            while batch := query.next():
                 yield from batch
-            found.close()
+            query.close()
 
     def __len__(self) -> int:
-        with self._one_line():
+        with self._translated_errors():
             return self._client.query(COLLECTION, filter='error == ""', output_fields=["count(*)"])[0]["count(*)"]
 
     def stamps(self) -> dict[Path, Stamp]:
         fields = ("path", "size", "mtime")
-        return {_path(e): Stamp(e["size"], e["mtime"]) for e in self._all("size >= 0", fields)}
+        return {_path(e): Stamp(e["size"], e["mtime"]) for e in self._select("size >= 0", fields)}
 
     def broken(self) -> list[tuple[Path, str]]:
-        return sorted((_path(e), json.loads(e["error"])) for e in self._all('error != ""', ("path", "error")))
+        return sorted((_path(e), json.loads(e["error"])) for e in self._select('error != ""', ("path", "error")))
 
     def put(self, rows: Sequence[Row]) -> None:
-        none = np.zeros(self.about.width, np.float32)
+        no_vector = np.zeros(self.about.width, np.float32)
         entities = [
             {
                 "id": identity(row.path),
@@ -105,39 +104,40 @@ class MilvusStore:
                 "error": json.dumps(row.error) if row.error is not None else "",
                 "note": "",
                 **row.stamp._asdict(),
-                "vector": none if row.vector is None else row.vector,
+                "vector": no_vector if row.vector is None else row.vector,
             }
             for row in rows
         ]
         if entities:
-            with self._one_line():
+            with self._translated_errors():
                 self._client.upsert(COLLECTION, entities)
 
     def drop(self, paths: Iterable[Path]) -> None:
         ids = [identity(path) for path in paths]
-        with self._one_line():
-            for start in range(0, len(ids), _AT_A_TIME):
-                self._client.delete(COLLECTION, ids=ids[start : start + _AT_A_TIME])
+        with self._translated_errors():
+            for start in range(0, len(ids), _BATCH):
+                self._client.delete(COLLECTION, ids=ids[start : start + _BATCH])
 
     def record_location(self, about: About) -> None:
         self.about = about
-        with self._one_line():
+        with self._translated_errors():
             self._write_about(about)
 
     def tidy(self) -> None:
         """Nothing to do: the database compacts itself."""
 
     def everything(self) -> tuple[list[Path], np.ndarray]:
-        found = [(_path(e), np.array(e["vector"], np.float32)) for e in self._all('error == ""', ("path", "vector"))]
-        vectors = np.stack([vector for _, vector in found]) if found else np.empty((0, self.about.width), np.float32)
-        return [path for path, _ in found], vectors
+        rows = [(_path(e), np.array(e["vector"], np.float32)) for e in self._select('error == ""', ("path", "vector"))]
+        vectors = np.stack([vector for _, vector in rows]) if rows else np.empty((0, self.about.width), np.float32)
+        return [path for path, _ in rows], vectors
 
     def nearest(self, queries: np.ndarray, count: int) -> list[tuple[list[Path], np.ndarray]]:
         result = []
-        wanted = {"limit": min(count, _MAX_COUNT), "filter": 'error == ""', "output_fields": ["path", "vector"]}
-        with self._one_line():
-            for start in range(0, len(queries), _QUERIES):
-                for hits in self._client.search(COLLECTION, data=list(queries[start : start + _QUERIES]), **wanted):
+        query = {"limit": min(count, _MAX_RESULTS), "filter": 'error == ""', "output_fields": ["path", "vector"]}
+        with self._translated_errors():
+            for start in range(0, len(queries), _QUERY_BATCH):
+                batch = list(queries[start : start + _QUERY_BATCH])
+                for hits in self._client.search(COLLECTION, data=batch, **query):
                     entities = [hit["entity"] for hit in hits]
                     vectors = np.array([entity["vector"] for entity in entities], np.float32)
                     result.append(([_path(e) for e in entities], vectors.reshape(-1, self.about.width)))

@@ -19,7 +19,7 @@ class OnnxEncoder(Encoder):
     """A run's model, executed by ONNX Runtime.
 
     Raises:
-        OptionError: no towers in the run's folder, or towers of other weights.
+        OptionError: the run folder has no ONNX towers, or those of other weights.
     """
 
     def __init__(self, run: LoadedRun) -> None:
@@ -47,7 +47,7 @@ class OnnxEncoder(Encoder):
         return _run(self._text, ids.astype(np.int64))
 
 
-def _run(session: Any, given: np.ndarray) -> Embeddings:
+def _run(session: Any, batch: np.ndarray) -> Embeddings:
     names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(given)})
-    return {name: torch.from_numpy(part) for name, part in zip(names, found, strict=True)}
+    outputs = session.run(names, {session.get_inputs()[0].name: np.ascontiguousarray(batch)})
+    return {name: torch.from_numpy(part) for name, part in zip(names, outputs, strict=True)}

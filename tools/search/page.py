@@ -1,4 +1,4 @@
-"""The search page: bound to the loopback address, makes no outgoing requests, serves only indexed images.
+"""The search page: bound to the loopback address, without outgoing requests, serving only indexed images.
 
 Images are served as generated thumbnails; no URL of the page leads to a file of the gallery.
 """
@@ -29,8 +29,8 @@ HOST = "127.0.0.1"
 _NAMES = [HOST, "localhost"]  # requests for other host names are rejected
 _THUMBNAIL = (288, 180)  # height, width
 _MAX_COUNT = 60
-_KEPT = (600, 3600)  # interval of cleaning up thumbnails, and their maximum age, in seconds
-# Forbids the browser external requests, whatever the framework's page contains.
+_CACHE_CLEANUP = (600, 3600)  # interval of deleting thumbnails, and their maximum age, in seconds
+# Makes the browser block external requests, whatever the framework's page contains.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; frame-ancestors 'none'"
@@ -70,7 +70,7 @@ def serve_page(searcher: Searcher, port: int) -> None:
     # A thumbnail may still be written while the folder is removed.
     with tempfile.TemporaryDirectory(prefix="rde_page_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so that the folder is removed too
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that the folder is removed
         page = build_page(searcher)
         try:
             page.launch(
@@ -89,8 +89,8 @@ def serve_page(searcher: Searcher, port: int) -> None:
             )
         except OSError:
             raise OptionError(f"--port {port}: already in use or not allowed; choose another") from None
-        served = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
-        print(printable(served), flush=True)
+        summary = f"{len(searcher.store):,} images of {searcher.gallery} at http://{HOST}:{port}, end with Ctrl-C"
+        print(printable(summary), flush=True)
         page.block_thread()
 
 
@@ -114,56 +114,56 @@ class _Policy:
 
 
 def build_page(searcher: Searcher) -> gr.Blocks:
-    """The page, not served yet."""
+    """Build the page."""
     names = searcher.encoder.similarities
-    with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_KEPT) as page:
+    with gr.Blocks(analytics_enabled=False, title="RDE search", delete_cache=_CACHE_CLEANUP) as page:
         gr.HTML(_about(searcher), elem_id="about")
         with gr.Row():
             text = gr.Textbox(label="Who is it?", placeholder="Describe a person", scale=4, elem_id="sentence")
             button = gr.Button("Search", variant="primary", scale=1, elem_id="search")
         with gr.Row():
-            top = gr.Slider(1, _MAX_COUNT, value=12, step=1, label="How many pictures", elem_id="top")
-            similarity = gr.Radio(names, value=names[-1], label="By which embedding")
-        offered = gr.Examples([[example] for example in examples(searcher)], inputs=text, label="For example")
+            top = gr.Slider(1, _MAX_COUNT, value=12, step=1, label="Number of images", elem_id="top")
+            similarity = gr.Radio(names, value=names[-1], label="Similarity")
+        example_list = gr.Examples([[example] for example in examples(searcher)], inputs=text, label="Examples")
         # Encoding a dozen images as JPEG takes a tenth of the time of WebP, the framework's default.
-        shown = {"show_label": False, "buttons": [], "format": "jpeg"}
+        plain = {"show_label": False, "buttons": [], "format": "jpeg"}
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 gallery = gr.Gallery(
-                    columns=6, object_fit="contain", height="auto", allow_preview=False, elem_id="results", **shown
+                    columns=6, object_fit="contain", height="auto", allow_preview=False, elem_id="results", **plain
                 )
             with gr.Column(scale=1, min_width=300, elem_id="details"):
                 words = gr.HTML(_HINT, elem_id="words")
-                picture = gr.Image(interactive=False, elem_id="patches", visible=False, height=420, **shown)
+                picture = gr.Image(interactive=False, elem_id="patches", visible=False, height=420, **plain)
         state = gr.State(("", []))
 
         def search(text: str, top: float, similarity: str) -> Any:
-            return _with_errors_shown(lambda: found(check_sentence(text), int(top), similarity), outputs)
+            return _with_errors_shown(lambda: ranked(check_sentence(text), int(top), similarity), outputs)
 
         def search_again(text: str, top: float, similarity: str) -> Any:
             return search(text, top, similarity) if text.strip() else _unchanged(outputs)
 
-        def found(text: str, top: int, similarity: str) -> tuple:
+        def ranked(text: str, top: int, similarity: str) -> tuple:
             hits = searcher.search([text], top, similarity)[0]
             if warning := too_long(text, searcher.encoder):
                 gr.Warning(warning)
             cells = [(thumbnail(hit.file, _THUMBNAIL), f"{hit.score:.3f}  {printable(hit.file.name)}") for hit in hits]
             return gr.Gallery(cells, selected_index=None), (text, hits), gr.Image(None, visible=False), _HINT
 
-        def select(found: tuple[str, list[Hit]], event: gr.SelectData) -> Any:
-            return _with_errors_shown(lambda: shown_selection(found[0], found[1][event.index]), [picture, words])
+        def select(last: tuple[str, list[Hit]], event: gr.SelectData) -> Any:
+            return _with_errors_shown(lambda: details(last[0], last[1][event.index]), [picture, words])
 
-        def shown_selection(text: str, hit: Hit) -> tuple:
-            both, marked = selection(searcher, text, hit)
-            return gr.Image(both, visible=True), marked
+        def details(text: str, hit: Hit) -> tuple:
+            pictures, marked = selection(searcher, text, hit)
+            return gr.Image(pictures, visible=True), marked
 
         inputs, outputs = [text, top, similarity], [gallery, state, picture, words]
-        # One call at a time: token selection is recorded with hooks on the model.
-        at_once = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        gr.on([button.click, text.submit], search, inputs, outputs, **at_once)
-        gr.on([similarity.input, top.release], search_again, inputs, outputs, **at_once)
-        offered.load_input_event.then(search, inputs, outputs, **at_once)
-        gallery.select(select, state, [picture, words], **at_once).then(None, js=_SHOW_DETAILS)
+        # Token selection is recorded with hooks on the model.
+        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        gr.on([button.click, text.submit], search, inputs, outputs, **one_at_a_time)
+        gr.on([similarity.input, top.release], search_again, inputs, outputs, **one_at_a_time)
+        example_list.load_input_event.then(search, inputs, outputs, **one_at_a_time)
+        gallery.select(select, state, [picture, words], **one_at_a_time).then(None, js=_SHOW_DETAILS)
     return page
 
 
@@ -173,11 +173,11 @@ def _about(searcher: Searcher) -> str:
     model = f"{run.folder.resolve().name}, {run.file.name}, trained on {run.options.dataset_name}"
     gallery = "/".join(searcher.gallery.parts[-2:])
     gallery, model = (html.escape(printable(text)) for text in (gallery, model))
-    return f"<h2>Search {len(searcher.store):,} pictures by a sentence</h2><p>of {gallery}<br>model: {model}</p>"
+    return f"<h2>Search {len(searcher.store):,} images</h2><p>of {gallery}<br>model: {model}</p>"
 
 
 def _with_errors_shown(work: Callable[[], Any], outputs: Sequence[Any]) -> Any:
-    """The result of `work`; a user error is shown on the page, which otherwise stays unchanged."""
+    """The result of `work`; user errors are shown on the page, which then stays unchanged."""
     try:
         return work()
     except UserError as error:
@@ -194,9 +194,9 @@ def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str
     run = searcher.encoder.run
     pictures = overlaid(run.model, run.options.img_size, hit.file, upright=True)
     width, height = pictures[0].size
-    both = Image.new("RGB", (2 * width + 12, height), "white")
+    side_by_side = Image.new("RGB", (2 * width + 12, height), "white")
     for n, picture in enumerate(pictures):
-        both.paste(picture, (n * (width + 12), 0))
+        side_by_side.paste(picture, (n * (width + 12), 0))
     marked = " ".join(
         f'<mark style="background: rgba(0, 114, 178, {0.12 + 0.5 * weight:.2f})">{html.escape(word)}</mark>'
         if weight
@@ -205,4 +205,4 @@ def selection(searcher: Searcher, text: str, hit: Hit) -> tuple[Image.Image, str
     )
     scores = ", ".join(f"{html.escape(name)} {score:.3f}" for name, score in hit.scores.items())
     name = html.escape(printable(str(hit.file.relative_to(searcher.gallery))))
-    return both, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"
+    return side_by_side, f"<p>{marked}</p><p><small>{name}<br>{scores}</small></p>"

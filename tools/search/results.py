@@ -1,4 +1,4 @@
-"""The output of a search: a table, JSON, and a contact sheet with scores."""
+"""The results of a search as a table, JSON, and a contact sheet with scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prettytable import PrettyTable
 
 from datasets.images import open_rgb
 from tools.search.search import Hit
-from tools.search.texts import shown
+from tools.search.texts import one_line
 from utils.errors import printable
 from utils.figures import Cell, picture_rows
 from utils.files import write_text
@@ -21,17 +21,17 @@ _SHEET_QUERIES, _SHEET_HITS = 20, 10
 
 
 def table(title: str, hits: Sequence[Hit]) -> str:
-    """One query's results as a table, with every embedding's score."""
+    """One query's results as a table with every embedding's score."""
     rows = PrettyTable(["", "score", *(hits[0].scores if hits else ()), "file"], align="r")
     rows.align["file"] = "l"
     for hit in hits:
         scores = [f"{value:.3f}" for value in (hit.score, *hit.scores.values())]
         rows.add_row([hit.rank, *scores, printable(str(hit.file))])
-    return f"{shown(title)}\n{rows.get_string()}"
+    return f"{one_line(title)}\n{rows.get_string()}"
 
 
-def named(out: Path, name: str) -> Path:
-    """Stem of the output files for `--out`; `name` inside it if it is a folder."""
+def output_stem(out: Path, name: str) -> Path:
+    """Path of the output files for `--out`, without suffix; `name` inside it if it is a folder."""
     if out.is_dir():
         return out / name
     return out.with_suffix("") if out.suffix in (".json", ".png") else out
@@ -47,22 +47,22 @@ def write_json(content: object, out: Path) -> Path:
 
 def write(queries: Sequence[str], similarity: str, results: Sequence[Sequence[Hit]], out: Path) -> tuple[Path, Path]:
     """Write `out`.json and `out`.png; the sheet shows the first 20 queries with ten results each."""
-    out = named(out, "query")
+    out = output_stem(out, "query")
     content = [
         {"query": query, "similarity": similarity, "results": [hit.asdict() for hit in hits]}
         for query, hits in zip(queries, results, strict=True)
     ]
-    listed, sheet = write_json(content, out), out.with_name(f"{out.name}.png")
+    listing, sheet = write_json(content, out), out.with_name(f"{out.name}.png")
     rows = [
-        (shown(query), [Cell(thumbnail(hit.file, CELL), f"{hit.score:.3f}") for hit in hits[:_SHEET_HITS]])
+        (one_line(query), [Cell(thumbnail(hit.file, CELL), f"{hit.score:.3f}") for hit in hits[:_SHEET_HITS]])
         for query, hits in zip(queries[:_SHEET_QUERIES], results, strict=False)
     ]
     picture_rows(rows, sheet)
-    return listed, sheet
+    return listing, sheet
 
 
 def thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
-    """The whole image, upright, on a white (height, width) canvas; grey if it was deleted since indexing."""
+    """The whole image, upright, on a white (height, width) canvas; a grey one if it can't be read any more."""
     height, width = size
     try:
         picture = open_rgb(file, size, upright=True)
@@ -70,6 +70,6 @@ def thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
         return Image.new("RGB", (width, height), "#bbbbbb")
     scale = min(width / picture.width, height / picture.height)
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size])  # at least one pixel
-    shown = Image.new("RGB", (width, height), "white")
-    shown.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
-    return shown
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    return canvas

@@ -1,4 +1,4 @@
-"""The records of an index, independent of its storage."""
+"""Records of an index, independent of its storage."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 
 class Stamp(NamedTuple):
-    """Length and modification time (ns) of a file, to detect changes."""
+    """Size and modification time (ns) of a file, to detect changes."""
 
     size: int
     mtime: int
 
 
 class Row(NamedTuple):
-    """Record of a file; its path is relative to the gallery. `error` says why there is no vector."""
+    """Record of a file. Its path is relative to the gallery; `error` is the reason for having no vector."""
 
     path: Path
     stamp: Stamp
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 class About(NamedTuple):
     """Gallery and model of an index.
 
-    `run` and `checkpoint` are the model's last known location, `widths` the embeddings' widths in vector order.
+    `run` and `checkpoint` are the model's last known location; `widths` are the embeddings' widths in vector order.
     """
 
     gallery: Path
@@ -46,19 +46,19 @@ class About(NamedTuple):
 
     @property
     def layout(self) -> str:
-        """Layout of a vector, in words."""
+        """Description of a vector's layout."""
         names = ", ".join(name.lower() for name in self.widths)
         return f"[{names}] / sqrt({len(self.widths)})"
 
     def to_json(self) -> str:
-        """Serialise for `from_json`."""
+        """Serialise; see `from_json`."""
         return json.dumps(self._asdict(), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> About:
         """Inverse of `to_json`."""
         content = json.loads(text)
-        if "widths" not in content:  # written when BGE and TSE were the only ones
+        if "widths" not in content:  # written when BGE and TSE were the only embeddings
             bge, width = content.pop("bge_width"), content.pop("width")
             content["widths"] = {"BGE": bge, "TSE": width - bge}
         about = cls(**content)
@@ -66,5 +66,5 @@ class About(NamedTuple):
 
 
 def identity(path: Path) -> int:
-    """A file's id in every index: 63 bits of a hash of its path in the gallery."""
+    """A file's id: 63 bits of a hash of its path in the gallery, the same in every index."""
     return int.from_bytes(hashlib.sha256(os.fsencode(path.as_posix())).digest()[:8], "big") >> 1

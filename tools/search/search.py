@@ -1,4 +1,4 @@
-"""Sentences in, ranked images out."""
+"""Searching an index: sentences in, ranked images out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tools.search.index import check_model, faiss_file
 from tools.search.store import Store
 from utils.errors import OptionError
 
-_RERANKED = 1000
+_MIN_RERANKED = 1000
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One result: its rank from 1, the similarity it was ranked by, each embedding's cosine, and the file."""
+    """One result: rank from 1, the similarity it is ranked by, each embedding's cosine, and the file."""
 
     rank: int
     score: float
@@ -31,19 +31,19 @@ class Hit:
     file: Path
 
     def asdict(self) -> dict[str, object]:
-        """The hit as JSON values."""
+        """Convert to JSON values."""
         scores = {name.lower(): score for name, score in self.scores.items()}
         return {"rank": self.rank, "score": self.score, **scores, "file": str(self.file)}
 
 
 class Searcher:
-    """An index with the model that it was built with.
+    """An index and the model that built it.
 
     Args:
         approximate: search with FAISS instead of exhaustively.
 
     Raises:
-        OptionError: another model, an empty index, or one changed since FAISS was built.
+        OptionError: another model, an empty index, or an outdated FAISS index.
     """
 
     def __init__(self, store: Store, encoder: Encoder, *, approximate: bool = False) -> None:
@@ -51,7 +51,7 @@ class Searcher:
         self.store, self.encoder = store, encoder
         self.gallery = store.about.gallery
         if not len(store):
-            raise OptionError(f"{store.name} holds no image that could be read")
+            raise OptionError(f"{store.name} contains no readable image")
         if approximate and isinstance(store, FileStore):
             store.engine = Faiss.read(faiss_file(store))
 
@@ -61,29 +61,30 @@ class Searcher:
         """The `top` images for each sentence, by one of the encoder's similarities.
 
         Args:
-            rerank: re-rank the nearest thousand, or `top` if that is more.
+            rerank: re-rank the nearest thousand, or the nearest `top` if that is more.
         """
         queries = self.encoder.texts(texts)
-        found = self.store.nearest(self.encoder.weigh(queries, similarity), max(top, _RERANKED) if rerank else top)
-        ranked = zip(queries, found, strict=True)
-        return [self._rank(query, *of_query, similarity, rerank)[:top] for query, of_query in ranked]
+        count = max(top, _MIN_RERANKED) if rerank else top
+        nearest = self.store.nearest(self.encoder.weigh(queries, similarity), count)
+        ranked = zip(queries, nearest, strict=True)
+        return [self._rank(query, *candidates, similarity, rerank)[:top] for query, candidates in ranked]
 
     def _rank(
         self, query: np.ndarray, paths: list[Path], vectors: np.ndarray, similarity: str, rerank: RerankSettings | None
     ) -> list[Hit]:
         """Rank the candidates by their exact vectors."""
         names = self.encoder.similarities
-        scores = vectors @ np.stack([self.encoder.weigh(query[None], name)[0] for name in names]).T  # (found, names)
-        by = scores[:, names.index(similarity)]
+        scores = vectors @ np.stack([self.encoder.weigh(query[None], name)[0] for name in names]).T  # (paths, names)
+        ranking = scores[:, names.index(similarity)]
         if rerank:
-            gallery, cosine = (torch.from_numpy(part).to(self.encoder.device) for part in (vectors, by))
-            by = KReciprocal(gallery, rerank).similarity(cosine[None])[0].cpu().numpy()
+            gallery, cosine = (torch.from_numpy(part).to(self.encoder.device) for part in (vectors, ranking))
+            ranking = KReciprocal(gallery, rerank).similarity(cosine[None])[0].cpu().numpy()
         return [
             Hit(
                 rank,
-                float(by[n]),
+                float(ranking[n]),
                 {name: float(score) for name, score in zip(self.encoder.widths, scores[n], strict=False)},
                 self.gallery / paths[n],
             )
-            for rank, n in enumerate(best_first(by, len(by)), 1)
+            for rank, n in enumerate(best_first(ranking, len(ranking)), 1)
         ]

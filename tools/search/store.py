@@ -1,4 +1,4 @@
-"""Opening an index: in a folder, or in Milvus."""
+"""Opening an index in a folder or in Milvus."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def open_store(folder: Path, uri: str | None = None) -> Store:
 
     Raises:
         OptionError: it doesn't exist.
-        DataError: it is damaged, or of another version.
+        DataError: it is damaged, or from another version.
     """
     if uri:
         return MilvusStore(uri)
     if not (folder / MANIFEST).is_file():
-        old = f" ({OLD} is of an older version)" if (folder / OLD).is_file() else ""
+        old = f" ({OLD} is from an older version)" if (folder / OLD).is_file() else ""
         raise OptionError(
             f"no index in {folder}{old}: build one with python -m tools.search index, or pass another with --index"
         )

@@ -11,14 +11,14 @@ from utils.encoding import not_utf8
 from utils.errors import DataError, OptionError, printable
 
 
-def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
-    """The sentences given, then those of a file, one per line.
+def read_sentences(sentences: Sequence[str], file: Path | None) -> list[str]:
+    """The given sentences, then those of a file with one per line.
 
     Raises:
-        OptionError: none, or an empty one.
-        DataError: a file that can't be read.
+        OptionError: no sentence, or an empty one.
+        DataError: the file can't be read.
     """
-    texts = [check_sentence(text) for text in given]
+    texts = [check_sentence(text) for text in sentences]
     if file:
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -35,7 +35,7 @@ def read_sentences(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def check_sentence(text: str) -> str:
-    """The sentence without surrounding whitespace.
+    """Strip a sentence.
 
     Raises:
         OptionError: it is empty.
@@ -45,13 +45,13 @@ def check_sentence(text: str) -> str:
     return text.strip()
 
 
-def shown(text: str, most: int = 300) -> str:
-    """The sentence on one line, cut to `most` characters."""
-    return printable(text if len(text) <= most else f"{text[:most].rstrip()} …")
+def one_line(text: str, limit: int = 300) -> str:
+    """The sentence on one line, truncated to `limit` characters."""
+    return printable(text if len(text) <= limit else f"{text[:limit].rstrip()} …")
 
 
 def too_long(text: str, encoder: Encoder) -> str:
-    """A warning for a sentence that the model truncates, "" for others."""
+    """The warning for a sentence that the model truncates; "" for others."""
     tokens = len(encoder.tokenizer.encode(text))
     if tokens <= encoder.words:
         return ""
@@ -62,4 +62,4 @@ def warn_long(texts: Sequence[str], encoder: Encoder) -> None:
     """Warn about each sentence that is too long."""
     for text in texts:
         if warning := too_long(text, encoder):
-            print(f"warning: {warning}: {shown(text, 50)}", file=sys.stderr)
+            print(f"warning: {warning}: {one_line(text, 50)}", file=sys.stderr)
