@@ -1,10 +1,10 @@
 """Measure speed and memory on this machine, print the results and save them as JSON.
 
-On a CPU everything runs on one thread and is measured in CPU time, so that other load hardly matters. With more
-threads (--threads) wall time is measured, which needs an idle machine.
+On a CPU everything runs on one thread and is measured in CPU time, which other load hardly affects. With more threads
+(--threads) wall time is measured, which needs an idle machine.
 
 python -m benchmarks                       # everything
-python -m benchmarks model ranking         # selected sections; the file keeps the last results of the others
+python -m benchmarks model ranking         # selected sections; the file keeps older results of the others
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Setting], Rows]]] = {
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("benchmarks", __doc__)
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("sections", nargs="*", help=f"sections to run, of {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--precision", help="of ours: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads, when running on the CPU (default: 1)")
-    parser.add_argument("--batch_size", type=int, help="pairs in a batch (default: 64 on CUDA, else 8)")
+    parser.add_argument("--precision", help="our model's: fp32, bf16 or fp16 (default: bf16 on CUDA, else fp32)")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads, on a CPU (default: 1)")
+    parser.add_argument("--batch_size", type=int, help="pairs per batch (default: 64 on CUDA, else 8)")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions; the median is reported (default: 3)")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
@@ -81,8 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Run the selected sections, saving each as soon as it is done."""
     args = parse(build_parser(), argv)
-    wanted = args["sections"] or list(SECTIONS)
-    if unknown := [name for name in wanted if name not in SECTIONS]:
+    selected = args["sections"] or list(SECTIONS)
+    if unknown := [name for name in selected if name not in SECTIONS]:
         raise OptionError(f"no section {unknown[0]}: choose from {', '.join(SECTIONS)}")
     device = choose_device(args["device"])
     gpu = device.type == "cuda"
@@ -91,9 +91,9 @@ def main(argv: Sequence[str]) -> None:
         raise OptionError(f"--precision {precision}: choose from fp32, bf16, fp16")
     batch = args["batch_size"] or (64 if gpu else 8)
     threads = args["threads"]
-    for flag, value, least in (("batch_size", batch, 2), ("repeats", args["repeats"], 1), ("threads", threads, 1)):
-        if value < least:
-            raise OptionError(f"--{flag} {value}: must be at least {least}")
+    for flag, value, minimum in (("batch_size", batch, 2), ("repeats", args["repeats"], 1), ("threads", threads, 1)):
+        if value < minimum:
+            raise OptionError(f"--{flag} {value}: must be at least {minimum}")
     results_of(args["out"])
     if not gpu:
         torch.set_num_threads(threads)
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
             steps=10 if gpu else 1,
             folder=Path(folder),
         )
-        for name in wanted:
+        for name in selected:
             title, section = SECTIONS[name]
             rows = section(setting)
             print(f"\n{table(title, rows)}", flush=True)
@@ -121,39 +121,39 @@ def main(argv: Sequence[str]) -> None:
 def table(title: str, rows: Rows) -> str:
     """Format rows as a table with their keys as columns; missing values are left empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    shown = PrettyTable(columns, title=title, align="r")
-    shown.align[columns[0]] = "l"
-    shown.add_rows([[_shown(row.get(column)) for column in columns] for row in rows])
-    return shown.get_string()
+    formatted = PrettyTable(columns, title=title, align="r")
+    formatted.align[columns[0]] = "l"
+    formatted.add_rows([[_cell(row.get(column)) for column in columns] for row in rows])
+    return formatted.get_string()
 
 
-def _shown(value: object) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def save(file: Path, section: str, content: dict) -> None:
-    """Write a section's results atomically into the file, keeping those of the others."""
+    """Write a section's results into the file atomically, keeping those of other sections."""
     write_text(file, json.dumps(results_of(file) | {section: content}, indent=1) + "\n")
 
 
 def results_of(file: Path) -> dict:
-    """Read the results saved so far; empty when there is no file yet.
+    """Read the saved results; empty if there is no file yet.
 
     Raises:
         OptionError: the file isn't a results file, or its folder doesn't exist.
     """
     if not file.exists():
         if not file.parent.is_dir():
-            raise OptionError(f"--out {file}: there is no folder {file.parent}")
+            raise OptionError(f"--out {file}: no folder {file.parent}")
         return {}
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         results = None
     if not isinstance(results, dict):
-        raise OptionError(f"--out {file}: the existing file holds no benchmark results, choose another")
+        raise OptionError(f"--out {file}: the existing file contains no benchmark results, choose another")
     return results
 
 

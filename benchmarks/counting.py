@@ -1,7 +1,7 @@
-"""Operations, synchronisations and allocations of a training step and a scoring batch: equal on every machine.
+"""Operations, synchronisations and allocations of a training step and a scoring batch: the same on every machine.
 
 A fast GPU computes a small operation in less time than Python needs to launch it, so the number of operations limits
-the throughput; and each time Python waits for the device, the device then waits for Python.
+throughput; and whenever Python waits for the device, the device then waits for Python.
 
 `python -m benchmarks counting` prints them.
 """
@@ -33,18 +33,18 @@ from processor.scoring import score_pairs
 from processor.settings import LoopSettings
 
 Pass = Callable[[Sequence[Batch]], Any]
-_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}  # read the value or shape of a result
-_READS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}  # copy to the host; on a CPU they dispatch no operation
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2"}  # return a value or a data-dependent shape
+_READS = {Tensor.cpu, Tensor.numpy, Tensor.tolist}  # copy to the host, without dispatching an operation on a CPU
 
 
 @dataclass
 class Counts:
-    """Counters over a number of calls.
+    """Counters.
 
     Attributes:
         operations: ATen operations other than views.
-        synchronisations: times that Python would wait for a GPU.
-        allocated: bytes of new tensors.
+        synchronisations: number of times that Python would wait for a GPU.
+        allocated: bytes allocated for new tensors.
     """
 
     operations: int = 0
@@ -55,26 +55,26 @@ class Counts:
 class _Operations(TorchDispatchMode):
     def __init__(self, counts: Counts, host: Iterable[Tensor]) -> None:
         super().__init__()
-        self.counts, self.host = counts, {_place(tensor) for tensor in host}
+        self.counts, self.host = counts, {_storage(tensor) for tensor in host}
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {_place(tensor) for tensor in _tensors((args, kwargs))}
+        inputs = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         result = operator(*args, **(kwargs or {}))
-        if operator.namespace == "aten" and not operator.is_view and not given & self.host:
+        if operator.namespace == "aten" and not operator.is_view and not inputs & self.host:
             self.counts.operations += 1
             self.counts.synchronisations += _waits(operator, args)
-            new = {_place(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(result)}
-            self.counts.allocated += sum(size for place, size in new.items() if place not in given)
+            new = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in _tensors(result)}
+            self.counts.allocated += sum(size for storage, size in new.items() if storage not in inputs)
         return result
 
 
 class _Reads(TorchFunctionMode):
     def __init__(self, counts: Counts, host: Iterable[Tensor]) -> None:
         super().__init__()
-        self.counts, self.host = counts, {_place(tensor) for tensor in host}
+        self.counts, self.host = counts, {_storage(tensor) for tensor in host}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _READS and _place(args[0]) not in self.host:
+        if function in _READS and _storage(args[0]) not in self.host:
             self.counts.synchronisations += 1
         return function(*args, **(kwargs or {}))
 
@@ -91,7 +91,7 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor)]
 
 
-def _place(tensor: Tensor) -> int:
+def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
@@ -107,14 +107,14 @@ def counted(setting: Setting) -> Rows:
     model, batch = random_model(TINY, cpu), random_batch(TINY, setting.batch, cpu)
     optimizer = plain.build_optimizer(*optimizer_arguments(model))
     return [
-        {"what": f"{what}, {way}"} | marginal_cost(of_batches, batch, optimizer)
+        {"what": f"{what}, {way}"} | marginal_cost(run_pass, batch, optimizer)
         for what, ways in passes(model, optimizer, len(batch.pids)).items()
-        for way, of_batches in ways.items()
+        for way, run_pass in ways.items()
     ]
 
 
 def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, dict[str, Pass]]:
-    """Training and scoring, plain and ours, as passes over batches of `pairs` pairs; `optimizer` is the plain one's."""
+    """Training and scoring over batches of `pairs` pairs, plain and ours; `optimizer` is for the plain model."""
     slow, weight, state = PlainModel(model), np.ones(pairs, np.float32), training_state(model)
     settings = LoopSettings(log_period=100)
     return {
@@ -129,18 +129,18 @@ def passes(model: DualEncoder, optimizer: Optimizer, pairs: int) -> dict[str, di
     }
 
 
-def marginal_cost(of_batches: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
+def marginal_cost(run_pass: Pass, batch: Batch, plain_optimizer: Optimizer) -> dict[str, int | float]:
     """Difference between a pass over two batches and one over a single batch."""
-    found = []
-    with products(mkl=True):  # as on any machine without AVX-512
-        of_batches([batch])  # the optimizer allocates its moments
+    measured = []
+    with products(mkl=True):  # as on a machine without AVX-512
+        run_pass([batch])  # let the optimizer allocate its moments
         steps = [state["step"] for state in plain_optimizer.state.values()]  # stay on the CPU
         for count in (1, 2):
             with counting(host=[batch.pairs, *steps]) as counts:
-                of_batches([batch] * count)
-            found.append(counts)
-        flop = count_flop(lambda: of_batches([batch]))
-    one, two = found
+                run_pass([batch] * count)
+            measured.append(counts)
+        flop = count_flop(lambda: run_pass([batch]))
+    one, two = measured
     return {
         "operations": two.operations - one.operations,
         "synchronisations": two.synchronisations - one.synchronisations,

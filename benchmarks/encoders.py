@@ -1,4 +1,4 @@
-"""Training step, CCD pass and evaluation encoding against the plain baseline, ablations, and by batch size."""
+"""Training step, CCD pass and evaluation encoding: against the plain baseline, ablated, and by batch size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from solver.optimizer import build_optimizer
 
 
 class SyntheticGallery:
-    """The images and captions of a batch as an evaluation split, which sorts captions by their length."""
+    """A batch, repeated, as an evaluation split, which sorts captions by length."""
 
     def __init__(self, batch: Batch, batches: int) -> None:
         self.batch, self.batches = batch, batches
@@ -40,7 +40,7 @@ class SyntheticGallery:
         yield from [self.batch.images] * self.batches
 
     def text_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions and ids: of all captions, the shorter half first."""
+        """Positions and token ids of all captions, the shorter half first."""
         ids = self.batch.ids.repeat(self.batches, 1)
         for rows in ids.argmax(dim=1).argsort().split(len(self.batch.ids)):
             yield rows.cpu(), ids[rows, : int(ids[rows].argmax(dim=1).max()) + 1]
@@ -54,31 +54,31 @@ def training_step(
     log_period: int | None = None,
     cuda_graphs: bool = False,
 ) -> Way:
-    """A call that trains on `setting.steps` batches, with an optimizer of its own or one that others use too.
+    """A function that trains on `setting.steps` batches, with a new optimizer or a shared one.
 
-    The device is waited for every `log_period` steps, by default once.
+    It waits for the device every `log_period` steps, by default once.
     """
-    own = model.model if isinstance(model, PlainModel) else model
-    state = training_state(own, as_encoder(model), optimizer)
+    trained = model.model if isinstance(model, PlainModel) else model
+    state = training_state(trained, as_encoder(model), optimizer)
     weight, batches = np.ones(len(batch.pids), np.float32), [batch] * setting.steps
     settings = LoopSettings(log_period=log_period or setting.steps, cuda_graphs=cuda_graphs)
     return lambda: train_epoch(state, batches, weight, settings)
 
 
 def as_encoder(model: DualEncoder | PlainModel) -> Encoder:
-    """A plain model can do what the passes over pairs ask of an `Encoder`, though nothing else."""
+    """Type a plain model as an `Encoder`: it has the methods that passes over pairs call, but no others."""
     return cast("Encoder", model)
 
 
 def plain_training_step(setting: Setting, batch: Batch, model: PlainModel) -> Way:
-    """The same for the plain baseline."""
+    """As `training_step`, for the plain baseline."""
     optimizer = plain.build_optimizer(*optimizer_arguments(model.model))
     label = np.ones(len(batch.pids), np.float32)
     return lambda: plain.train_epoch(model, optimizer, [batch] * setting.steps, label)
 
 
-def both(setting: Setting) -> tuple[PlainModel, DualEncoder]:
-    """The plain model, and ours in the setting's precision; they share their weights where they can."""
+def plain_and_ours(setting: Setting) -> tuple[PlainModel, DualEncoder]:
+    """The plain model, and ours in the setting's precision; with equal precisions they share weights."""
     fast = ours(setting)
     if setting.precision == setting.plain_precision:
         return PlainModel(fast), fast
@@ -91,10 +91,10 @@ def ours(setting: Setting) -> DualEncoder:
 
 
 def compare_with_plain(setting: Setting) -> Rows:
-    """The three passes; the share is of the matrix rate that large products reach in our precision on this machine."""
+    """The three passes; shares are of the rate that large matrix products reach in our precision on this machine."""
     batch, steps = _batch(setting), setting.steps
     pairs, peak = setting.batch * steps, matrix_peak(setting.device, setting.dtype)
-    slow, fast = both(setting)
+    slow, fast = plain_and_ours(setting)
     tal = training_state(fast).loss
     large = random_batch(setting.sizes, setting.evaluation_batch, setting.device)
     gallery, ids = SyntheticGallery(large, 2), [large.ids] * 2
@@ -125,7 +125,7 @@ def compare_with_plain(setting: Setting) -> Rows:
     rows = []
     for what, (plainly, ways, count) in passes.items():
         seconds = interleaved({"plain": plainly} | ways, setting.repeats, setting.device)
-        if _TWICE in ways:  # the capture takes as long for twice as many batches
+        if _TWICE in ways:  # subtract the time of capturing, which is the same for both
             seconds[_GRAPHS] = seconds.pop(_TWICE) - seconds[_GRAPHS]
         flop = count_flop(ways[""]) / count
         rows += [
@@ -145,7 +145,7 @@ _GRAPHS, _TWICE = " --cuda_graphs, captured", " --cuda_graphs, twice"
 
 
 def _with_graphs(setting: Setting, way: Callable[..., Way]) -> dict[str, Way]:
-    """Eager and, on CUDA, with `--cuda_graphs` for once and twice as many batches, by suffixes of a row's name."""
+    """Eager and, on CUDA, with `--cuda_graphs` for one and two times the batches, by suffix of the row's name."""
     if setting.device.type != "cuda":
         return {"": way()}
     return {"": way(), _GRAPHS: way(graphs=True), _TWICE: way(graphs=True, times=2)}
@@ -156,7 +156,7 @@ def _batch(setting: Setting) -> Batch:
 
 
 def _waits(way: Way) -> int:
-    """How often CUDA was synchronised with, as far as torch notices."""
+    """Number of CUDA synchronisations that torch notices."""
     way()
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -179,17 +179,16 @@ LEVERS = {
 
 
 def levers(setting: Setting) -> Rows:
-    """One lever off at a time, all others on: how many times as long the passes then take; and what flags do that are
-    off by default."""
+    """Slowdown of the passes with one optimisation off at a time, and effect of flags that are off by default."""
     batch, model, pairs = _batch(setting), ours(setting), setting.batch * setting.steps
-    on = PlainModel(model, **dict.fromkeys(LEVERS.values(), False))
-    models = {"all on": on} | {name: replace(on, **{part: True}) for name, part in LEVERS.items()}
+    fast = PlainModel(model, **dict.fromkeys(LEVERS.values(), False))
+    models = {"all on": fast} | {name: replace(fast, **{part: True}) for name, part in LEVERS.items()}
     fused, single = build_optimizer(*optimizer_arguments(model)), plain.build_optimizer(*optimizer_arguments(model))
     training = {name: training_step(setting, batch, encoders, fused) for name, encoders in models.items()}
-    training["a group for every parameter, not fused"] = training_step(setting, batch, on, single)
-    training["each step's loss waited for"] = training_step(setting, batch, on, fused, log_period=1)
-    training["--grad_checkpointing"] = _recomputing(model, training["all on"])
-    # Models of their own are timed by themselves: the first step after another model's pays for memory again.
+    training["a group for every parameter, not fused"] = training_step(setting, batch, fast, single)
+    training["each step's loss waited for"] = training_step(setting, batch, fast, fused, log_period=1)
+    training["--grad_checkpointing"] = _checkpointed(model, training["all on"])
+    # Other models are timed separately: the first step after another model's allocates memory again.
     other = "bf16" if setting.precision == "fp32" else "fp32"
     others = {"all on": training["all on"]}
     others[f"--precision {other}"] = training_step(setting, batch, ours(replace(setting, precision=other)))
@@ -199,12 +198,12 @@ def levers(setting: Setting) -> Rows:
         others["--compile"] = training_step(setting, batch, compiled)
     batches = [batch] * setting.steps
     scoring = {
-        "all on": lambda: score_pairs(as_encoder(on), training_state(model).loss, batches, pairs),
-        "CCD's losses kept pair by pair": lambda: plain.score_pairs(on, batches, pairs),
+        "all on": lambda: score_pairs(as_encoder(fast), training_state(model).loss, batches, pairs),
+        "CCD's losses kept pair by pair": lambda: plain.score_pairs(fast, batches, pairs),
     }
     gallery = SyntheticGallery(batch, 2)
     encoding: dict[str, Way] = {name: partial(encode, encoders, gallery) for name, encoders in models.items()}
-    encoding["one encoding pass for each embedding"] = lambda: [encode(on, gallery) for _ in range(2)]
+    encoding["one encoding pass for each embedding"] = lambda: [encode(fast, gallery) for _ in range(2)]
     rows: dict[str, dict] = {}
     passes = (
         ("training step", training),
@@ -219,7 +218,7 @@ def levers(setting: Setting) -> Rows:
     return list(rows.values())
 
 
-def _recomputing(model: DualEncoder, step: Way) -> Way:
+def _checkpointed(model: DualEncoder, step: Way) -> Way:
     def way() -> None:
         model.backbone.set_grad_checkpointing(True)
         step()
@@ -229,9 +228,9 @@ def _recomputing(model: DualEncoder, step: Way) -> Way:
 
 
 def growth(setting: Setting) -> Rows:
-    """Training steps of a quarter, half and the whole batch."""
+    """Training steps at a quarter, half and all of the batch size."""
     rows = []
-    slow, fast = both(setting)
+    slow, fast = plain_and_ours(setting)
     for size in sorted({max(2, setting.batch // divisor) for divisor in (4, 2, 1)}):
         part = replace(setting, batch=size)
         batch = _batch(part)

@@ -38,7 +38,7 @@ SIZE = image_size(TINY)
 
 
 def tiny_epoch(setting: Setting) -> Rows:
-    """CCD, training and evaluation, with the image cache filled as from the second epoch on."""
+    """CCD, training and evaluation with a filled image cache, as after the first epoch."""
     folder = setting.folder / "epoch"
     counts = {"train": setting.scaled(IMAGES), "test": setting.scaled(QUERIES) // 2}
     file = write_dataset(folder, counts, SIZE, captions_per_image=2, images_per_person=4)
@@ -51,19 +51,19 @@ def tiny_epoch(setting: Setting) -> Rows:
         timed = interleaved(dict(zip(seconds, ways, strict=True)), setting.repeats, setting.device)
         for name, value in timed.items():
             seconds[name][part] = value
-    for own in seconds.values():
-        own["epoch (CCD and training)"] = own["CCD"] + own["training"]
+    for times in seconds.values():
+        times["epoch (CCD and training)"] = times["CCD"] + times["training"]
     rows = [
-        compare(part, {name: own[part] for name, own in seconds.items()}, len(pairs))
+        compare(part, {name: times[part] for name, times in seconds.items()}, len(pairs))
         for part in ("CCD", "training", "epoch (CCD and training)")
     ]
     queries = len(splits["test"].captions)
-    rows.append(compare("evaluation", {name: own["evaluation"] for name, own in seconds.items()}, queries))
+    rows.append(compare("evaluation", {name: times["evaluation"] for name, times in seconds.items()}, queries))
     return [*rows, {"what": f"decoding {counts['train']:,} images and tokenising, once, s", "value": built}]
 
 
 def _ways(setting: Setting, pairs: TrainingPairs, test: Split) -> list[tuple[Callable, Callable]]:
-    """(plain, ours) for CCD, training and evaluation each."""
+    """(plain, ours) for each of CCD, training and evaluation."""
     device, tokenizer, label = setting.device, Tokenizer(), np.ones(len(pairs), np.float32)
     slow = PlainModel(random_model(TINY, device, setting.plain_precision))
     slow_optimizer = plain.build_optimizer(*optimizer_arguments(slow.model))

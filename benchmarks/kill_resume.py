@@ -1,9 +1,9 @@
-"""Kill short runs at random moments, resume them, and compare the results with those of an uninterrupted run.
+"""Kill short runs at random moments, resume them, and compare the results with an uninterrupted run.
 
 python -m benchmarks.kill_resume              # 30 kills; a quarter of an hour on two busy CPU cores
 
-Half of the kills come at a random time after the start. The others target short phases: decoding images, writing a
-checkpoint, the test. Every other run loads data with worker processes. Exit status 1 when a result differs.
+Half of the kills come at a random time. The others target short phases: decoding images, writing a checkpoint,
+testing. Every other run loads data with worker processes. The exit status is 1 if a result differs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from utils.program import run_program
 from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[1]
-CLOCK = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
+TIMINGS = ("seconds", "pairs_per_second", "data_wait_share", "peak_memory_gb")
 EPOCHS = 5
 DECODING, WRITING, TESTING = "while images were decoded", "while a checkpoint was written", "in the test"
-# Files that depend on the time, the folder or the number of interruptions.
+# Files that depend on time, folder or number of interruptions.
 _RUN_SPECIFIC = (".lock", "configs.yaml", "*_log.txt", "events.out.tfevents.*")
 
 
@@ -41,13 +41,13 @@ def records_without_times(run_dir: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for record in records:
         for part in (record, record["ccd"] or {}):
-            for name in CLOCK:
+            for name in TIMINGS:
                 part.pop(name, None)
     return records
 
 
 def command(annotations: Path, output_dir: Path, num_workers: int) -> list[str]:
-    """Arguments of a short but complete run: decoding, augmentation, CCD, validation, checkpoints, test."""
+    """Arguments of a short but complete run, with decoding, augmentation, CCD, validation, checkpoints and test."""
     flags = f"--pretrain_choice tiny --img_size 48 16 --stride_size 8 --batch_size 16 --num_epoch {EPOCHS} --lr 1e-4 "
     flags += f"--warmup_epochs 2 --noisy_rate 0.5 --img_aug --txt_aug --num_workers {num_workers} --device cpu"
     folders = ["--output_dir", str(output_dir), "--image_cache", str(output_dir / "cache")]
@@ -55,7 +55,7 @@ def command(annotations: Path, output_dir: Path, num_workers: int) -> list[str]:
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen:
-    """Start train.py, printing only errors."""
+    """Start train.py, showing only errors."""
     return subprocess.Popen([sys.executable, ROOT / "train.py", *arguments], stdout=subprocess.DEVNULL)
 
 
@@ -65,19 +65,19 @@ def only_run(output_dir: Path) -> Path | None:
 
 
 def finished_run(output_dir: Path) -> Path:
-    """The folder of a run that has ended."""
+    """The folder of a finished run."""
     if run_dir := only_run(output_dir):
         return run_dir
-    raise UserError(f"{output_dir} holds no run")
+    raise UserError(f"no run in {output_dir}")
 
 
 def kill_until_done(
-    arguments: Sequence[str], output_dir: Path, kills: Counter, wanted: int, longest: float, rng: random.Random
+    arguments: Sequence[str], output_dir: Path, kills: Counter, total: int, longest: float, rng: random.Random
 ) -> Path:
-    """Kill and resume one run until it ends, leaving it alone after `wanted` kills in total; returns its folder."""
+    """Kill and resume one run until it ends, or until `total` kills are reached; returns its folder."""
     while True:
         child = start(arguments)
-        phase = kill_at_random(child, output_dir, longest, rng) if kills.total() < wanted else None
+        phase = kill_at_random(child, output_dir, longest, rng) if kills.total() < total else None
         if phase is None:
             if child.wait():
                 raise UserError(f"train.py {' '.join(arguments)} ended with status {child.returncode}")
@@ -94,25 +94,25 @@ def kill_at_random(child: subprocess.Popen, output_dir: Path, longest: float, rn
     """Kill the process within `longest` seconds, or in one of the short phases.
 
     Returns:
-        The phase in which it was killed; None when it ended before.
+        The phase in which it was killed; None if it ended first.
     """
     started = time.time()
-    to_come = [WRITING, TESTING] if list(output_dir.glob("cache/*.npy")) else [DECODING]
-    wanted = rng.choice(to_come) if rng.random() < 1 / 2 else None
-    earliest = started + (rng.uniform(0, longest) if wanted in (None, WRITING) else 0)
+    phases = [WRITING, TESTING] if list(output_dir.glob("cache/*.npy")) else [DECODING]
+    target = rng.choice(phases) if rng.random() < 1 / 2 else None
+    earliest = started + (rng.uniform(0, longest) if target in (None, WRITING) else 0)
     while child.poll() is None:
-        if time.time() > earliest and wanted in (None, current_phase(output_dir, started)):
+        if time.time() > earliest and target in (None, current_phase(output_dir, started)):
             time.sleep(rng.uniform(0, 0.02))
-            now = current_phase(output_dir, started)
+            phase = current_phase(output_dir, started)
             child.kill()
             child.wait()
-            return now
+            return phase
         time.sleep(0.002)
     return None
 
 
 def current_phase(output_dir: Path, started: float) -> str:
-    """Phase of the process started at `started` (seconds since 1970), judging by the files written since."""
+    """Phase of the process started at `started` (Unix time), judging by the files written since."""
     partial = [file for file in output_dir.rglob("*.partial") if _changed(file) > started]
     if any(file.parent.name == "cache" for file in partial):
         return DECODING
@@ -135,9 +135,9 @@ def _changed(file: Path) -> float:
 
 
 def differences(run_dir: Path, reference: Path) -> list[str]:
-    """Output files that aren't bit-identical in both folders, ignoring those that record when and where a run ran."""
+    """Output files that aren't bit-identical in both folders, except those specific to a run."""
     names = {file.relative_to(folder) for folder in (run_dir, reference) for file in folder.rglob("*")}
-    names = {name for name in names if not any(name.match(own) for own in _RUN_SPECIFIC)}
+    names = {name for name in names if not any(name.match(pattern) for pattern in _RUN_SPECIFIC)}
     return [str(name) for name in sorted(names) if not _same(_content(run_dir / name), _content(reference / name))]
 
 
@@ -149,8 +149,8 @@ def _content(file: Path) -> Any:
     if file.suffix != ".pth":
         return file.read_bytes()
     content = torch.load(file, weights_only=True)
-    kept = {name: value for name, value in content["options"].items() if not FLAGS[name].resumable}
-    return content | {"options": kept}
+    flags = {name: value for name, value in content["options"].items() if not FLAGS[name].resumable}
+    return content | {"options": flags}
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -164,20 +164,20 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Kill as often as requested, and report."""
+    """Kill as often as requested, then report."""
     parser = command_parser("benchmarks.kill_resume", __doc__)
     parser.add_argument("--kills", type=int, default=30, help="number of kills (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     args = parse(parser, argv)
     kills, runs, different = Counter(), 0, []
     with tempfile.TemporaryDirectory() as folder:
         images = {"train": 200, "val": 12, "test": 12}
         annotations = write_dataset(Path(folder), images, (384, 128), captions_per_image=2, images_per_person=2)
         reference = Path(folder) / "reference"
-        begun = time.monotonic()
+        began = time.monotonic()
         if start(command(annotations, reference, 0)).wait():
             raise UserError("the uninterrupted run failed")
-        longest = (time.monotonic() - begun) / 2
+        longest = (time.monotonic() - began) / 2
         while kills.total() < args["kills"]:
             runs += 1
             rng, output_dir = random.Random(args["seed"] + runs), Path(folder) / str(runs)
@@ -185,8 +185,8 @@ def main(argv: Sequence[str]) -> None:
             run_dir = kill_until_done(arguments, output_dir, kills, args["kills"], longest, rng)
             different += differences(run_dir, finished_run(reference))
             print(f"run {runs} done, {kills.total()} kills so far", flush=True)
-    for when, count in kills.most_common():
-        print(f"  {count:3d} {when}")
+    for phase, count in kills.most_common():
+        print(f"  {count:3d} {phase}")
     print(f"{kills.total()} kills in {runs} runs; " + (", ".join(different) or "all results are bit-identical"))
     if different:
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Data loading on one core against the plain baseline, by stage and by number of pairs."""
+"""Data loading on one core against the plain baseline, by number of pairs and by stage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from datasets.images import read_image
 from datasets.loaders import LoadingSettings, TrainingPairs
 from datasets.tokenizer import Tokenizer
 
-JPEG_SIZE = (256, 96)  # roughly CUHK-PEDES's median
+JPEG_SIZE = (256, 96)  # roughly the median of CUHK-PEDES
 PAIRS, BATCH = 256, 64
 
 
 def loading(setting: Setting) -> Rows:
-    """Milliseconds per pair; ours without and with the augmentation done on the device."""
+    """Milliseconds per pair; ours without and with the device's part, the augmentation."""
     pairs = [_pairs(setting, factor * setting.scaled(PAIRS)) for factor in (1, 2, 4)]
     return [_compare_with_plain(setting, part) for part in pairs] + _parts(setting, pairs[0])
 

@@ -1,4 +1,4 @@
-"""Made-up models and data: random weights, images of smooth noise, captions of random words as long as CUHK-PEDES's."""
+"""Synthetic models and data: random weights, images of smooth noise, random captions as long as those of CUHK-PEDES."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def image_size(sizes: ClipConfig) -> tuple[int, int]:
 
 
 def random_model(sizes: ClipConfig, device: torch.device, precision: str = "fp32") -> DualEncoder:
-    """RDE's model with random weights from a fixed seed; those of the towers count as pretrained."""
+    """RDE's model with random weights from a fixed seed; the towers' count as pretrained."""
     torch.manual_seed(0)
     with device:
         model = _fresh(sizes, "fp32")
         if precision == "fp32":
             return model
-        other = _fresh(sizes, precision)
-    other.load_state_dict(model.state_dict())
-    return other
+        converted = _fresh(sizes, precision)
+    converted.load_state_dict(model.state_dict())
+    return converted
 
 
 def _fresh(sizes: ClipConfig, precision: str) -> DualEncoder:
@@ -88,7 +88,7 @@ def _fresh(sizes: ClipConfig, precision: str) -> DualEncoder:
 def optimizer_arguments(
     model: DualEncoder, lr: float = 1e-5
 ) -> tuple[dict[str, Parameter], dict[str, float], OptimizerSettings]:
-    """Arguments of `build_optimizer`: all parameters, the learning rates of the new ones, and the settings."""
+    """Arguments for `build_optimizer`: all parameters, the learning rates of the new ones, and the settings."""
     settings = OptimizerSettings(lr=lr)
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), settings.head_lr), settings
 
@@ -96,11 +96,11 @@ def optimizer_arguments(
 def training_state(
     model: DualEncoder, encoder: Encoder | None = None, optimizer: Optimizer | None = None, lr: float = 1e-5
 ) -> TrainState:
-    """A state that trains with TAL on both embeddings.
+    """A training state with TAL on both embeddings.
 
     Args:
         encoder: wrapper to train instead of the model itself.
-        optimizer: optimizer to use instead of a new one.
+        optimizer: default: a new one.
     """
     loss = TrainingLoss({"TAL": TAL(TripletSettings())}, list(model.widths))
     scaler = GradScaler(next(model.parameters()).device.type, enabled=model.precision == "fp16")
@@ -109,20 +109,20 @@ def training_state(
 
 
 def caption_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count,) numbers of words per caption: 23.5 on average, as in CUHK-PEDES, and at least 12."""
+    """(count,) caption lengths in words: 23.5 on average, as in CUHK-PEDES, and at least 12."""
     return np.clip(12 + rng.gamma(2.3, 5, count), 12, 75).astype(int)
 
 
 def random_batch(sizes: ClipConfig, pairs: int, device: torch.device) -> Batch:
-    """A batch of noise images and random captions, padded to the longest; each pair is of another person."""
+    """A batch of noise images and random captions, padded to the longest, each pair with its own identity."""
     rng = np.random.default_rng(0)
     lengths = caption_lengths(pairs, rng)
     ids = np.zeros((pairs, lengths.max() + 2), np.int64)
     for row, length in zip(ids, lengths, strict=True):
         row[: length + 2] = [SOS, *rng.integers(1, 49405, length), EOS]
     images = torch.randn(pairs, 3, *image_size(sizes), generator=torch.Generator().manual_seed(0))
-    everyone = torch.arange(pairs)
-    return Batch(images.to(device), torch.from_numpy(ids).to(device), everyone.to(device), everyone)
+    numbers = torch.arange(pairs)
+    return Batch(images.to(device), torch.from_numpy(ids).to(device), numbers.to(device), numbers)
 
 
 def jpeg(rng: np.random.Generator, size: Sequence[int]) -> bytes:
@@ -137,9 +137,9 @@ def jpeg(rng: np.random.Generator, size: Sequence[int]) -> bytes:
 def write_dataset(
     folder: Path, images: dict[str, int], size: Sequence[int], *, captions_per_image: int, images_per_person: int
 ) -> Path:
-    """Write an annotation file and its images in `imgs/`; `images` is their number per split. Returns the file."""
+    """Write images into `imgs/`, `images` of them per split, and their annotation file; returns the file."""
     rng = np.random.default_rng(0)
-    pictures = [jpeg(rng, size) for _ in range(256)]  # written repeatedly: decoding costs the same
+    pictures = [jpeg(rng, size) for _ in range(256)]  # written repeatedly, as decoding costs the same
     entries, number, person = [], 0, 0
     for split, count in images.items():
         for position in range(count):
@@ -157,6 +157,6 @@ def write_dataset(
 
 
 def training_pairs(split: Split, folder: Path, size: tuple[int, int], settings: LoadingSettings) -> TrainingPairs:
-    """The split's pairs, all clean, with its images decoded into `folder`."""
+    """The split's pairs, all of them clean, with images cached in `folder`."""
     ids = Tokenizer()(split.captions)
     return TrainingPairs(split, open_images(split.images, size, folder), ids, np.arange(len(ids)), settings)

@@ -1,4 +1,4 @@
-"""Clocks and counters: interleaved timing, FLOP, bytes kept for the backward pass, the machine and its peak rate."""
+"""Interleaved timing, FLOP, bytes kept for the backward pass, and the machine and its peak rate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.accelerate import linear
 from utils.run_folder import git_revision
 
-Way = Callable[[], Any]
+Way = Callable[[], Any]  # one of several implementations of the same work
 
 
 def seconds_of(way: Way, device: torch.device) -> float:
-    """Wall seconds; on a single CPU thread CPU seconds, so that other load hardly matters."""
+    """Wall time in seconds; on a single CPU thread CPU time, which other load hardly affects."""
     clock = time.process_time if _one_thread(device) else time.perf_counter
     start = clock()
     way()
@@ -38,25 +38,25 @@ def _one_thread(device: torch.device) -> bool:
 
 
 def interleaved(ways: Mapping[str, Way], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median `seconds_of` each implementation, run alternately after one untimed warm-up round."""
+    """Median `seconds_of` each implementation, run alternately after an untimed warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, way in ways.items():
-            taken = seconds_of(way, device)
+            elapsed = seconds_of(way, device)
             if turn:
-                seconds[name].append(taken)
+                seconds[name].append(elapsed)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def count_flop(way: Way) -> int:
-    """FLOP of the matrix products in forward and backward pass; attention counts as its two products."""
+    """FLOP of all matrix products, in the backward pass too; attention counts as its two products."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         way()
     return counter.get_total_flops()
 
 
 def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass, parameters excluded; `way` is the forward pass."""
+    """Bytes, without parameters, that autograd keeps for the backward pass of the forward pass `way`."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -74,9 +74,9 @@ def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
 
 @functools.cache
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of large square matrix products, best of several.
+    """FLOP per second of large square matrix products, the best of several.
 
-    A CPU without instructions for `dtype` takes seconds for the largest, which are then skipped.
+    On a CPU without instructions for `dtype` the largest would take seconds and are skipped.
     """
     best = 0.0
     for side in (8192,) if device.type == "cuda" else (512, 2048):
@@ -90,7 +90,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Hardware and software that the numbers were measured with."""
+    """Hardware and software of the measurement."""
     name = f"{os.cpu_count()} cores, {_processor()}"
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}; {name}"

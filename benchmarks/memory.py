@@ -1,4 +1,4 @@
-"""Memory of a training step: counted bytes and, on a GPU, the measured peak."""
+"""Memory of a training step: counted and, on a GPU, measured."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BATCH = 64
 
 
 def memory(setting: Setting) -> Rows:
-    """Memory that a step keeps for its backward pass, counted on small batches: per pair, and for the half-precision
-    copies of the weights whatever the batch. With the weights and Adam's two moments this gives the peak at batch 64,
-    because gradients are allocated while activations are freed."""
+    """Memory kept for the backward pass, counted on small batches: per pair, and a constant for half-precision copies
+    of the weights. With the weights and Adam's two moments this gives the peak at batch 64, because gradients are
+    allocated while activations are freed."""
     rows = []
     for precision in dict.fromkeys(("fp32", "bf16", setting.precision)):
         for name in ("plain", "ours", "--grad_checkpointing"):

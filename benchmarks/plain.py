@@ -1,9 +1,9 @@
-"""The plain implementation: baseline of every ratio, and oracle that the fast implementation is tested against.
+"""The plain implementation: the baseline of all speedups, and the oracle for testing the fast implementation.
 
-Written from the description of what the published code does: every layer forms its attention maps, captions are padded
-to 77, pooling and CCD's bookkeeping loop over samples, evaluation runs both towers once for BGE and again for TSE,
-every parameter is an optimizer group of its own, every step waits for its loss, and ranking sorts the whole gallery and
-loops over queries. It uses the weights of the given model, so that the two can be compared.
+Written from a description of the published code: every layer forms its attention maps, captions are padded to 77,
+pooling and CCD's bookkeeping loop over samples, evaluation runs both towers once for BGE and again for TSE, every
+parameter is a separate optimizer group, every step waits for its loss, and ranking sorts the whole gallery and loops
+over queries. It uses the weights of a given model, so that both can be compared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PlainModel:
         whole: run all tokens through the last block's MLP.
         padded: pad all captions to 77 tokens.
         loops: pool captions one by one.
-        mkl: multiply with MKL wherever PyTorch's own layers do.
+        mkl: multiply with MKL wherever PyTorch does.
     """
 
     model: DualEncoder
@@ -124,8 +124,8 @@ class PlainModel:
             return x + self._perceptron(block, x), attention
         positions: Any = select(attention)
         positions = positions[:, :, None].expand(-1, -1, x.shape[2])
-        some = x.gather(1, positions)
-        return x.scatter(1, positions, some + self._perceptron(block, some)), attention
+        selected = x.gather(1, positions)
+        return x.scatter(1, positions, selected + self._perceptron(block, selected)), attention
 
     def _perceptron(self, block: Block, x: Tensor) -> Tensor:
         mlp: Any = block.mlp
@@ -135,7 +135,7 @@ class PlainModel:
 
 @contextmanager
 def products(mkl: bool) -> Iterator[None]:
-    """With `mkl` the model's linear layers run as PyTorch's own instead of through oneDNN."""
+    """With `mkl`, linear layers use PyTorch's default instead of oneDNN."""
     before = accelerate.ONEDNN
     accelerate.ONEDNN = before and not mkl
     try:
@@ -201,21 +201,21 @@ def train_epoch(model: PlainModel, optimizer: Optimizer, batches: Iterable[PairB
 
 @torch.no_grad()
 def score_pairs(model: PlainModel, batches: Iterable[PairBatch], pairs: int) -> dict[str, np.ndarray]:
-    """The (N,) losses per embedding that CCD divides, stored pair by pair."""
+    """CCD's (N,) losses per embedding, stored pair by pair."""
     model.eval()
     scored, tal = {"BGE": torch.zeros(pairs), "TSE": torch.zeros(pairs)}, TAL(TripletSettings())
     for batch in batches:
         image, text = model(batch.images, batch.ids)
-        for name, kept in scored.items():
+        for name, stored in scored.items():
             losses = tal.per_pair(cosine_similarity(image[name], text[name]), batch.pids).cpu()
             for row, pair in enumerate(batch.pairs):
-                kept[pair] = losses[row]
-    return {name: kept.numpy() for name, kept in scored.items()}
+                stored[pair] = losses[row]
+    return {name: losses.numpy() for name, losses in scored.items()}
 
 
 @torch.no_grad()
 def encode_twice(model: PlainModel, images: Iterable[Tensor], texts: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    """[images, captions] per embedding; both towers run once for each embedding."""
+    """[images, captions] per embedding, running both towers once for each."""
     model.eval()
     images, texts = list(images), list(texts)
     return {
@@ -235,7 +235,7 @@ def rank(similarity: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> dict[s
     metrics = {f"R{k}": 100 * (cumulative[:, :k].amax(dim=1) > 0).double().mean().item() for k in (1, 5, 10)}
     precision = cumulative / torch.arange(1, matches.shape[1] + 1, device=matches.device) * matches
     metrics["mAP"] = 100 * (precision.sum(dim=1) / matches.sum(dim=1)).mean().item()
-    penalties = [found[row.nonzero()[-1]] / row.nonzero()[-1].add(1) for found, row in zip(cumulative, matches)]
+    penalties = [hits[row.nonzero()[-1]] / row.nonzero()[-1].add(1) for hits, row in zip(cumulative, matches)]
     metrics["mINP"] = 100 * torch.cat(penalties).double().mean().item()
     metrics["rSum"] = metrics["R1"] + metrics["R5"] + metrics["R10"]
     return metrics

@@ -17,14 +17,14 @@ from datasets.augmentation import MEAN, STD, augment_text, draw_image
 from datasets.loaders import Batch, Batches, TrainingPairs
 from datasets.tokenizer import Tokenizer
 
-TF: Any = functional  # its annotations know tensors only
+TF: Any = functional  # annotated for tensors only
 
 
 class PlainPairs(Dataset[Any]):
-    """One pair per item, in the order and with the random draws of one of our passes, so that the batches are equal.
+    """One pair per item, in the order and with the random draws of one of our passes, for equal batches.
 
     Args:
-        batches: our pass to reproduce.
+        batches: the pass to reproduce.
     """
 
     def __init__(self, pairs: TrainingPairs, batches: Batches, tokenizer: Tokenizer) -> None:
@@ -48,7 +48,7 @@ class PlainPairs(Dataset[Any]):
 
 
 class PlainBatches:
-    """Counterpart of `datasets.loaders.Batches` over plain pairs."""
+    """`datasets.loaders.Batches` over plain pairs."""
 
     def __init__(self, pairs: TrainingPairs, batches: Batches, tokenizer: Tokenizer) -> None:
         self.device, settings = pairs.settings.device, pairs.settings

@@ -23,24 +23,25 @@ LARGE = 19848  # queries and images of ICFG-PEDES's test split
 
 
 def draw(queries: int, gallery: int, device: torch.device) -> tuple[Encoded, np.ndarray, np.ndarray]:
-    """Random unit embeddings and the pids of captions and images."""
+    """Random unit embeddings, and the pids of captions and images."""
     torch.manual_seed(0)
 
     def unit(rows: int, width: int) -> Tensor:
         return F.normalize(torch.randn(rows, width), dim=1).to(device)
 
     rng = np.random.default_rng(0)
-    of_captions, of_images = (rng.permutation(np.arange(count) % min(PERSONS, gallery)) for count in (queries, gallery))
+    persons = min(PERSONS, gallery)
+    caption_pids, image_pids = (rng.permutation(np.arange(count) % persons) for count in (queries, gallery))
     image, text = ({name: unit(rows, width) for name, width in WIDTHS.items()} for rows in (gallery, queries))
-    return Encoded(image, text), of_captions, of_images
+    return Encoded(image, text), caption_pids, image_pids
 
 
 def compare_with_plain(setting: Setting) -> Rows:
-    """One similarity at half, one and two times CUHK-PEDES's test split; all three from embeddings, as in a test; and
-    a large gallery on all cores, in a separate process so that its peak memory can be measured."""
+    """One similarity at half, one and two times the size of CUHK-PEDES's test split; all three from embeddings, as in a
+    test; and a large gallery on all cores, in a separate process to measure its peak memory."""
     side = setting.scaled(LARGE)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-        large = alone.submit(_large, side, setting.device).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        large = executor.submit(_large, side, setting.device).result()
     rows = []
     for factor in (0.5, 1, 2):
         queries, gallery = setting.scaled(int(factor * QUERIES)), setting.scaled(int(factor * GALLERY))
@@ -53,11 +54,11 @@ def compare_with_plain(setting: Setting) -> Rows:
         rows.append(_row(f"{queries:,} × {gallery:,}, one similarity", ways, setting))
     encoded, *pids = draw(setting.scaled(QUERIES), setting.scaled(GALLERY), setting.device)
 
-    def whole() -> None:
+    def plain_test() -> None:
         for similarity in encoded.similarity(slice(None)).values():
             plain.rank(similarity, *_tensors(pids, setting))
 
-    ways = {"plain": whole, "ours": lambda: rank(Ranking(encoded), *pids)}
+    ways = {"plain": plain_test, "ours": lambda: rank(Ranking(encoded), *pids)}
     rows.append(_row(f"{len(pids[0]):,} × {len(pids[1]):,}, products and all three", ways, setting))
     return [*rows, {"what": f"{side:,} × {side:,}, products and all three, all cores"} | large]
 

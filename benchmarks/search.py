@@ -4,9 +4,9 @@
     python -m benchmarks.search --sizes 10000 100000
     python -m benchmarks.search --index INDEX --from captions.txt    # your own gallery and sentences
 
-"random" vectors are uniform on the sphere, where all are about equally far apart; "clustered" ones resemble a model's:
-ten images per person, all persons in one narrow cone. Queries of clustered ones are other images of the same persons,
-and sentences, which lie in another cone. Times are medians over the queries.
+"random" vectors are uniform on the sphere, all about equally far apart; "clustered" ones resemble a model's: ten images
+per person, all persons in one narrow cone, queried by other images of the same persons and by sentences, which lie in
+another cone. Times are medians over the queries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils.options import command_parser, parse
 from utils.program import run_program
 
 WIDTH, TOP, QUERIES = 1536, 10, 50
-_CONE, _PICTURE = 1.5, 0.7  # norms of the shared and of the per-image component; that of the person is 1
+_CONE, _PICTURE = 1.5, 0.7  # norms of the shared and the per-image component; the person component has norm 1
 _NAMED = 0.35  # norm of the person component in a sentence: 0.09 closer to its images than to others, as with CLIP
 _PICTURES = 10
 _CHUNK = 20_000
@@ -40,11 +40,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def draw(kind: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, Queries]:
-    """(count, 1536) float32 unit vectors and 50 queries of each kind."""
+    """(count, 1536) float32 unit vectors, and 50 queries of each kind."""
     vectors = np.empty((count, WIDTH), np.float32)
     cone, text_cone = _CONE * _unit(rng.standard_normal((2, WIDTH), np.float32))
-    asked = rng.choice(count // _PICTURES, QUERIES, replace=False)
-    wanted = np.empty((QUERIES, WIDTH), np.float32)
+    queried = rng.choice(count // _PICTURES, QUERIES, replace=False)
+    targets = np.empty((QUERIES, WIDTH), np.float32)
 
     def vary(rows: int) -> np.ndarray:
         return WIDTH**-0.5 * rng.standard_normal((rows, WIDTH), np.float32)
@@ -56,13 +56,13 @@ def draw(kind: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, Q
             persons = vary(len(rows) // _PICTURES)
             rows *= _PICTURE
             rows += cone + persons.repeat(_PICTURES, axis=0)
-            here = (start // _PICTURES <= asked) & (asked < (start + len(rows)) // _PICTURES)
-            wanted[here] = persons[asked[here] - start // _PICTURES]
+            here = (start // _PICTURES <= queried) & (queried < (start + len(rows)) // _PICTURES)
+            targets[here] = persons[queried[here] - start // _PICTURES]
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     if kind == "random":
         return vectors, {"others": _unit(vary(QUERIES))}
-    sentences = text_cone + _NAMED * wanted + (1 + _PICTURE**2 - _NAMED**2) ** 0.5 * vary(QUERIES)
-    return vectors, {"pictures": _unit(cone + wanted + _PICTURE * vary(QUERIES)), "sentences": _unit(sentences)}
+    sentences = text_cone + _NAMED * targets + (1 + _PICTURE**2 - _NAMED**2) ** 0.5 * vary(QUERIES)
+    return vectors, {"pictures": _unit(cone + targets + _PICTURE * vary(QUERIES)), "sentences": _unit(sentences)}
 
 
 def measure(kind: str, vectors: np.ndarray, queries: Queries) -> list[str]:
@@ -71,26 +71,26 @@ def measure(kind: str, vectors: np.ndarray, queries: Queries) -> list[str]:
     faiss = Faiss.build(vectors)
     build = time.perf_counter() - start
     clock, recall = [], {}
-    for sort, asked in queries.items():
-        found_too = []
-        for query in asked:  # alternate, so that other load slows both alike
+    for name, vectors_of_kind in queries.items():
+        recalls = []
+        for query in vectors_of_kind:  # alternate, so that other load affects both
             start = time.perf_counter()
             expected = exact.top(query[None], TOP)[0]
-            between = time.perf_counter()
+            middle = time.perf_counter()
             candidates = np.sort(faiss.top(query[None], TOP)[0])
             found = candidates[best_first(vectors[candidates] @ query, TOP)]
-            clock.append((between - start, time.perf_counter() - between))
-            found_too.append(len(set(expected) & set(found)) / TOP)
-        recall[sort] = f"{100 * np.mean(found_too):.1f}% of {sort}"
+            clock.append((middle - start, time.perf_counter() - middle))
+            recalls.append(len(set(expected) & set(found)) / TOP)
+        recall[name] = f"{100 * np.mean(recalls):.1f}% of {name}"
     exact_ms, faiss_ms = 1000 * np.median(clock, axis=0)
     with tempfile.TemporaryDirectory() as folder:
         faiss.write(Path(folder) / "index")
         size = (Path(folder) / "index").stat().st_size
-    shown = [f"{len(vectors):,}", kind, f"{vectors.nbytes / 1e9:.2f} GB", f"{exact_ms:.1f} ms"]
-    return [*shown, f"{size / 1e6:.0f} MB", f"{build:.0f} s", f"{faiss_ms:.1f} ms", ", ".join(recall.values())]
+    row = [f"{len(vectors):,}", kind, f"{vectors.nbytes / 1e9:.2f} GB", f"{exact_ms:.1f} ms"]
+    return [*row, f"{size / 1e6:.0f} MB", f"{build:.0f} s", f"{faiss_ms:.1f} ms", ", ".join(recall.values())]
 
 
-def made_up(sizes: Sequence[int]) -> Iterator[tuple[str, np.ndarray, Queries]]:
+def synthetic(sizes: Sequence[int]) -> Iterator[tuple[str, np.ndarray, Queries]]:
     """Draw vectors of each size and kind."""
     for count in sizes:
         for kind in ("random", "clustered"):
@@ -117,18 +117,18 @@ def main(argv: Sequence[str]) -> None:
     """Print each row as soon as it is measured, then the table."""
     parser = command_parser("benchmarks.search", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of vectors")
-    parser.add_argument("--index", type=Path, help="an index of tools.search, instead of made-up vectors")
+    parser.add_argument("--index", type=Path, help="an index of tools.search, instead of synthetic vectors")
     parser.add_argument("--from", dest="file", type=Path, help="a file with one query sentence per line")
     args = parse(parser, argv)
     if (args["index"] is None) != (args["file"] is None):
-        raise OptionError("--index and --from: give both, or none")
-    if min(args["sizes"]) < (least := _PICTURES * QUERIES):
-        raise OptionError(f"--sizes {min(args['sizes'])}: must be at least {least}")
+        raise OptionError("--index and --from: give both or neither")
+    if min(args["sizes"]) < (minimum := _PICTURES * QUERIES):
+        raise OptionError(f"--sizes {min(args['sizes'])}: must be at least {minimum}")
     table = PrettyTable(
         ["vectors", "kind", "exact: memory", "a query", "FAISS: memory", "to build", "a query ", "recall@10"], align="r"
     )
     table.set_style(TableStyle.MARKDOWN)
-    for vectors in [own(args["index"], args["file"])] if args["index"] else made_up(args["sizes"]):
+    for vectors in [own(args["index"], args["file"])] if args["index"] else synthetic(args["sizes"]):
         row = measure(*vectors)
         print("  ".join(row), flush=True)
         table.add_row(row)

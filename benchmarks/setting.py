@@ -1,4 +1,4 @@
-"""What a benchmark is run with."""
+"""The setting of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large.
+    """Device, precision and sizes of a benchmark.
 
     Attributes:
-        precision: of our way; the plain one runs in float32 on a CPU, else with the published float16 weights.
-        sizes: of the model.
-        batch: pairs in a batch.
-        scale: of the data, 1 for the sizes of the data sets.
-        repeats: timed turns.
-        steps: batches in a timed turn.
-        folder: for files, removed afterwards.
+        precision: our model's; see `plain_precision` for the baseline's.
+        sizes: the model's configuration.
+        batch: pairs per batch.
+        scale: size of the data relative to the data sets.
+        repeats: number of timed repetitions.
+        steps: batches per timed repetition.
+        folder: temporary folder for files.
     """
 
     device: torch.device
@@ -39,26 +39,26 @@ class Setting:
 
     @property
     def plain_precision(self) -> str:
-        """The plain baseline's precision."""
+        """The plain baseline's precision: float32 on a CPU, else the published float16 weights."""
         return "fp32" if self.device.type == "cpu" else "fp16_weights"
 
     @property
     def evaluation_batch(self) -> int:
-        """Images or captions per evaluation batch: on a GPU eight training batches, the ratio of the default flags."""
+        """Images or captions per evaluation batch: on a GPU eight times `batch`, as with the default flags."""
         return self.batch * (1 if self.device.type == "cpu" else 8)
 
     @property
     def compiler(self) -> str:
-        """The backend of torch.compile; on a CPU, where compiling is slow and brings nothing, one that only traces."""
+        """The backend of torch.compile: on a CPU, where compiling is slow and doesn't help, one that only traces."""
         return "eager" if self.device.type == "cpu" else "inductor"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type our way multiplies in."""
+        """The dtype of our matrix products."""
         return _DTYPES[self.precision]
 
     def scaled(self, count: int) -> int:
-        """A data set's number of anything, scaled."""
+        """Scale a count of the data set."""
         return max(8, int(self.scale * count))
 
 

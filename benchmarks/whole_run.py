@@ -1,9 +1,9 @@
-"""A run of CUHK-PEDES's size on made-up JPEGs and random weights: whole epochs, projected to sixty.
+"""A run as large as CUHK-PEDES on synthetic JPEGs and random weights: whole epochs, projected to sixty.
 
     python -m benchmarks.whole_run --folder /fast/disk -- --precision bf16
 
 The folder needs 8 GB; data and decoded images are written there once and reused. Arguments after -- are passed to
-train.py, in addition to the paper's configuration.
+train.py in addition to the paper's configuration.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("benchmarks.whole_run", __doc__)
     parser.add_argument("--folder", type=Path, required=True, help="folder for data, weights and runs")
-    parser.add_argument("--epochs", type=int, default=2, help="number; the last is reported (default: %(default)s)")
-    parser.add_argument("--share", type=float, default=1.0, help="of the data set's size (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs; the last is reported (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the data set (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="a smoke test with a tiny CLIP")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks.json"), help="file to write (default: %(default)s)"
@@ -51,14 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> None:
     """Write data and weights, train, and report the last epoch."""
-    own, more = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    own, train_args = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
     args = parse(build_parser(), own)
     if not 0 < args["share"] <= 1 or args["epochs"] < 1:
         raise OptionError("--share must be above 0 and at most 1, --epochs at least 1")
     results_of(args["out"])
     folder, share = args["folder"].absolute(), args["share"]
     start = time.perf_counter()
-    run_dir = trained(folder, share, args["epochs"], more, tiny=args["tiny"])
+    run_dir = trained(folder, share, args["epochs"], train_args, tiny=args["tiny"])
     rows = last_epoch(run_dir)
     minutes = (time.perf_counter() - start) / 60
     rows.append({"what": f"this command: {args['epochs']} epochs, checks, decoding, test", "minutes": minutes})
@@ -68,41 +68,41 @@ def main(argv: Sequence[str]) -> None:
     save(args["out"], "whole_run", {"about": about, "rows": rows})
 
 
-def trained(folder: Path, share: float, epochs: int, more: Sequence[str], *, tiny: bool, quiet: bool = False) -> Path:
-    """Write data and weights into `folder` unless they are there, and train; returns the run's folder.
+def trained(folder: Path, share: float, epochs: int, args: Sequence[str], *, tiny: bool, quiet: bool = False) -> Path:
+    """Write data and weights into `folder` unless they exist, and train; returns the run folder.
 
     Args:
-        share: of CUHK-PEDES's size.
-        more: further arguments of train.py.
-        tiny: a tiny CLIP instead of ViT-B/16.
-        quiet: show the output only of a run that fails.
+        share: fraction of CUHK-PEDES's size.
+        args: additional arguments for train.py.
+        tiny: use a tiny CLIP instead of ViT-B/16.
+        quiet: show the output only if the run fails.
     """
     sizes = TINY if tiny else VIT_B_16
-    data, weights = _made_once(folder, share), _random_weights(folder, tiny=tiny)
+    data, weights = _synthetic_data(folder, share), _random_weights(folder, tiny=tiny)
     height, width = image_size(sizes)
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs" / "base.yaml")]
     command += ["--dataset_name", str(data), "--noisy_rate", "0.2", "--pretrain_choice", str(weights)]
     command += ["--img_size", str(height), str(width), "--stride_size", str(sizes.stride)]
-    command += ["--num_epoch", str(epochs), "--warmup_epochs", "0", *more, "--output_dir", str(folder / "logs")]
+    command += ["--num_epoch", str(epochs), "--warmup_epochs", "0", *args, "--output_dir", str(folder / "logs")]
     done = subprocess.run(command, capture_output=quiet, text=True)
     if done.returncode:
         raise OptionError(f"train.py failed: {(done.stdout + done.stderr)[-2000:]}" if quiet else "train.py failed")
     return max((folder / "logs" / data.stem).iterdir(), key=lambda run: run.name)
 
 
-def _made_once(folder: Path, share: float) -> Path:
-    """The annotation file; written last, so that an incomplete data set is written again."""
-    place = folder / f"data_{share:g}"
-    file = place / "made_up.json"
+def _synthetic_data(folder: Path, share: float) -> Path:
+    """Write the data set unless it exists; returns its annotation file, which is written last."""
+    data = folder / f"data_{share:g}"
+    file = data / "made_up.json"
     if not file.is_file():
-        print(f"writing made-up images into {place} ...", flush=True)
+        print(f"writing synthetic images into {data} …", flush=True)
         counts = {split: max(8, int(share * count)) for split, count in IMAGES.items()}
-        write_dataset(place, counts, JPEG_SIZE, captions_per_image=2, images_per_person=3)
+        write_dataset(data, counts, JPEG_SIZE, captions_per_image=2, images_per_person=3)
     return file
 
 
 def _random_weights(folder: Path, *, tiny: bool) -> Path:
-    """Write the state dict of a CLIP with a square grid, like that of pretrained weights."""
+    """Write random CLIP weights with a square grid, as pretrained weights have."""
     file = folder / ("tiny.pt" if tiny else "ViT-B-16.pt")
     if not file.is_file():
         model = random_model(TINY if tiny else VIT_B_16, torch.device("cpu")).backbone
@@ -114,7 +114,7 @@ def _random_weights(folder: Path, *, tiny: bool) -> Path:
 
 
 def last_epoch(run_dir: Path) -> Rows:
-    """The last epoch's times: parts from `metrics.jsonl`, the total with validation and checkpoints from the log."""
+    """Times of the last epoch: parts from `metrics.jsonl`, the total with validation and checkpoints from the log."""
     record = read_records(run_dir / "metrics.jsonl")[-1]
     log = (run_dir / "train_log.txt").read_text(encoding="utf-8")
     starts = re.findall(r"^(\S+ \S+) INFO Epoch ", log, re.MULTILINE)

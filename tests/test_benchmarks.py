@@ -236,9 +236,9 @@ def test_the_command_fills_its_file_section_by_section(tmp_path, monkeypatch, ca
         (["speed"], "no section speed: choose from start, ranking"),
         (["start", "--precision", "int8"], "choose from fp32, bf16, fp16"),
         (["start", "--repeats", "0"], "--repeats 0: must be at least 1"),
-        (["start", "--out", "/nowhere/x.json"], "--out /nowhere/x.json: there is no folder /nowhere"),
-        (["start", "--out", "tests"], "--out tests: the existing file holds no benchmark results"),
-        (["start", "--out", "README.md"], "--out README.md: the existing file holds no benchmark results"),
+        (["start", "--out", "/nowhere/x.json"], "--out /nowhere/x.json: no folder /nowhere"),
+        (["start", "--out", "tests"], "--out tests: the existing file contains no benchmark results"),
+        (["start", "--out", "README.md"], "--out README.md: the existing file contains no benchmark results"),
     ],
 )
 def test_user_errors_are_one_line(arguments, message):
@@ -263,7 +263,7 @@ def test_a_whole_run_is_measured_and_projected(tmp_path):
 def test_concurrent_page_users_get_their_own_results(capsys):
     page.main(["--quick"])
     printed = capsys.readouterr().out
-    assert "20 different right answers to 20 sentences; 0 wrong or mixed up" in printed
+    assert "20 different correct answers to 20 sentences; 0 wrong" in printed
     counts = {row[0]: int(row[1]) for line in printed.splitlines() if (row := cells(line)) and row[1].isdigit()}
     assert counts == {"search": 16, "click": 16, "search, all at once": 4}
 

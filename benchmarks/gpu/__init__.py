@@ -1,1 +1,1 @@
-"""All checks that need a GPU in one command: that it computes the same, and how fast."""
+"""All checks that need a GPU in one command: correctness and speed."""

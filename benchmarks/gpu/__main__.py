@@ -1,10 +1,11 @@
 """Run all checks and measurements that need a GPU, print and save them as JSON; no data, weights or network needed.
 
 python -m benchmarks.gpu                   # as many parts as fit into eight minutes
-python -m benchmarks.gpu --minutes 4       # as many as fit into four, in the order listed
+python -m benchmarks.gpu --minutes 4       # as many as fit into four, in the listed order
 python -m benchmarks.gpu --quick --device cpu   # a dry run of every part with a tiny model
 
-Each part is saved as soon as it is done, so an interruption loses nothing. Exit status 1 when a check or a part fails.
+Each part is saved as soon as it is done, so an interruption loses nothing. The exit status is 1 if a check or a part
+fails.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ _SMALL = replace(SMALLEST, image=replace(SMALLEST.image, layers=2), text=replace
 
 
 class Part(NamedTuple):
-    """One thing to check or measure.
+    """A check or measurement.
 
     Attributes:
-        seconds: time that must be left to start it: measured on an H200; those of epoch, compiled, fastest and
-            ranking are estimates.
+        seconds: its duration, which must be left to start it; measured on an H200, except for epoch, compiled, fastest
+            and ranking, which are estimates.
     """
 
     title: str
@@ -71,19 +72,19 @@ PARTS = {
 def build_parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = command_parser("benchmarks.gpu", __doc__)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all, in this order)")
-    parser.add_argument("--minutes", type=float, default=8, help="parts that may take longer are skipped (default: 8)")
+    parser.add_argument("parts", nargs="*", help=f"parts to run, of {', '.join(PARTS)} (default: all, in this order)")
+    parser.add_argument("--minutes", type=float, default=8, help="skip parts that may exceed this time (default: 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and little data, to see that all of it runs")
+    parser.add_argument("--quick", action="store_true", help="a smoke test with a tiny model and little data")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="file to write (default: %(default)s)")
     return parser
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the parts one after the other while time is left."""
+    """Run the parts in order while time is left."""
     args, start = parse(build_parser(), argv), time.perf_counter()
-    wanted = args["parts"] or list(PARTS)
-    if unknown := [name for name in wanted if name not in PARTS]:
+    selected = args["parts"] or list(PARTS)
+    if unknown := [name for name in selected if name not in PARTS]:
         raise OptionError(f"no part {unknown[0]}: choose from {', '.join(PARTS)}")
     if not args["minutes"] > 0:
         raise OptionError(f"--minutes {args['minutes']}: must be above 0")
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     about = machine(device) | {"command": "python -m benchmarks.gpu " + " ".join(argv), "quick": quick}
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     failed = []
-    for name in wanted:
+    for name in selected:
         part, left = PARTS[name], 60 * args["minutes"] - (time.perf_counter() - start)
         if left < part.seconds and not quick:
             print(f"\n{part.title}: skipped, {left:.0f} of its {part.seconds} seconds are left", flush=True)
@@ -100,12 +101,12 @@ def main(argv: Sequence[str]) -> None:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             rows = _rows(part, _setting(device, Path(folder), quick=quick))
-        shown = f"{part.title} ({time.perf_counter() - began:.0f} s)"
-        print(f"\n{table(shown, rows)}", flush=True)
+        title = f"{part.title} ({time.perf_counter() - began:.0f} s)"
+        print(f"\n{table(title, rows)}", flush=True)
         save(args["out"], name, {"about": about, "seconds": time.perf_counter() - began, "rows": rows})
         if any("failed" in row or row.get("holds") == "NO" for row in rows):
             failed.append(name)
-    print(f"\n{args['out']} holds the numbers")
+    print(f"\nwrote {args['out']}")
     if failed:
         print(f"Failed: {', '.join(failed)}")
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Does the device compute what the CPU does? One float32 step, every precision against float32, the optimizer."""
+"""Correctness checks: a float32 step against the CPU, every precision against float32, the optimizer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from processor.step import backward
 from solver.optimizer import build_optimizer
 
 PAIRS = 8
-# Bounds on the relative difference of a precision's losses and embeddings from float32's. An embedding's entries are
-# sums over a dozen layers of numbers rounded to 8 (bfloat16) or 11 (float16) bits.
+# Bounds on the relative difference of losses and embeddings from float32. An embedding's entries are sums over a dozen
+# layers of numbers rounded to 8 (bfloat16) or 11 (float16) bits.
 BOUNDS = {"fp32": 1e-4, "fp16_adam": 1e-4, "bf16": 3e-2, "fp16": 4e-3, "fp16_weights": 6e-3}
 
 
@@ -43,13 +43,13 @@ def decisive_model(setting: Setting, device: torch.device, precision: str) -> Du
     clip: Any = model.backbone
     with torch.no_grad():
         for tower in (clip.visual.transformer, clip.transformer):
-            of_query = tower.resblocks[-1].attn.in_proj.weight.chunk(3)[0]
-            of_query.mul_(4)
+            query = tower.resblocks[-1].attn.in_proj.weight.chunk(3)[0]
+            query.mul_(4)
     return model.to(device)
 
 
 class Step:
-    """Results of one training step on the device: embeddings, losses, gradients, changes of the weights."""
+    """Results of one training step: embeddings, losses, gradients, weight changes."""
 
     def __init__(self, model: DualEncoder, batch: Batch) -> None:
         self.precision = model.precision
@@ -64,8 +64,8 @@ class Step:
         self.gradients = _flat([p.grad for p in model.parameters() if p.grad is not None]) / scale
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        moved = [after.detach().double() - was for after, was in zip(model.parameters(), before, strict=True)]
-        self.displacement = _flat(moved)
+        changes = [new.detach().double() - old for new, old in zip(model.parameters(), before, strict=True)]
+        self.displacement = _flat(changes)
 
 
 def _flat(parts: list[Tensor]) -> Tensor:
@@ -73,8 +73,8 @@ def _flat(parts: list[Tensor]) -> Tensor:
     return torch.cat([part.detach().flatten().double().cpu() for part in parts])
 
 
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def one_step(setting: Setting) -> Rows:
@@ -82,25 +82,25 @@ def one_step(setting: Setting) -> Rows:
     cpu = torch.device("cpu")
     batch = random_batch(setting.sizes, PAIRS, cpu)
     expected = Step(decisive_model(setting, cpu, "fp32"), batch)
-    found = Step(decisive_model(setting, setting.device, "fp32"), to(batch, setting.device))
+    actual = Step(decisive_model(setting, setting.device, "fp32"), to(batch, setting.device))
     parts = ("embeddings", "losses", "gradients", "displacement")
     return [
-        compared(f"fp32, {part}", _relative_error(getattr(found, part), getattr(expected, part)), BOUNDS["fp32"])
+        compared(f"fp32, {part}", _relative_error(getattr(actual, part), getattr(expected, part)), BOUNDS["fp32"])
         for part in parts
     ]
 
 
 def precisions(setting: Setting) -> Rows:
-    """Each precision's embeddings and losses against float32's, on the device. Gradients and weight changes are
-    reported without a bound: the published float16 optimizer is meant to change the weights differently."""
+    """Embeddings and losses of each precision against float32, on the device. Gradients and weight changes are reported
+    without a bound, as the published float16 optimizer changes the weights differently by design."""
     batch = random_batch(setting.sizes, PAIRS, setting.device)
     expected, rows = Step(decisive_model(setting, setting.device, "fp32"), batch), []
     for precision in PRECISIONS[1:]:
-        found = Step(decisive_model(setting, setting.device, precision), batch)
+        actual = Step(decisive_model(setting, setting.device, precision), batch)
         rows += [
             compared(
                 f"{precision}, {part}",
-                _relative_error(getattr(found, part), getattr(expected, part)),
+                _relative_error(getattr(actual, part), getattr(expected, part)),
                 BOUNDS[precision],
             )
             for part in ("embeddings", "losses")
@@ -108,15 +108,15 @@ def precisions(setting: Setting) -> Rows:
         rows.append(
             {
                 "what": f"{precision}, gradients",
-                "difference": _relative_error(found.gradients, expected.gradients),
-                "moved, of fp32": (found.displacement.norm() / expected.displacement.norm()).item(),
+                "difference": _relative_error(actual.gradients, expected.gradients),
+                "moved, of fp32": (actual.displacement.norm() / expected.displacement.norm()).item(),
             }
         )
     return rows
 
 
 def compiled(setting: Setting) -> Rows:
-    """A step with `--compile` and one with `--grad_checkpointing` against one without, in float32 and bf16."""
+    """A step with `--compile` or `--grad_checkpointing` against one without, in float32 and bf16."""
     batch, rows = random_batch(setting.sizes, PAIRS, setting.device), []
     ways: dict[str, Callable[[DualEncoder], None]] = {
         "--grad_checkpointing": lambda model: model.backbone.set_grad_checkpointing(True),
@@ -128,11 +128,11 @@ def compiled(setting: Setting) -> Rows:
         for name, change in ways.items():
             model = decisive_model(setting, setting.device, precision)
             change(model)
-            found = Step(model, batch)
+            actual = Step(model, batch)
             rows += [
                 compared(
                     f"{name}, {precision}, {part}",
-                    _relative_error(getattr(found, part), getattr(expected, part)),
+                    _relative_error(getattr(actual, part), getattr(expected, part)),
                     bound,
                 )
                 for part, bound in (("losses", BOUNDS[precision]), ("gradients", 10 * BOUNDS[precision]))
@@ -141,23 +141,23 @@ def compiled(setting: Setting) -> Rows:
 
 
 def recorded(setting: Setting) -> Rows:
-    """Losses and weights of three steps with two caption lengths and a scoring pass, with and without `--cuda_graphs`.
-    They are bit-identical except where kernels add in nondeterministic order."""
+    """Losses and weights of three steps with two caption lengths, and scores, with and without `--cuda_graphs`. All are
+    bit-identical except where kernels sum in nondeterministic order."""
     if setting.device.type != "cuda":
         return [{"what": f"--cuda_graphs: not on {setting.device}"}]
     long = random_batch(setting.sizes, PAIRS, setting.device)
     batches, weight = [long, replace(long, ids=F.pad(long.ids, (0, 8))), long], np.ones(PAIRS, np.float32)
     rows = []
     for precision in ("fp32", "bf16", "fp16", "fp16_weights"):
-        found = []
+        results = []
         for graphs in (False, True):
             settings = LoopSettings(log_period=3, cuda_graphs=graphs)
             state = training_state(decisive_model(setting, setting.device, precision), lr=1e-4)
             scores = score_pairs(state.model, state.loss, batches, PAIRS, settings)
             loss = train_epoch(state, batches, weight, settings).loss
             parts = [*state.model.parameters(), *state.model.buffers()]
-            found.append((loss, np.concatenate([*scores.values()]), _flat([part.detach() for part in parts])))
-        (loss, scores, weights), (loss2, scores2, weights2) = found
+            results.append((loss, np.concatenate([*scores.values()]), _flat([part.detach() for part in parts])))
+        (loss, scores, weights), (loss2, scores2, weights2) = results
         bound = BOUNDS["fp32"] if precision == "fp32" else 1e-3
         rows.append(compared(f"{precision}, scores", _relative_error(*map(torch.from_numpy, (scores2, scores))), bound))
         rows.append(compared(f"{precision}, loss of three steps", abs(loss2 / loss - 1), bound))
@@ -166,9 +166,9 @@ def recorded(setting: Setting) -> Rows:
 
 
 def float16_adam(setting: Setting) -> Rows:
-    """The published optimizer on float16 weights, with PyTorch's foreach implementation (the default on a GPU) against
-    a loop over tensors: the share of weights that differ after three steps, each in its last bit."""
-    found = []
+    """The published optimizer on float16 weights: PyTorch's foreach step (default on a GPU) against a loop over
+    tensors. The share of weights that differ, in the last bit, after three steps."""
+    weights = []
     for foreach in (False, None):
         model = decisive_model(setting, setting.device, "fp16_weights")
         parameters, new, settings = optimizer_arguments(model, 1e-4)
@@ -180,8 +180,8 @@ def float16_adam(setting: Setting) -> Rows:
             for parameter in parameters.values():
                 _draw_gradient(parameter, generator)
             optimizer.step()
-        found.append(torch.cat([p.detach().flatten() for p in parameters.values() if p.dtype == torch.float16]))
-    one_by_one, together = found
+        weights.append(torch.cat([p.detach().flatten() for p in parameters.values() if p.dtype == torch.float16]))
+    one_by_one, together = weights
     differing = (one_by_one != together).double().mean().item()
     return [compared("float16 weights that differ after three steps, share", differing, 1e-2)]
 

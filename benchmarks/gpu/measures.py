@@ -1,4 +1,4 @@
-"""Speed of training steps in every precision, with and without compiling and checkpointing, and of optimizer steps."""
+"""Speed of training steps in every precision, also compiled or checkpointed, and of optimizer steps."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from model.encoder import DualEncoder
 from model.precision import PRECISIONS
 from solver.optimizer import build_optimizer
 
-USUAL = ("bf16", "fp16_weights")  # precisions commonly used on a GPU
+COMMON = ("bf16", "fp16_weights")  # precisions in common use on GPUs
 
 
 def training_steps(setting: Setting) -> Rows:
     """Pairs per second, share of the matrix rate measured for the precision's dtype, and peak memory."""
-    more = ["--grad_checkpointing", "--cuda_graphs"] if setting.device.type == "cuda" else ["--grad_checkpointing"]
+    flags = ["--grad_checkpointing", "--cuda_graphs"] if setting.device.type == "cuda" else ["--grad_checkpointing"]
     ways: list[tuple[str, tuple[str, ...]]] = [(precision, ()) for precision in PRECISIONS]
-    return _steps(setting, ways + [(precision, (flag,)) for precision in USUAL for flag in more])
+    return _steps(setting, ways + [(precision, (flag,)) for precision in COMMON for flag in flags])
 
 
 def compiled_steps(setting: Setting) -> Rows:
     """The same with `--compile`."""
     variants = [("--compile",)] + [("--compile", "--cuda_graphs")] * (setting.device.type == "cuda")
-    return _steps(setting, [(precision, variant) for precision in USUAL for variant in variants])
+    return _steps(setting, [(precision, variant) for precision in COMMON for variant in variants])
 
 
 def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
@@ -51,13 +51,13 @@ def _steps(setting: Setting, ways: list[tuple[str, tuple[str, ...]]]) -> Rows:
 def _changed(setting: Setting, model: DualEncoder, flags: tuple[str, ...]) -> DualEncoder:
     model.backbone.set_grad_checkpointing("--grad_checkpointing" in flags)
     if "--compile" in flags:
-        torch.compiler.reset()  # else the limit on recompilations of a layer is reached
+        torch.compiler.reset()  # else the recompilation limit is reached
         model.backbone.compile_blocks(setting.compiler)
     return model
 
 
 def _seconds(setting: Setting, batch: Batch, model: DualEncoder, flags: tuple[str, ...]) -> float:
-    """Seconds per step: from the difference of two epoch lengths, so that an epoch's fixed costs cancel."""
+    """Seconds per step, from the difference of two epoch lengths, so that fixed costs cancel."""
     lengths = {"short": max(1, setting.steps // 2), "long": 2 * setting.steps}
     optimizer = build_optimizer(*optimizer_arguments(model), model.rounded_parameters())
     ways = {
@@ -82,7 +82,7 @@ def _reset_peak_memory(device: torch.device) -> None:
 
 
 def optimizers(setting: Setting) -> Rows:
-    """Milliseconds of the optimizer step alone, by precision; for float16 weights also tensor by tensor."""
+    """Milliseconds per optimizer step by precision; for float16 weights also tensor by tensor."""
     ways = {}
     for precision, foreach in (("fp32", None), ("fp16_weights", None), ("fp16_weights", False), ("fp16_adam", None)):
         model = decisive_model(setting, setting.device, precision)

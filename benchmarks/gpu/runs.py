@@ -24,8 +24,8 @@ _FLAGS += "--lr 1e-4 --noisy_rate 0.5 --img_aug --txt_aug --precision fp32 --num
 
 
 def launched_and_resumed(setting: Setting) -> Rows:
-    """Short, complete float32 runs in parallel: one; one process per GPU (NCCL); one killed after its first epoch and
-    resumed; and on a GPU, where steps aren't bit-deterministic, the first again, to show how much they vary."""
+    """Short, complete float32 runs in parallel: a plain one; one process per GPU (NCCL); one killed after an epoch and
+    resumed; and on a GPU, where steps aren't bit-deterministic, the plain one again, to show the variation."""
     data = write_dataset(setting.folder / "few", _IMAGES, (48, 16), captions_per_image=2, images_per_person=2)
     processes = max(1, torch.cuda.device_count()) if setting.device.type == "cuda" else 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -47,10 +47,10 @@ def launched_and_resumed(setting: Setting) -> Rows:
     names = {"launched": f"{processes} processes launched", "killed": "killed and resumed", "again": "the same again"}
     expected, rows = _losses(setting.folder / "plain"), []
     for name in list(starts)[1:]:
-        of_epochs = zip(_losses(setting.folder / name), expected, strict=True)
+        losses = zip(_losses(setting.folder / name), expected, strict=True)
         rows += [
-            compared(f"{names[name]}, loss of epoch {number}", abs(loss / wanted - 1), 1e-2)
-            for number, (loss, wanted) in enumerate(of_epochs, start=1)
+            compared(f"{names[name]}, loss of epoch {number}", abs(loss / plain - 1), 1e-2)
+            for number, (loss, plain) in enumerate(losses, start=1)
         ]
     return rows
 
@@ -85,23 +85,23 @@ def _epochs(setting: Setting, ways: list[list[str]]) -> Rows:
     share, workers = (0.001, "0") if quick else (0.15, "8")
     rows = []
     for flags in ways:
-        more = ["--device", setting.device.type, "--num_workers", workers, *flags]
-        run_dir = whole_run.trained(setting.folder, share, 1 if quick else 2, more, tiny=quick, quiet=True)
+        train_args = ["--device", setting.device.type, "--num_workers", workers, *flags]
+        run_dir = whole_run.trained(setting.folder, share, 1 if quick else 2, train_args, tiny=quick, quiet=True)
         rows.append(_projected(whole_run.last_epoch(run_dir), " ".join(flags) or "eager", share))
     return rows
 
 
 def _projected(rows: Rows, name: str, share: float) -> dict:
-    """Project an epoch on part of the pairs to all of them, without validation and checkpoints."""
-    found = {row["what"]: row for row in rows}
-    ccd, training = (found[what]["seconds"] for what in ("CCD pass and division", "training"))
+    """Project an epoch on part of the pairs to all pairs, without validation and checkpoints."""
+    by_name = {row["what"]: row for row in rows}
+    ccd, training = (by_name[what]["seconds"] for what in ("CCD pass and division", "training"))
     return {
         "epoch": f"{share:.1%} of CUHK-PEDES, {name}",
         "CCD, s": ccd,
         "training, s": training,
-        "validation, checkpoints, s": found["epoch with validation and checkpoints"]["seconds"] - ccd - training,
-        "pairs/s": found["training pairs/s"]["value"],
-        "data wait share": found["data wait share"]["value"],
-        "peak memory, GB": found["peak memory, GB"]["value"],
+        "validation, checkpoints, s": by_name["epoch with validation and checkpoints"]["seconds"] - ccd - training,
+        "pairs/s": by_name["training pairs/s"]["value"],
+        "data wait share": by_name["data wait share"]["value"],
+        "peak memory, GB": by_name["peak memory, GB"]["value"],
         f"CCD and training of {whole_run.EPOCHS} whole epochs, min": whole_run.EPOCHS * (ccd + training) / share / 60,
     }
