@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Outputs = dict[str, Tensor]
-LENGTH_STEP = 16  # captions are padded to a multiple of it, because each length is captured separately
+LENGTH_STEP = 16  # captions are padded to a multiple of this, because each length is captured separately
 
 
 class _Graph(NamedTuple):
@@ -22,8 +22,8 @@ class _Graph(NamedTuple):
 class Recorded:
     """A function of tensors, captured at its first call with each input shape and replayed afterwards.
 
-    Besides its arguments it may only read tensors with fixed addresses, such as weights, and it must never wait for the
-    GPU. The graph launches the same kernels, so outputs and gradients are the same as without.
+    Besides its arguments it may only read tensors at fixed addresses, such as weights, and it must never wait for the
+    GPU. The graph launches the same kernels, so outputs and gradients are the same.
 
     Args:
         parameters: parameters whose gradients it computes; those of an earlier call are overwritten.
@@ -41,11 +41,11 @@ class Recorded:
         """Run the function on tensors on the GPU."""
         shapes = tuple(tensor.shape for tensor in inputs)
         if shapes not in self._graphs:
-            with torch.cuda.device(inputs[0].device):  # its streams are used; with --device cuda:1 it isn't the default
+            with torch.cuda.device(inputs[0].device):  # for its streams: with --device cuda:1 it isn't the default
                 self._graphs[shapes] = self._record([tensor.clone() for tensor in inputs])
-        graph, places, outputs = self._graphs[shapes]
-        for place, tensor in zip(places, inputs, strict=True):
-            place.copy_(tensor, non_blocking=True)
+        graph, static_inputs, outputs = self._graphs[shapes]
+        for static, tensor in zip(static_inputs, inputs, strict=True):
+            static.copy_(tensor, non_blocking=True)
         self._place_gradients()
         graph.replay()
         return {name: value.clone() for name, value in outputs.items()}
@@ -54,7 +54,7 @@ class Recorded:
         self._warm_up(inputs)
         self._place_gradients()
         graph, pool = torch.cuda.CUDAGraph(), next((graph.graph.pool() for graph in self._graphs.values()), None)
-        # Only this thread's calls are restricted during capture: another thread pins the memory of the next batches.
+        # Capture restricts only this thread's calls: another thread pins the memory of the next batches.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             for _, gradient in self._gradients or ():
                 gradient.zero_()
@@ -62,15 +62,15 @@ class Recorded:
         return _Graph(graph, inputs, outputs)
 
     def _warm_up(self, inputs: list[Tensor]) -> None:
-        """One discarded call, in which libraries choose their kernels; it also shows which parameters get gradients."""
+        """Call once, for libraries to choose their kernels and to learn which parameters get gradients."""
         before = [buffer.clone() for buffer in self._buffers]
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
             for parameter in self._parameters:
                 parameter.grad = None
             self._function(*inputs)
-        current.wait_stream(aside)
+        current.wait_stream(side)
         for buffer, value in zip(self._buffers, before, strict=True):
             buffer.copy_(value)
         if self._gradients is None:

@@ -1,4 +1,4 @@
-"""One training epoch over the pairs as weighted by the correspondence."""
+"""One training epoch over the pairs, weighted by the correspondence."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class EpochResult:
 
     Attributes:
         loss: the total loss, averaged over steps.
-        losses: its parts: by embedding for pairwise objectives, by name for the others.
+        losses: its parts, by embedding for pairwise objectives, by name for others.
         skipped_steps: steps that the loss scaler skipped because gradients overflowed.
-        data_wait_share: share of the time in which the loop waited for the next batch. The GPU may have been busy
-            meanwhile, so it is an upper bound on what a faster loader could save.
-        peak_memory_gb: as `utils.devices.peak_memory_gb`.
+        data_wait_share: share of time that the loop waited for the next batch: an upper bound on what a faster loader
+            could save, as the GPU may have been busy meanwhile.
+        peak_memory_gb: see `utils.devices.peak_memory_gb`.
     """
 
     loss: float
@@ -76,30 +76,29 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
         weight: (N,) weight of each pair.
 
     Raises:
-        NotFiniteError: a loss, or without a loss scaler a gradient, is NaN or infinite; detected when the next line is
-            logged.
+        NotFiniteError: a loss is NaN or infinite or, without a loss scaler, a gradient; detected at the next log line.
     """
     state.model.train()
     state.loss.train()
-    of_pair = torch.from_numpy(weight)
+    pair_weight = torch.from_numpy(weight)
     start, pairs, skipped = time.perf_counter(), 0, 0
     sums: dict[str, Tensor] = {}
     mean: dict[str, float] = {}
     timed = _Timed(batches)
     differentiate = _recorded(state) if settings.cuda_graphs else partial(_eager, state, settings.grad_accum)
-    unseen: list[tuple[Tensor, Tensor, Tensor]] = []  # pairs, loss and gradients' size of each step since logging
+    unchecked: list[tuple[Tensor, Tensor, Tensor]] = []  # pairs, loss and gradients' size of each step since logging
     for step, batch in enumerate(progress(timed, "training"), start=1):
-        of_pair = of_pair.to(batch.pids.device)  # in the first step
-        of_batch = of_pair[batch.pairs.to(of_pair.device, non_blocking=True)]
+        pair_weight = pair_weight.to(batch.pids.device)  # in the first step
+        batch_weight = pair_weight[batch.pairs.to(pair_weight.device, non_blocking=True)]
         state.optimizer.zero_grad(set_to_none=True)
-        losses = differentiate(batch, of_batch)
+        losses = differentiate(batch, batch_weight)
         size = _update(state)
         sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}
         pairs += len(batch.pairs)
-        unseen.append((batch.pairs, sum_of([*losses.values()]), size))
+        unchecked.append((batch.pairs, sum_of([*losses.values()]), size))
         if step % settings.log_period == 0 or step == len(timed):
-            skipped += _check(unseen, step, scaled=state.scaler.is_enabled())
-            unseen.clear()
+            skipped += _check(unchecked, step, scaled=state.scaler.is_enabled())
+            unchecked.clear()
             mean = dict(zip(sums, (torch.stack([*sums.values()]) / step).tolist(), strict=True))
             parts = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
             logger.info(
@@ -112,7 +111,7 @@ def train_epoch(state: TrainState, batches: PairBatches, weight: np.ndarray, set
             if skipped:
                 logger.info("  %d steps skipped by the loss scaler, its scale is %g", skipped, state.scaler.get_scale())
     seconds = time.perf_counter() - start
-    peak = peak_memory_gb(of_pair.device)
+    peak = peak_memory_gb(pair_weight.device)
     return EpochResult(sum(mean.values()), mean, skipped, seconds, pairs / seconds, timed.waited / seconds, peak)
 
 
@@ -131,7 +130,7 @@ def _recorded(state: TrainState) -> Callable[[PairBatch, Tensor], dict[str, Tens
 
 
 def _update(state: TrainState) -> Tensor:
-    """Take an optimizer step; returns the gradients' `magnitude`."""
+    """Take an optimizer step; returns the `magnitude` of the gradients."""
     sum_gradients([*state.model.parameters(), *state.loss.shared_parameters()])
     average_gradients(state.loss.whole_parameters())
     parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
@@ -148,23 +147,23 @@ def magnitude(tensors: list[Tensor]) -> Tensor:
     The maximum is slow to compute on a CPU, and a sum of squares overflows sooner.
     """
     norms = []
-    for dtype in {tensor.dtype for tensor in tensors}:  # one call each, which a GPU computes at once
+    for dtype in {tensor.dtype for tensor in tensors}:  # one fused call each
         group = [tensor for tensor in tensors if tensor.dtype == dtype]
         wide = torch.promote_types(dtype, torch.float32)
         norms += torch._foreach_norm(group, 1, dtype=wide)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack(norms).sum() if norms else torch.zeros(())
 
 
-def _check(unseen: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
-    """Number of the steps up to `step` that overflowed and were skipped by the scaler.
+def _check(unchecked: Sequence[tuple[Tensor, Tensor, Tensor]], step: int, *, scaled: bool) -> int:
+    """Check the steps up to `step`; returns how many overflowed and were skipped by the scaler.
 
     Raises:
-        NotFiniteError: a loss, or without a scaler (`scaled`) a gradient, is NaN or infinite.
+        NotFiniteError: a loss is NaN or infinite or, unless `scaled`, a gradient.
     """
-    losses = torch.stack([loss for _, loss, _ in unseen]).tolist()
-    gradients = torch.stack([gradient for _, _, gradient in unseen]).tolist()
+    losses = torch.stack([loss for _, loss, _ in unchecked]).tolist()
+    gradients = torch.stack([gradient for _, _, gradient in unchecked]).tolist()
     for number, (pairs, loss, gradient) in enumerate(
-        zip((pairs for pairs, _, _ in unseen), losses, gradients), start=step - len(unseen) + 1
+        zip((pairs for pairs, _, _ in unchecked), losses, gradients), start=step - len(unchecked) + 1
     ):
         if not math.isfinite(loss) or not (scaled or math.isfinite(gradient)):
             what = "a gradient" if math.isfinite(loss) else "the loss"

@@ -1,4 +1,4 @@
-"""The test: evaluates a run's checkpoints on the test split, one table each."""
+"""The test: evaluating a run's checkpoints, with one table per checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from utils.log import logger
 from utils.ranks import is_main
 from utils.run_folder import RunFolder
 
-_DRAWN = 8  # captions drawn with their best images, spread evenly over the split
+_DRAWN = 8  # number of captions drawn with their best images, evenly spaced over the split
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Report:
 
     Attributes:
         title: name of the data, for tables.
-        suffix: file suffix, so that tests with other data or arithmetic don't overwrite the run's own results.
+        suffix: file suffix, so that tests with other data or precision don't overwrite the run's results.
         image_to_text: rank captions for every image instead of images for every caption.
-        saving: files to write for the first checkpoint.
+        saving: result files to write for the first checkpoint.
         rerank: also rank by the re-ranked fused similarity.
         trained: also rank by the mean of these embeddings' cosines.
     """
@@ -50,44 +50,44 @@ class Report:
 def evaluate_run(
     files: Sequence[Path], build: Callable[[Path], Encoder], data: EvaluationData, run: RunFolder, report: Report
 ) -> None:
-    """Evaluate checkpoints, log a table each, write `test_metrics<suffix>.json`.
+    """Evaluate checkpoints, log a table for each, and write `test_metrics<suffix>.json`.
 
-    For text-to-image ranking, the first checkpoint's best matches are drawn into `figures/retrieval<suffix>.png`.
-    Entries of an older file for other checkpoints are kept.
+    For text-to-image ranking, the first checkpoint's best matches are drawn into `figures/retrieval<suffix>.png`. An
+    existing file's entries for other checkpoints are kept.
 
     Args:
-        build: returns a checkpoint's model, on its device.
+        build: loads a checkpoint's model onto its device.
     """
     results: dict[str, dict[str, Any]] = {}
     for number, file in enumerate(files):
-        how = {"image_to_text": report.image_to_text, "rerank": report.rerank, "trained": report.trained}
-        metrics, encoded = evaluate(build(file), data, **how)
+        options = {"image_to_text": report.image_to_text, "rerank": report.rerank, "trained": report.trained}
+        metrics, encoded = evaluate(build(file), data, **options)
         epoch = epoch_of(file)
         results[file.name] = metrics | ({} if epoch is None else {"epoch": epoch})
         title = report.title + ("" if epoch is None else f" (epoch {epoch})")
         logger.info("%s", table(metrics, f"{file.name} on {title}"))
         if number == 0 and is_main() and report.saving is not None:
-            save_results(report.saving, Ranking(encoded, **how), data)
+            save_results(report.saving, Ranking(encoded, **options), data)
         if number == 0 and not report.image_to_text and is_main():
             sheet = run.path / "figures" / f"retrieval{report.suffix}.png"
             draw_retrieval(encoded, data, f"{run.path.name}/{file.name} on {title}", sheet)
-    if is_main():  # last: it marks the run as finished
-        found = run.tested(report.suffix) | results
-        write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(found, indent=1) + "\n")
+    if is_main():  # last, because it marks the run as finished
+        content = run.tested(report.suffix) | results
+        write_text(run.path / f"test_metrics{report.suffix}.json", json.dumps(content, indent=1) + "\n")
 
 
 def failed_queries(encoded: Encoded, data: EvaluationData) -> np.ndarray:
-    """Positions of captions whose top-ranked image by the fused similarity shows another person."""
-    first, chunk = [], queries_at_a_time(len(data.image_pids))
+    """Indices of captions whose top image by the fused similarity shows another person."""
+    top, chunk = [], queries_at_a_time(len(data.image_pids))
     for start in range(0, len(data.caption_pids), chunk):
-        first.append(encoded.similarity(slice(start, start + chunk))[encoded.fused].argmax(dim=1).cpu().numpy())
-    return np.flatnonzero(data.image_pids[np.concatenate(first)] != data.caption_pids)
+        top.append(encoded.similarity(slice(start, start + chunk))[encoded.fused].argmax(dim=1).cpu().numpy())
+    return np.flatnonzero(data.image_pids[np.concatenate(top)] != data.caption_pids)
 
 
 def draw_retrieval(
     encoded: Encoded, data: EvaluationData, title: str, file: Path, captions: np.ndarray | None = None
 ) -> None:
-    """Draw the best images for these captions of a split, by default a few; `title` names checkpoint and data."""
+    """Draw the best images for some captions, by default evenly spaced ones; `title` names checkpoint and data."""
     if captions is None:
         captions = evenly_spaced(len(data.caption_pids), _DRAWN)
     similarity = encoded.similarity(captions.tolist())[encoded.fused].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Evaluation: encode a split once, rank by each embedding and by the mean of their similarities (paper, 3.4)."""
+"""Evaluation: encode a split once, then rank by each embedding and by their mean similarity (paper, 3.4)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Metrics = dict[str, dict[str, float]]
 
 
 def similarity_names(names: Iterable[str], trained: Sequence[str] = ()) -> list[str]:
-    """Names of the similarities of some embeddings: each one's and, if there are several, the fused one, "BGE+TSE".
+    """Names of the similarities of some embeddings: one each and, for several, the fused one, such as "BGE+TSE".
 
-    Before the fused one comes the mean of the trained ones, if several but not all are.
+    If several but not all are trained, their mean comes before the fused one.
     """
     names = list(names)
     means = ([name for name in names if name in trained], names)
-    return [*names, *dict.fromkeys("+".join(of) for of in means if len(of) > 1)]
+    return [*names, *dict.fromkeys("+".join(group) for group in means if len(group) > 1)]
 
 
 class Encoded(NamedTuple):
-    """A split's unit-length embeddings on the device: by name (images, D) and (captions, D)."""
+    """A split's unit-length embeddings on the device, by name: (images, D) and (captions, D)."""
 
     image: Embeddings
     text: Embeddings
@@ -56,17 +56,17 @@ class Encoded(NamedTuple):
 
 
 def _similarities(query: Embeddings, gallery: Embeddings, trained: Sequence[str] = ()) -> dict[str, Tensor]:
-    """(q, gallery) cosines and their means by name, as `similarity_names`."""
-    found = {name: query[name] @ gallery[name].T for name in gallery}
+    """(q, gallery) cosines and their means, by `similarity_names`."""
+    similarities = {name: query[name] @ gallery[name].T for name in gallery}
     for mean in similarity_names(gallery, trained)[len(gallery) :]:
-        cosines = [found[name] for name in mean.split("+")]
-        found[mean] = sum_of(cosines).div_(len(cosines))
-    return found
+        cosines = [similarities[name] for name in mean.split("+")]
+        similarities[mean] = sum_of(cosines).div_(len(cosines))
+    return similarities
 
 
 @torch.no_grad()
 def encode(model: Embedder, data: Encodable) -> Encoded:
-    """Encode every image and caption once; each of several processes encodes a share and receives all.
+    """Encode every image and caption once; among several processes, each encodes a share and receives all embeddings.
 
     Raises:
         NotFiniteError: an embedding is NaN or infinite.
@@ -88,7 +88,7 @@ def encode(model: Embedder, data: Encodable) -> Encoded:
 
 
 def _all_rows(batches: Sequence[Tensor], count: int) -> Tensor:
-    """Gather this process's batches into the `count` normalised rows of all processes."""
+    """This process's batches → the `count` normalised rows of all processes."""
     return F.normalize(gather(torch.cat(list(batches)), count), dim=1)
 
 
@@ -100,9 +100,9 @@ def evaluate(
     rerank: RerankSettings | None = None,
     trained: Sequence[str] = (),
 ) -> tuple[Metrics, Encoded]:
-    """Retrieval metrics in percent for each of `similarity_names`, and the embeddings they come from.
+    """Retrieval metrics in percent for each of `similarity_names`, and the embeddings.
 
-    Similarities are computed for a chunk of queries at a time, so memory doesn't grow with queries times gallery.
+    Similarities are computed in chunks of queries, so memory doesn't grow with queries times gallery.
 
     Args:
         image_to_text: rank captions for every image instead of images for every caption.
@@ -119,15 +119,15 @@ def rank(ranking: Ranking, caption_pids: np.ndarray, image_pids: np.ndarray) -> 
     pids = (image_pids, caption_pids) if ranking.image_to_text else (caption_pids, image_pids)
     query_pids, gallery_pids = (torch.from_numpy(part).to(ranking.encoded.device) for part in pids)
     metrics = {name: RetrievalMetrics(gallery_pids) for name in ranking.names}
-    for rows, of_rows in ranking.similarities():
-        for name, similarity in of_rows.items():
+    for rows, similarities in ranking.similarities():
+        for name, similarity in similarities.items():
             metrics[name].add(similarity, query_pids[rows])
     return {name: part.result() for name, part in metrics.items()}
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Embeddings to rank, and how.
+    """Embeddings and how to rank them.
 
     Attributes:
         image_to_text: rank captions for every image instead of images for every caption.
@@ -147,7 +147,7 @@ class Ranking:
         return similarity_names(self.encoded.image, self.trained) + reranked
 
     def similarities(self) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Yield chunks of queries: their slice, and their (q, gallery) similarities by name."""
+        """Yield the slice of a chunk of queries, and its (q, gallery) similarities by name."""
         encoded = self.encoded
         query, gallery = (encoded.image, encoded.text) if self.image_to_text else (encoded.text, encoded.image)
         reranked = None if self.rerank is None else KReciprocal(joined(gallery), self.rerank)
@@ -155,10 +155,10 @@ class Ranking:
         chunk = queries_at_a_time(count)
         for start in range(0, queries, chunk):
             rows = slice(start, start + chunk)
-            found = _similarities({name: part[rows] for name, part in query.items()}, gallery, self.trained)
+            similarities = _similarities({name: part[rows] for name, part in query.items()}, gallery, self.trained)
             if reranked is not None:
-                found[self.names[-1]] = reranked.similarity(found[encoded.fused])
-            yield rows, found
+                similarities[self.names[-1]] = reranked.similarity(similarities[encoded.fused])
+            yield rows, similarities
 
 
 def joined(embeddings: Embeddings) -> Tensor:
@@ -167,9 +167,9 @@ def joined(embeddings: Embeddings) -> Tensor:
 
 
 def table(metrics: Metrics, title: str) -> str:
-    """The metrics as a table to print."""
+    """Format metrics as a table."""
     columns = list(next(iter(metrics.values())))
-    shown = PrettyTable(["", *columns], title=title, align="r")
-    shown.align[""] = "l"
-    shown.add_rows([[name, *(f"{row[column]:.2f}" for column in columns)] for name, row in metrics.items()])
-    return shown.get_string()
+    formatted = PrettyTable(["", *columns], title=title, align="r")
+    formatted.align[""] = "l"
+    formatted.add_rows([[name, *(f"{row[column]:.2f}" for column in columns)] for name, row in metrics.items()])
+    return formatted.get_string()

@@ -34,7 +34,7 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, split: s
     """Draw R1 over the epochs (paper, figure 5), with the best one marked unless it is 0.
 
     Args:
-        split: the one that the records' "val" was measured on, "val" or "test".
+        split: the split that the records' "val" was measured on, "val" or "test".
     """
     records = [record for record in records if "val" in record]
     if not records:
@@ -50,7 +50,7 @@ def r1_per_epoch(records: Sequence[Mapping[str, Any]], best_epoch: int, split: s
 
 
 def mark_epoch(axes: Axes, best_epoch: int) -> None:
-    """Draw a line at the best epoch, with a legend entry; none for 0."""
+    """Draw a line at the best epoch, with a legend entry; nothing for 0."""
     if best_epoch:
         axes.axvline(best_epoch, color="#777777", linestyle=":", linewidth=1, label=f"best: epoch {best_epoch}")
 
@@ -66,7 +66,7 @@ def loss_histogram(votes: Mapping[str, Vote], truly_clean: np.ndarray, epoch: in
 
 
 def draw_losses(axes: Axes, loss: np.ndarray, components: np.ndarray | None, truly_clean: np.ndarray) -> None:
-    """Draw the stacked density of (N,) scaled losses by ground truth (N,), and both components (2, 3) over it.
+    """Draw the stacked density of (N,) scaled losses by (N,) ground truth, with both (2, 3) components.
 
     If no pair is known to be noisy, the truth counts as unknown.
     """
@@ -93,23 +93,23 @@ def draw_losses(axes: Axes, loss: np.ndarray, components: np.ndarray | None, tru
 
 @dataclass(frozen=True)
 class Ranked:
-    """A caption with its (images,) similarities, and which images are of its person."""
+    """A caption with its (images,) similarities, and which images show its person."""
 
     caption: str
     scores: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
 
 
 def retrieval_sheet(captions: Sequence[Ranked], paths: Sequence[Path], title: str, file: Path) -> None:
-    """Draw the best images for a few captions, framed by whether they are correct; `title` names the ranking."""
+    """Draw the best images for a few captions, framed as right or wrong; `title` names the ranking."""
     rows = []
     for ranked in captions:
         cells = []
         for image in np.argsort(-ranked.scores, kind="stable")[:_TOP]:
-            right = ranked.right[image]
+            correct = ranked.correct[image]
             with Image.open(paths[image]) as picture:
-                shown = picture.convert("RGB").resize((64, 160))
-            judged = f"{'✓' if right else '✗'} {ranked.scores[image]:.2f}"
-            cells.append(Cell(shown, judged, CLEAN if right else NOISY))
+                thumbnail = picture.convert("RGB").resize((64, 160))
+            label = f"{'✓' if correct else '✗'} {ranked.scores[image]:.2f}"
+            cells.append(Cell(thumbnail, label, CLEAN if correct else NOISY))
         rows.append((ranked.caption, cells))
     picture_rows(rows, file, f"{title}\n{_FRAMES}")

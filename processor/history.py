@@ -1,7 +1,7 @@
 """A run's record of every epoch: votes on all pairs, and similarity histograms of positive and negative pairs.
 
 One small compressed file per epoch, `RUN_DIR/epochs/0001.npz` …, which depends only on the run and its number of
-processes: a run that was stopped and resumed writes the same bytes.
+processes: a resumed run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from utils.errors import DataError
 from utils.files import atomic_write
 
 FOLDER = "epochs"
-_BOTH = np.array(["BGE", "TSE"])  # in files without names
-BIN_EDGES = np.linspace(-1, 1, 201)  # of cosine similarities
+_DEFAULT_NAMES = np.array(["BGE", "TSE"])  # of older files, which have no names
+BIN_EDGES = np.linspace(-1, 1, 201)  # bins of cosine similarities
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class PairHistory:
         clean: (V, N) bool, the votes; False for excluded pairs.
         components: (V, 2, 3) weight, mean and variance of the two Gaussians over the losses scaled to [0, 1], the clean
             one first; NaN if none were fitted.
-        excluded: positions of the pairs excluded from division and training.
-        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. All True without injected
-            noise, which says nothing about noise in the data themselves.
+        excluded: indices of the pairs excluded from division and training.
+        truly_clean: (N,) bool, whether a pair has its own caption; True for excluded pairs. Without injected noise all
+            are True, although the data themselves may be noisy.
     """
 
     names: tuple[str, ...]
@@ -71,31 +71,31 @@ class EpochHistory:
 
 
 def similarity_histograms(encoded: Encoded, caption_pids: np.ndarray, image_pids: np.ndarray) -> np.ndarray:
-    """`EpochHistory.similarity` of a split's embeddings and identities, computed in chunks of captions."""
+    """`EpochHistory.similarity` from a split's embeddings and identities, computed in chunks of captions."""
     bins, device = len(BIN_EDGES) - 1, encoded.device
-    of_captions, of_images = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
+    caption_ids, image_ids = (torch.from_numpy(pids).to(device) for pids in (caption_pids, image_pids))
     counts, chunk = torch.zeros(2 * bins, dtype=torch.long, device=device), queries_at_a_time(len(image_pids))
     for start in range(0, len(caption_pids), chunk):
         rows = slice(start, start + chunk)
         similarity = encoded.similarity(rows)[encoded.fused]  # (c, images)
-        place = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)
-        place += bins * (of_captions[rows, None] != of_images)
-        counts += torch.bincount(place.flatten(), minlength=2 * bins)
+        index = ((similarity.clamp(-1, 1) + 1) * (bins / 2)).long().clamp_max(bins - 1)
+        index += bins * (caption_ids[rows, None] != image_ids)
+        counts += torch.bincount(index.flatten(), minlength=2 * bins)
     return counts.view(2, bins).cpu().numpy()
 
 
 def vote_arrays(
     votes: Mapping[str, Vote], losses: Mapping[str, np.ndarray], truly_clean: np.ndarray, excluded: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """One epoch's votes in compact form: numbers in float16, votes as bits, excluded pairs omitted."""
-    none = np.full((2, 3), np.nan)
+    """One epoch's votes in compact form: numbers in float16, votes as bits, without excluded pairs."""
+    no_fit = np.full((2, 3), np.nan)
     return {
         "names": np.array([*votes]),
         "loss": np.stack([losses.get(name, vote.loss) for name, vote in votes.items()]).astype(np.float16),
         "clean_probability": np.stack([vote.clean_probability for vote in votes.values()]).astype(np.float16),
         "clean": np.packbits(np.stack([vote.clean for vote in votes.values()]), axis=1),
         "truly_clean": np.packbits(truly_clean),
-        "components": np.stack([none if vote.components is None else vote.components for vote in votes.values()]),
+        "components": np.stack([no_fit if vote.components is None else vote.components for vote in votes.values()]),
         "excluded": excluded.astype(np.int64),
     }
 
@@ -105,7 +105,7 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
 
     Args:
         epoch: counted from 1.
-        arrays: those of `vote_arrays`, if any, and "similarity", if any.
+        arrays: `vote_arrays`, and "similarity", if there are any.
     """
     file = run_dir / FOLDER / f"{epoch:04d}.npz"
     file.parent.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ def write_epoch(run_dir: Path, epoch: int, arrays: dict[str, np.ndarray]) -> Non
 
 
 def read_history(run_dir: Path) -> list[EpochHistory]:
-    """All epochs recorded by a run, in order; none for runs of other code.
+    """All recorded epochs of a run, in order; empty for runs of other code.
 
     Raises:
         DataError: a file is damaged or unreadable.
@@ -144,12 +144,12 @@ def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
     excluded, divided = arrays["excluded"], arrays["loss"].shape[1]
     kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
 
-    def at_pairs(values: np.ndarray, filling: float) -> np.ndarray:
-        full = np.full((*values.shape[:-1], divided + len(excluded)), filling, values.dtype)
+    def at_pairs(values: np.ndarray, fill: float) -> np.ndarray:
+        full = np.full((*values.shape[:-1], divided + len(excluded)), fill, values.dtype)
         full[..., kept] = values
         return full
 
-    names = tuple(map(str, arrays.get("names", _BOTH)))
+    names = tuple(map(str, arrays.get("names", _DEFAULT_NAMES)))
     if arrays["components"].shape != (len(names), 2, 3) or len(arrays["loss"]) != len(names):
         raise ValueError("arrays of other shapes")
     return PairHistory(

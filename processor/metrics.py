@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 RANKS = (1, 5, 10)
-_CHUNK = 1 << 24  # similarities ranked at a time, to bound memory
+_CHUNK = 1 << 24  # number of similarities ranked at a time, to bound memory
 
 
 def queries_at_a_time(gallery: int) -> int:
@@ -18,10 +18,10 @@ def queries_at_a_time(gallery: int) -> int:
 
 
 class RetrievalMetrics:
-    """Metrics of any number of queries, added in chunks.
+    """Metrics of any number of queries, which are added in chunks.
 
     Only the ranks of relevant images matter, so similarities are sorted without indices, and the few relevant ones are
-    looked up in the sorted rows. Ties are broken by gallery order, so that a collapsed model gains nothing from them.
+    looked up in the sorted rows. Ties are broken by gallery order, so a collapsed model doesn't benefit from them.
 
     Args:
         gallery_pids: (G,), on the device of the similarities.
@@ -63,25 +63,25 @@ class RetrievalMetrics:
         start = torch.searchsorted(self._sorted_pids, query_pids)
         count = torch.searchsorted(self._sorted_pids, query_pids, right=True) - start  # (q,)
         number = torch.arange(max(1, int(count.max())), device=count.device)
-        held = number < count[:, None]  # (q, r)
+        valid = number < count[:, None]  # (q, r)
         relevant = self._by_pid[(start[:, None] + number).clamp_max(len(self._by_pid) - 1)]  # (q, r)
-        own = similarity.gather(1, relevant)
+        score = similarity.gather(1, relevant)
         ascending = _sort_rows(similarity)
-        lower = torch.searchsorted(ascending, own)  # number of lower ones
+        lower = torch.searchsorted(ascending, score)  # number of lower similarities
         gallery = similarity.shape[1]
         next_higher = ascending.gather(1, (lower + 1).clamp_max(gallery - 1))
-        tied = held & (lower + 1 < gallery) & (next_higher == own)
-        ranks = gallery - lower - self._ties_after(similarity, own, relevant, tied)
-        return ranks.where(held, 0)
+        tied = valid & (lower + 1 < gallery) & (next_higher == score)
+        ranks = gallery - lower - self._ties_after(similarity, score, relevant, tied)
+        return ranks.where(valid, 0)
 
     @staticmethod
-    def _ties_after(similarity: Tensor, own: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
-        """(q, r) number of images after each relevant one in the gallery that are as similar; computed where `tied`."""
+    def _ties_after(similarity: Tensor, score: Tensor, relevant: Tensor, tied: Tensor) -> Tensor:
+        """(q, r) number of equally similar images after each relevant one in the gallery; computed where `tied`."""
         count = torch.zeros_like(relevant)
         position = torch.arange(similarity.shape[1], device=similarity.device)
         for pairs in tied.nonzero().split(queries_at_a_time(similarity.shape[1])):
             query, number = pairs.unbind(1)
-            equal = similarity[query] == own[query, number, None]
+            equal = similarity[query] == score[query, number, None]
             count[query, number] = (equal & (position > relevant[query, number, None])).sum(dim=1)
         return count
 

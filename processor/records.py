@@ -1,4 +1,4 @@
-"""Reading the records of metrics.jsonl: best epoch, the similarity that selects it, and training time."""
+"""Evaluating the records of metrics.jsonl: best epoch, the similarity that selects it, training time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def selecting_similarity(trained: tuple[str, ...], metrics: Mapping[str, Any]) -> str:
-    """The similarity that selects the best epoch: that of the trained embeddings if evaluated, else the fused one."""
-    found = (name for name in metrics if set(name.split("+")) == set(trained))
-    return next(found, list(metrics)[-1])
+    """The similarity that selects the best epoch: the trained embeddings' if evaluated, else the fused one."""
+    matching = (name for name in metrics if set(name.split("+")) == set(trained))
+    return next(matching, list(metrics)[-1])
 
 
 def selected_on(facts: Mapping[str, Any]) -> str:
-    """The split, "val" or "test", behind the records "val" that select the best epoch; older runs don't say."""
+    """The split, "val" or "test", that the records' "val" was measured on; "val" for older runs, which don't say."""
     return str(facts.get("selected_on", "val"))
 
 
@@ -26,8 +26,8 @@ def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str =
     """The record of the first epoch with the highest R1 on a split; None if none was evaluated.
 
     Args:
-        records: of metrics.jsonl.
-        trained: the embeddings, as `--trained` joins them.
+        records: the lines of metrics.jsonl.
+        trained: the trained embeddings, joined as in `--trained`.
     """
     evaluated = [record for record in records if record.get(split)]
     r1 = {id(r): r[split][selecting_similarity(tuple(trained.split("+")), r[split])]["R1"] for r in evaluated}
@@ -35,5 +35,5 @@ def best_record(records: Sequence[Mapping[str, Any]], trained: str, split: str =
 
 
 def seconds_of(records: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds spent on training and division; records of other code may lack them."""
+    """Seconds spent on training and division, as far as recorded."""
     return sum(record.get("seconds", 0) + (record.get("ccd") or {}).get("seconds", 0) for record in records)

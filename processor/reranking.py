@@ -1,7 +1,7 @@
 """Re-ranking by k-reciprocal neighbours in the gallery (Zhong et al., CVPR 2017, whose equations are cited).
 
 In the paper queries are images. Here a query has another modality than the gallery and is never a neighbour of its
-items, so a query's k nearest neighbours are used unfiltered, and reciprocity is required within the gallery only.
+items, so all of its k nearest neighbours are used, and reciprocity is required only within the gallery.
 
 Encodings are sparse, and similarities are computed in chunks of rows: memory grows with the gallery, not its square.
 """
@@ -80,7 +80,7 @@ class KReciprocal:
         self._reciprocal = self._reciprocity(self._neighbours)
         self._half_reciprocal = self._reciprocity(self._neighbours[:, : self.half + 1])
         self._own = Rows.of(self._encodings(gallery))  # (G, G)
-        self._columns = Rows.of(self._averaged()).transposed(G)  # of the averaged encodings
+        self._columns = Rows.of(self._averaged()).transposed(G)  # averaged encodings, by column
 
     def similarity(self, similarity: Tensor) -> Tensor:
         """(q, G) cosines of queries → re-ranked similarities, 0 to 1.
@@ -109,20 +109,20 @@ class KReciprocal:
         parts = torch.arange(self.size, device=neighbours.device).split(self._rows_at_a_time)
         return torch.cat([(neighbours[neighbours[rows]] == rows[:, None, None]).any(dim=2) for rows in parts])
 
-    def _weights(self, members: Tensor, held: Tensor, distance: Tensor) -> Tensor:
-        """(r, G) encodings of rows from those of their members (r, k) that are `held`, by distance (eq. 5 to 7).
+    def _weights(self, members: Tensor, valid: Tensor, distance: Tensor) -> Tensor:
+        """(r, G) encodings of rows from their (r, k) members where `valid`, by distance (eq. 5 to 7).
 
         A member's reciprocal neighbours at k/2 are added if more than two thirds of them are members already.
         """
         near = self._neighbours[members][:, :, : self.half + 1]  # (r, k, h + 1)
-        near_held = self._half_reciprocal[members] & held[:, :, None]
-        known = ((near[:, :, :, None] == members[:, None, None, :]) & held[:, None, None, :]).any(dim=3)
-        joins = (known & near_held).sum(dim=2) > 2 / 3 * near_held.sum(dim=2)  # (r, k)
-        near_held &= joins[:, :, None]
-        kept = torch.zeros(len(members), self.size + 1, device=distance.device, dtype=torch.bool)
-        kept.scatter_(1, members.where(held, self.size), True)  # an extra column for those not held
-        kept.scatter_(1, near.where(near_held, self.size).flatten(1), True)
-        weights = torch.exp(-distance) * kept[:, :-1]
+        near_valid = self._half_reciprocal[members] & valid[:, :, None]
+        known = ((near[:, :, :, None] == members[:, None, None, :]) & valid[:, None, None, :]).any(dim=3)
+        joins = (known & near_valid).sum(dim=2) > 2 / 3 * near_valid.sum(dim=2)  # (r, k)
+        near_valid &= joins[:, :, None]
+        selected = torch.zeros(len(members), self.size + 1, device=distance.device, dtype=torch.bool)
+        selected.scatter_(1, members.where(valid, self.size), True)  # an extra column for invalid ones
+        selected.scatter_(1, near.where(near_valid, self.size).flatten(1), True)
+        weights = torch.exp(-distance) * selected[:, :-1]
         return weights / weights.sum(dim=1, keepdim=True)
 
     def _encodings(self, gallery: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""The run: in every epoch decide how much pairs count, train, validate, and keep the best checkpoint."""
+"""The training run: in each epoch, decide how much each pair counts, train, validate, and keep the best checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from utils.recorder import Recorder
 from utils.threads import core_time
 
 Arrays = dict[str, np.ndarray]
-_PURPOSE = 4  # keys these draws within an epoch; other keys are in datasets/loaders.py
+_PURPOSE = 4  # key of these draws within an epoch; other keys are in datasets/loaders.py
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunSplits:
-    """The splits of a run. With `test`, that split is also evaluated in each epoch, for the record only."""
+    """The splits of a run; `test` is also evaluated in each epoch, only for the record."""
 
     training: TrainingData
     validation: EvaluationData
@@ -85,10 +85,10 @@ def train(state: TrainState, splits: RunSplits, settings: RunSettings, run_dir: 
         set_learning_rates(state.optimizer, epoch - start, replace(settings.schedule, num_epoch=length))
         lr = state.optimizer.param_groups[0]["lr"]
         logger.info("Epoch %d/%d, learning rate %.3g", epoch + 1, epochs, lr)
-        with _with_epoch(epoch, run_dir / "best.pth"):  # last.pth has the weights with which it failed
+        with _with_epoch(epoch, run_dir / "best.pth"):  # last.pth may have the weights that failed
             weight, report, history = _decide(state, splits.training, settings.loop, run_dir)
         with _with_epoch(epoch, run_dir / "last.pth", "; try a smaller --lr"):
-            torch.manual_seed(_seed(settings.loop.seed, epoch))  # for plugins that draw in training
+            torch.manual_seed(_seed(settings.loop.seed, epoch))  # for plugins that draw random numbers in training
             result = _train(state, splits.training, weight, settings.loop)
             record = {"epoch": epoch + 1, "lr": lr, **result.record(), "ccd": report}
             state.epoch += 1
@@ -118,12 +118,12 @@ def _seed(seed: int, epoch: int) -> int:
 
 @contextmanager
 def _with_epoch(epoch: int, good: Path, advice: str = "") -> Iterator[None]:
-    """Add the epoch (from 0) to a NotFiniteError, and the checkpoint to go back to, if it exists, and advice."""
+    """Add the epoch (from 0), the last good checkpoint and advice to a NotFiniteError."""
     try:
         yield
     except NotFiniteError as error:
-        found = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint has been written yet"
-        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {found}{advice}") from None
+        checkpoint = f"the last good checkpoint is {good}" if good.is_file() else "no checkpoint has been written yet"
+        raise NotFiniteError(f"epoch {epoch + 1}, {error}; {checkpoint}{advice}") from None
 
 
 def _train(state: TrainState, training: TrainingData, weight: np.ndarray, settings: LoopSettings) -> EpochResult:
@@ -153,7 +153,7 @@ def _check_weights(state: TrainState) -> None:
 def _decide(
     state: TrainState, training: TrainingData, settings: LoopSettings, run_dir: Path
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
-    """Decide the weight of each pair; also returns the report on the votes (None without) and their record."""
+    """Decide the weight of each pair; also returns a report on the votes (None without votes) and their arrays."""
     start, losses = time.perf_counter(), {}
     if state.correspondence.scores_in(state.epoch):
         batches = training.scoring_batches(state.epoch)
@@ -165,34 +165,34 @@ def _decide(
 def _decide_in_main(
     state: TrainState, training: TrainingData, losses: Mapping[str, np.ndarray], run_dir: Path, start: float
 ) -> tuple[np.ndarray, dict[str, Any] | None, Arrays]:
-    """As `_decide`, given the scoring pass's losses, which started at `start`; also logs and draws."""
+    """`_decide` from the losses of the scoring pass, which started at `start`; also logs and draws."""
     usable, truly_clean = training.usable, training.truly_clean[training.usable]
     _check_losses(losses, usable, state.epoch)
-    of_usable = {name: loss[usable] for name, loss in losses.items()}
-    verdict = state.correspondence.decide(of_usable, truly_clean, state.epoch)
+    usable_losses = {name: loss[usable] for name, loss in losses.items()}
+    verdict = state.correspondence.decide(usable_losses, truly_clean, state.epoch)
     _check_verdict(verdict, len(truly_clean), state.correspondence.name)
     weight = np.zeros(len(training), np.float32)
     weight[usable] = verdict.weight
     if not verdict.votes:
         return weight, None, {}
-    known = None if truly_clean.all() else truly_clean  # without injected noise the truth is unknown
-    report = verdict.report(known) | {"seconds": time.perf_counter() - start}
+    truth = None if truly_clean.all() else truly_clean  # unknown without injected noise
+    report = verdict.report(truth) | {"seconds": time.perf_counter() - start}
     logger.info(
         "  %s: %d clean, %d noisy, %d uncertain; %s%.1f s",
         state.correspondence.name.upper(),
         *(report[name] for name in ("clean", "noisy", "uncertain")),
-        "" if known is None else "clean set: precision {precision:.1%}, recall {recall:.1%}; ".format_map(report),
+        "" if truth is None else "clean set: precision {precision:.1%}, recall {recall:.1%}; ".format_map(report),
         report["seconds"],
     )
     figures.loss_histogram(verdict.votes, truly_clean, state.epoch + 1, run_dir / "figures" / "losses.png")
-    return weight, report, vote_arrays(verdict.votes, of_usable, truly_clean, np.flatnonzero(~usable))
+    return weight, report, vote_arrays(verdict.votes, usable_losses, truly_clean, np.flatnonzero(~usable))
 
 
 def _check_verdict(verdict: Any, pairs: int, name: str) -> None:
-    """Check that a correspondence, possibly a plugin's, has given every pair a weight."""
+    """Check that a correspondence, possibly a plugin's, gives every pair a weight."""
     weight = verdict.weight if isinstance(verdict, Verdict) else verdict
-    right = isinstance(weight, np.ndarray) and weight.shape == (pairs,)
-    if not right or not (np.isfinite(weight) & (weight >= 0)).all():
+    valid = isinstance(weight, np.ndarray) and weight.shape == (pairs,)
+    if not valid or not (np.isfinite(weight) & (weight >= 0)).all():
         expected = f"expected a Verdict with {pairs:,} finite weights ≥ 0"
         raise OptionError(f"--division {name}: {expected}, found {weight!r:.60}")
     if not weight.any():
@@ -201,17 +201,17 @@ def _check_verdict(verdict: Any, pairs: int, name: str) -> None:
 
 def _check_losses(losses: Mapping[str, np.ndarray], usable: np.ndarray, epoch: int) -> None:
     for loss in losses.values():
-        lost = np.flatnonzero(~np.isfinite(loss) & usable)
-        if len(lost):
-            found = f"{len(lost)} of {usable.sum()} pairs have no finite loss, the first is pair {lost[0]}"
-            why = (
+        missing = np.flatnonzero(~np.isfinite(loss) & usable)
+        if len(missing):
+            problem = f"{len(missing)} of {usable.sum()} pairs have no finite loss, the first is pair {missing[0]}"
+            cause = (
                 "" if epoch else "; the starting weights are corrupted, or --tau, --temperature or --margin is extreme"
             )
-            raise NotFiniteError(f"division: {found}{why}")
+            raise NotFiniteError(f"division: {problem}{cause}")
 
 
 def _validate(state: TrainState, splits: RunSplits) -> tuple[dict[str, Any], np.ndarray]:
-    """Metrics of "val" (and "test") and similarity histograms; updates the best epoch by R1."""
+    """Metrics of "val" (and "test"), and similarity histograms; updates the best epoch."""
     validation, test = splits.validation, splits.test
     metrics, encoded = evaluate(state.model, validation, trained=state.loss.trained)
     logger.info("%s", table(metrics, f"{validation.name}, epoch {state.epoch}"))

@@ -24,16 +24,15 @@ from utils.ranks import world_size
 def score_pairs(
     model: Encoder, loss: TrainingLoss, batches: PairBatches, pairs: int, settings: LoopSettings | None = None
 ) -> dict[str, np.ndarray]:
-    """Compute the scores by which a correspondence judges pairs, in evaluation mode.
+    """Compute the scores from which a correspondence decides, in evaluation mode.
 
     Args:
-        batches: all pairs once, in random order: a pair's loss depends on the others in its batch. With several
-            processes each has some of the batches.
+        batches: all pairs once, in random order, as a pair's loss depends on the others in its batch. Each of several
+            processes has some of the batches.
         pairs: N.
 
     Returns:
-        (N,) float32 by the names of `loss.scores`, e.g. the trained embeddings' losses; NaN for a pair that was in no
-        batch.
+        (N,) float32 for each of `loss.scores`, e.g. the trained embeddings' losses; NaN for pairs in no batch.
     """
     model.eval()
     loss.eval()
@@ -54,8 +53,8 @@ def score_pairs(
 
 def _score(model: Encoder, loss: TrainingLoss, grad_accum: int, batch: PairBatch) -> dict[str, Tensor]:
     image, text = map(NamedEmbeddings, encode_in_parts(model, batch, grad_accum))
-    everyone = torch.ones(len(batch.pids), device=batch.pids.device)
-    return loss.score(EncodedBatch(image, text, batch.pids, everyone))
+    weight = torch.ones(len(batch.pids), device=batch.pids.device)
+    return loss.score(EncodedBatch(image, text, batch.pids, weight))
 
 
 def _recorded(model: Encoder, loss: TrainingLoss) -> Callable[[PairBatch], dict[str, Tensor]]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from utils.settings import option, settings
 
 _RUN = "the run"
-SAVED = ("similarity.safetensors", "ranking.csv", "embeddings.safetensors")  # what test.py --save writes
+SAVED = ("similarity.safetensors", "ranking.csv", "embeddings.safetensors")  # files of test.py --save
 
 
 @dataclass(frozen=True)
 class RerankSettings:
     """Settings of k-reciprocal re-ranking (Zhong et al., CVPR 2017).
 
-    k1 and k2 are the paper's. The weight λ of the original distance is 0.3 there, for image queries; for captions a
-    larger one was better on SynthPEDES's validation split.
+    k1 and k2 are the paper's. Its weight λ of the original distance, for image queries, is 0.3; for captions a larger
+    one was better on SynthPEDES's validation split.
 
     Attributes:
         k1: number of nearest neighbours checked for reciprocity, at least 1.
@@ -53,13 +53,13 @@ class LoopSettings:
     )
     grad_accum: int = option(
         1,
-        "encode a batch in so many parts to save memory; the loss still compares all its pairs (needs tse_bn frozen)",
+        "encode a batch in this many parts to save memory; the loss still compares all pairs (needs tse_bn frozen)",
         low=1,
         resumable=True,
     )
     cuda_graphs: bool = option(
         False,
-        "capture steps as CUDA graphs, for GPUs fast enough to wait for Python (H100, H200); single process",
+        "capture steps as CUDA graphs, for GPUs so fast that they wait for Python (H100, H200); single process",
         resumable=True,
     )
 

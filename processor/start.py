@@ -16,7 +16,7 @@ from utils.ranks import is_main
 def evaluate_start(model: Encoder, splits: Mapping[str, EvaluationData], run_dir: Path) -> None:
     """Evaluate the starting weights on some splits, log R1, and write all metrics to `run_dir/start_metrics.json`.
 
-    Heads other than BGE are untrained at this point: only BGE reflects the pretrained CLIP.
+    Heads other than BGE are untrained at this point, so only BGE reflects the pretrained CLIP.
     """
     metrics: dict[str, Metrics] = {}
     for name, data in splits.items():

@@ -24,7 +24,7 @@ from utils.options import forbidden_changes
 from utils.ranks import is_main
 
 CHECKPOINT_FORMAT = 2
-_TRAINING = ("optimizer", "scaler", "correspondence")  # in last.pth only
+_TRAINING = ("optimizer", "scaler", "correspondence")  # only in last.pth
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TrainState:
 
     Attributes:
         epoch: number of completed epochs.
-        best: the best R1 (percent) on the validation split so far, reached in epoch `best_epoch` (0: none).
+        best: the best validation R1 (%) so far, in epoch `best_epoch` (0: none).
     """
 
     model: Encoder
@@ -64,9 +64,9 @@ class TrainState:
         return {names[name]: value for name, value in self.loss.objectives.state_dict().items()}
 
     def save(self, run_dir: Path, options: Mapping[str, Any]) -> None:
-        """Write last.pth, then, after the best epoch so far, best.pth.
+        """Write last.pth and, after the best epoch so far, best.pth.
 
-        In this order, so that after a kill between the two, `restore` can write best.pth from last.pth.
+        In this order, so that `restore` can write best.pth from last.pth after a kill between the two.
 
         Args:
             options: the run's options, to rebuild the model.
@@ -89,10 +89,10 @@ class TrainState:
             save_checkpoint(content, run_dir / "best.pth")
 
     def restore(self, file: Path, options: Mapping[str, Any]) -> None:
-        """Restore the state in a `last.pth`, and repair the best.pth beside it.
+        """Restore the state from a `last.pth`, and repair the best.pth beside it.
 
         Args:
-            options: the run's options; the checkpoint's must be equal, except for resumable ones.
+            options: the run's options; the checkpoint's must be equal except for resumable ones.
 
         Raises:
             WeightsError: the checkpoint can't be resumed from.
@@ -125,11 +125,11 @@ class TrainState:
             )
 
     def _restore_weights(self, content: Mapping[str, Any], source: str) -> None:
-        weights, own = content["model"], without_objectives(content)
-        self.model.load_published(own, source)
-        objectives = {name: weights[name] for name in weights.keys() - own.keys()}
-        if complaint := describe_mismatch(self._objective_weights(), objectives):
-            raise WeightsError(f"{source} can't be resumed from: the objectives' weights are {complaint}")
+        weights, model_weights = content["model"], without_objectives(content)
+        self.model.load_published(model_weights, source)
+        objectives = {name: weights[name] for name in weights.keys() - model_weights.keys()}
+        if mismatch := describe_mismatch(self._objective_weights(), objectives):
+            raise WeightsError(f"{source} can't be resumed from: the objectives' weights are {mismatch}")
         names = self.loss.saved_names()
         self.loss.objectives.load_state_dict({name: objectives[saved] for name, saved in names.items()})
 
@@ -162,7 +162,7 @@ def _check_readable(state: dict[str, Any], name: str) -> None:
 def _restore_moments(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Restore a saved optimizer's moments, but not its hyperparameters, which are the run's.
 
-    Each gets its own memory with its parameter's layout, which fused steps assume without checking.
+    Moments are copied to their parameter's memory layout, which fused steps assume without checking.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in saved["param_groups"]] != [group["params"] for group in groups]:

@@ -1,4 +1,4 @@
-"""Gradients of one global batch, however it is divided among processes and parts."""
+"""Gradients of a global batch, however it is divided among processes and into parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Pairs:
 
 
 class Encoded(NamedTuple):
-    """This process's share of a batch, or a part of it: embeddings, and the rows of each token objective."""
+    """Embeddings of this process's share of a batch, or of a part of it, and the rows of each token objective."""
 
     image: Embeddings
     text: Embeddings
@@ -63,7 +63,7 @@ def encode_in_parts(model: Encoder, batch: PairBatch, parts: int) -> tuple[Embed
 @torch.no_grad()
 def _encode_in_parts(model: Encoder, objectives: dict[str, TokenObjective], batch: PairBatch, parts: int) -> Encoded:
     encoded = [_encode(model, objectives, part) for part in _parts(batch, parts)]
-    return encoded[0] if len(encoded) == 1 else _joined(encoded)
+    return encoded[0] if len(encoded) == 1 else _concatenated(encoded)
 
 
 def _encode(model: Encoder, objectives: dict[str, TokenObjective], part: _Part) -> Encoded:
@@ -75,7 +75,7 @@ def _encode(model: Encoder, objectives: dict[str, TokenObjective], part: _Part) 
         return Encoded(image, text, {name: objective(tokens) for name, objective in objectives.items()})
 
 
-def _joined(encoded: Sequence[Encoded]) -> Encoded:
+def _concatenated(encoded: Sequence[Encoded]) -> Encoded:
     return Encoded(*({name: torch.cat([part[name] for part in parts]) for name in parts[0]} for parts in zip(*encoded)))
 
 
@@ -86,7 +86,7 @@ def backward(state: TrainState, batch: PairBatch, weight: Tensor, grad_accum: in
     batch is differentiated with respect to the embeddings, then each part is encoded again and backpropagated.
 
     Args:
-        weight: (B,) weights of the batch's pairs, unless the correspondence decides them in each step.
+        weight: (B,) weights of the batch's pairs; replaced if the correspondence refines them in each step.
 
     Returns:
         The losses of the whole batch, whose sum is minimised.
@@ -120,15 +120,15 @@ def _parts(batch: PairBatch, count: int) -> list[_Part]:
     return [_Part(*columns) for columns in zip(images, ids, labels, masked, strict=True)]
 
 
-def _losses(state: TrainState, own: Encoded, batch: PairBatch, weight: Tensor) -> dict[str, Tensor]:
+def _losses(state: TrainState, share: Encoded, batch: PairBatch, weight: Tensor) -> dict[str, Tensor]:
     """The losses of the whole batch, given this process's encoded share."""
-    image, text, rows = ({name: gather(of, len(batch.pairs)) for name, of in part.items()} for part in own)
+    image, text, rows = ({name: gather(value, len(batch.pairs)) for name, value in part.items()} for part in share)
     encoded = EncodedBatch(NamedEmbeddings(image), NamedEmbeddings(text), batch.pids, weight, rows)
     if state.correspondence.refines:
         with torch.no_grad():
             scores = state.loss.score(encoded)
-            judged = {name: scores[name] for name in state.loss.scores_for(state.correspondence.objective)}
-            weight = state.correspondence.refine(batch.pairs, judged, state.epoch)
+            used = {name: scores[name] for name in state.loss.scores_for(state.correspondence.objective)}
+            weight = state.correspondence.refine(batch.pairs, used, state.epoch)
         if not isinstance(weight, Tensor) or weight.shape != batch.pids.shape:  # another shape would be broadcast
             expected = f"refine must give {tuple(batch.pids.shape)} weights"
             raise OptionError(f"--division {state.correspondence.name}: {expected}, found {shape_or_type(weight)}")

@@ -1,4 +1,4 @@
-"""Log lines of an epoch, one of them for `grep epoch= train_log.txt`."""
+"""Log lines of an epoch; one is for `grep epoch= train_log.txt`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from processor.records import selecting_similarity
 
-_BUSY = 0.3  # share of time waiting for a core above which a run is clearly slowed down
+_BUSY = 0.3  # share of time waiting for a core that clearly slows a run down
 
 
 def epoch_line(
@@ -31,8 +31,8 @@ def epoch_line(
 
 
 def busy_host(waited: float) -> str:
-    """A warning if threads waited for a core for a large share, in [0, 1], of the time they could have run."""
+    """A warning if the share, in [0, 1], of time that threads waited for a core is large; else ""."""
     if waited < _BUSY:
         return ""
-    why = "other programs or more threads than cores slow this run down"
-    return f"threads waited for a core {waited:.0%} of the time: {why} (OMP_NUM_THREADS sets how many compute)"
+    cause = "other programs or more threads than cores slow this run down"
+    return f"threads waited for a core {waited:.0%} of the time: {cause} (OMP_NUM_THREADS sets how many compute)"
