@@ -1,4 +1,4 @@
-"""The published code's Adam without the hazards of float16: rounds like theirs, but never loses a step."""
+"""The published code's Adam without the hazards of float16: it rounds the same way, but never loses a step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Float16Adam(torch.optim.Adam):
 
     That is what unfused Adam does with float16 weights. Here weights are float32 and aren't rounded, so steps below
     half a unit in a float16 weight's last place aren't lost; and overflow saturates at float16's maximum instead of
-    infinity, so nothing becomes NaN and no second moment stays infinite. Other parameters are stepped in their own
+    infinity, so nothing becomes NaN and no second moment stays infinite. Other parameters are updated in their own
     dtype.
 
     Args:
         groups: parameter groups, as for any optimizer.
-        rounded: the parameters to round for. Their moments are stored in float32, a superset of float16.
+        rounded: the parameters whose steps are rounded. Their moments are stored in float32, a superset of float16.
         settings: `torch.optim.Adam`'s lr, betas and eps.
     """
 
@@ -37,14 +37,14 @@ class Float16Adam(torch.optim.Adam):
                 if parameter.grad is not None:
                     self._step(parameter, parameter.grad, group)
 
-    def _step(self, parameter: Tensor, own: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, parameter: Tensor, raw_gradient: Tensor, group: dict[str, Any]) -> None:
         (beta1, beta2), state = group["betas"], self.state[parameter]
         if not state:
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             state.update(step=torch.tensor(0.0), **moments)
         state["step"] += 1
         steps = state["step"].item()
-        weight, gradient, m, v = parameter, own, state["exp_avg"], state["exp_avg_sq"]
+        weight, gradient, m, v = parameter, raw_gradient, state["exp_avg"], state["exp_avg_sq"]
         if parameter in self._rounded:
             weight, gradient, m, v = (x.clamp(-_LARGEST, _LARGEST).half() for x in (weight, gradient, m, v))
         gradient = gradient.add(weight, alpha=group["weight_decay"])

@@ -16,7 +16,7 @@ from solver.settings import OptimizerSettings
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], new: Mapping[str, float], settings: OptimizerSettings
 ) -> list[dict[str, Any]]:
-    """Groups with their `lr` and `weight_decay`; frozen parameters are in none.
+    """Parameter groups by `lr` and `weight_decay`, without frozen parameters.
 
     Args:
         parameters: by name; names that contain "bias" are biases.
@@ -46,7 +46,7 @@ def build_optimizer(
     PyTorch's default is used, as in the published code: foreach on a GPU, a loop over tensors on a CPU.
 
     Args:
-        rounded: names of the parameters to round for with `Float16Adam` instead of Adam.
+        rounded: names of the parameters whose steps `Float16Adam` rounds; empty for plain Adam.
     """
     groups = parameter_groups(parameters, new, settings)
     fused = all(parameter.dtype != torch.float16 for parameter in parameters.values()) or None

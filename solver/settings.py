@@ -26,7 +26,7 @@ OBJECTIVES = Registry(
         "CRCL": "solver.objectives.crcl",
     },
 )
-IRRA = frozenset({"sdm", "itc", "cmpm", "id", "mlm"})  # its objectives, under its names
+IRRA = frozenset({"sdm", "itc", "cmpm", "id", "mlm"})  # IRRA's names of its objectives
 CORRESPONDENCES = Registry(
     "division",
     {
@@ -39,7 +39,7 @@ CORRESPONDENCES = Registry(
     },
 )
 OPTIMIZERS = ("Adam", "SGD", "AdamW")
-_STEPPED_BY = {"fp16_weights": ("Adam", "SGD"), "fp16_adam": ("Adam",)}  # AdamW's eps of 1e-8 is 0 in float16
+_COMPATIBLE = {"fp16_weights": ("Adam", "SGD"), "fp16_adam": ("Adam",)}  # AdamW's eps of 1e-8 is 0 in float16
 SCHEDULES = ("cosine", "step", "exp", "poly", "linear")
 WARMUPS = ("linear", "constant")
 
@@ -104,11 +104,11 @@ class DeclSettings:
 @settings(_LOSS)
 @dataclass(frozen=True)
 class CrclSettings:
-    """CRCL's rounds, each from the initial weights and with a warm-up of `crcl_warmup` epochs that keep the labels."""
+    """CRCL's rounds. Each starts from the initial weights, with `crcl_warmup` epochs that don't change the labels."""
 
     crcl_rounds: tuple[int, ...] = option(
         (0,),
-        "division crcl: epochs of each round after its warm-up, as 5 5 5 30; 0: one round of all epochs",
+        "division crcl: epochs of each round after its warm-up, such as 5 5 5 30; 0: a single round",
         low=0,
         only=("crcl",),
     )
@@ -123,8 +123,8 @@ class CorrespondenceSettings:
 
     division: str = option(
         "ccd",
-        "how much each pair counts: by CCD's votes or (ccd-soft) its P(clean), by DECL, by CRCL, all equally, or (an "
-        "oracle) only the truly clean",
+        "how much each pair counts: ccd by votes, ccd-soft by P(clean), decl, crcl; all: equally; oracle: only truly "
+        "clean pairs",
         choices=CORRESPONDENCES,
     )
 
@@ -180,7 +180,7 @@ def check_optimizer(optimizer: str, precision: str) -> None:
     Raises:
         OptionError: it doesn't.
     """
-    allowed = _STEPPED_BY.get(precision, OPTIMIZERS)
+    allowed = _COMPATIBLE.get(precision, OPTIMIZERS)
     if optimizer not in allowed:
         raise OptionError(f"--precision {precision}: needs --optimizer {' or '.join(allowed)}, not {optimizer}")
 

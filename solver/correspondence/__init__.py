@@ -1,1 +1,1 @@
-"""How much each training pair counts: CCD and its rivals."""
+"""How much each training pair counts: CCD and alternatives."""

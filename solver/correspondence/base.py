@@ -1,4 +1,4 @@
-"""Interface of a correspondence, which decides from the scoring pass's losses how much each pair counts."""
+"""Interface of correspondences, which decide how much each pair counts from the losses of the scoring pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Verdict:
 
     Attributes:
         weight: (N,) float32 ≥ 0, weight of each pair in training; CCD's l̂ in {0, 1}.
-        votes: by embedding, if there were votes.
+        votes: votes by embedding, if any.
     """
 
     weight: np.ndarray
@@ -42,7 +42,7 @@ class Verdict:
 
     def report(self, truly_clean: np.ndarray | None) -> dict[str, float | None]:
         """Numbers of pairs that all votes classify as clean, that all classify as noisy, and of the others; also
-        precision and recall of the clean set, in [0, 1], given the ground truth (N,) bool (None if unknown)."""
+        precision and recall of the clean set, in [0, 1], given (N,) bool ground truth (None if unknown)."""
         votes = np.stack([vote.clean for vote in self.votes.values()])
         clean, noisy = votes.all(axis=0), ~votes.any(axis=0)
         report: dict[str, float | None] = {
@@ -53,9 +53,9 @@ class Verdict:
             "recall": None,
         }
         if truly_clean is not None:
-            right = int((clean & truly_clean).sum())
-            report["precision"] = right / max(1, int(clean.sum()))
-            report["recall"] = right / max(1, int(truly_clean.sum()))
+            correct = int((clean & truly_clean).sum())
+            report["precision"] = correct / max(1, int(clean.sum()))
+            report["recall"] = correct / max(1, int(truly_clean.sum()))
         return report
 
 
@@ -64,8 +64,9 @@ class Facts:
     """What a correspondence may know about the run.
 
     Attributes:
-        name: its own name, as in `--division`.
-        noisy_rate: the run's; dataset_name: the run's, or its annotation file.
+        name: the correspondence's name, as in `--division`.
+        seed, noisy_rate: the run's.
+        dataset_name: the run's data set, or its annotation file.
         usable: (N,) bool; other pairs of the training split are in no batch, and `decide` doesn't see them.
     """
 
@@ -84,7 +85,7 @@ class Correspondence:
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
         scored: whether it needs the scoring pass.
-        objective: the objective that it requires and whose scores it gets; "" for the pairs' losses of any.
+        objective: the objective that it requires and whose scores it gets; "": the losses of pairwise ones.
         refines: whether `refine` is called in each step.
         in_rounds: whether training has several rounds; see `round`.
     """
@@ -101,7 +102,7 @@ class Correspondence:
 
     @classmethod
     def check(cls, settings: Any, epochs: int) -> None:
-        """Check that its settings fit a run of that many epochs.
+        """Check that its settings fit a run of `epochs` epochs.
 
         Raises:
             OptionError: names the flag to change.
@@ -129,7 +130,7 @@ class Correspondence:
             scores: (B,) by name, without gradient, the same in every process.
 
         Returns:
-            (B,) weights ≥ 0, replacing those of `decide`.
+            (B,) weights ≥ 0, which replace those of `decide`.
         """
         raise NotImplementedError
 

@@ -18,12 +18,12 @@ from solver.correspondence.base import Correspondence, Facts, Verdict, Vote
 from solver.settings import CORRESPONDENCES, MixtureSettings
 from utils.errors import UserError
 
-_PURPOSE = 3  # keys CCD's draws within an epoch; other keys are in datasets/loaders.py
+_PURPOSE = 3  # key of CCD's draws within an epoch; other keys are in datasets/loaders.py
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a mixture is fitted, under scikit-learn's names."""
+    """Parameters of fitting a mixture, named as in scikit-learn."""
 
     max_iter: int
     tol: float
@@ -50,7 +50,7 @@ def choose_fit(mixture: str, facts: Facts) -> Fit:
 def vote(loss: np.ndarray, fit: Fit, seed: int) -> Vote:
     """Fit a two-component mixture to per-pair losses and classify the pairs of the lower component as clean.
 
-    If all pairs have P(clean) > 0.5, the lowest 1% or so are classified as noisy nevertheless. Constant losses carry no
+    If all pairs have P(clean) > 0.5, about 1% with the lowest are still classified as noisy. Constant losses carry no
     information: every pair is clean.
 
     Args:

@@ -42,12 +42,12 @@ class SelfRefining(Correspondence):
             )
         if rounds == (0,):
             return
-        named = f"--crcl_rounds {' '.join(map(str, rounds))}"
+        flag = f"--crcl_rounds {' '.join(map(str, rounds))}"
         if 0 in rounds:
-            raise OptionError(f"{named}: a round must have at least one epoch")
+            raise OptionError(f"{flag}: a round must have at least one epoch")
         if (total := sum(rounds) + warmup * len(rounds)) != epochs:
             raise OptionError(
-                f"{named}: with --crcl_warmup {warmup} each, they add up to {total} epochs, not --num_epoch {epochs}"
+                f"{flag}: with --crcl_warmup {warmup} each, they add up to {total} epochs, not --num_epoch {epochs}"
             )
 
     def round(self, epoch: int, epochs: int) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Training objectives: losses of image-text pairs (TAL and its rivals), and others."""
+"""Training objectives: losses of image-text pairs (TAL and alternatives), and others."""

@@ -1,4 +1,4 @@
-"""The kinds of objectives: per-pair losses, losses of a batch's embeddings, losses of tokens."""
+"""The kinds of objectives: per-pair losses, losses of a batch's embeddings, and losses of tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from utils.errors import OptionError
 
 
 class AnyObjective(nn.Module):
-    """Base of all objectives. Their parameters are trained, saved and resumed with the model's.
+    """Base of all objectives. Their parameters are trained, saved and restored with the model's.
 
     Attributes:
         Settings: a settings class (`utils.settings.settings`), or None.
-        published: its parameters keep their own names in checkpoints, as in published files.
-        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Its inputs are still float32.
-        capturable: whether `--cuda_graphs` can record it: shapes are fixed, and Python reads nothing from the GPU.
+        published: whether its parameters have their own names in checkpoints, as in published files.
+        half_weights: whether its linear layers are float16 in `--precision fp16_weights`. Inputs remain float32.
+        capturable: whether `--cuda_graphs` can capture it: shapes are fixed, and Python reads nothing from the GPU.
     """
 
     Settings: ClassVar[type | None] = None
@@ -44,7 +44,7 @@ class PairwiseObjective(AnyObjective):
     `per_pair`. To add one: subclass, register it in `solver.settings.OBJECTIVES`, and name it in `--loss_names`.
 
     Attributes:
-        reduction: "sum", the weighted sum of a batch's losses, or "mean", that over max(1, sum of weights).
+        reduction: "sum", the weighted sum of a batch's losses, or "mean", the sum over max(1, sum of weights).
 
     Raises:
         OptionError: `reduction` is neither.
@@ -155,7 +155,7 @@ class OtherObjective(AnyObjective):
         self.sizes = sizes
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:  # noqa: ARG002
-        """(B,) scores by which a correspondence judges pairs, under the names in `scores`; without gradient."""
+        """(B,) scores for a correspondence, by the names in `scores`, without gradient."""
         return {}
 
 
@@ -198,7 +198,7 @@ class TokenObjective(OtherObjective):
     masks_words: ClassVar[bool] = False
 
     def forward(self, tokens: PairTokens) -> Tensor:
-        """(b, k) float32 rows from which the loss is computed. b may be 0."""
+        """(b, k) float32 rows from which the loss is computed; b may be 0."""
         raise NotImplementedError
 
     def reduce(self, rows: Tensor, weight: Tensor) -> Tensor:

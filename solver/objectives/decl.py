@@ -10,7 +10,7 @@ from solver.settings import OBJECTIVES
 
 _TAU, _KL_WEIGHT = 0.1, 0.1
 _TRIPLET_WEIGHT, _MARGIN = 0.8, 0.2
-_FEWER, _FEWEST = 0.025, 5  # negatives dropped per step, and their final number
+_DROPPED_PER_STEP, _MIN_NEGATIVES = 0.025, 5
 
 
 def evidence(similarity: Tensor) -> Tensor:
@@ -19,8 +19,8 @@ def evidence(similarity: Tensor) -> Tensor:
 
 
 def evidential(similarity: Tensor, target: Tensor) -> Tensor:
-    """Evidential loss of each row's Dirichlet: squared error, variance, and KL divergence of its wrong classes from no
-    evidence.
+    """Evidential loss of each row's Dirichlet: squared error, variance, and KL divergence of the wrong classes from
+    zero evidence.
 
     Args:
         similarity: (B, B) cosines, queries in rows.
@@ -43,7 +43,7 @@ def _divergence(alpha: Tensor) -> Tensor:
 
 
 def hardness_triplet(similarity: Tensor, hardest: int) -> Tensor:
-    """(B, B) cosines → (B,): mean of the `hardest` largest hinge losses in a row, plus that in its column."""
+    """(B, B) cosines → (B,): mean of the `hardest` largest hinge losses in a row, plus the same for its column."""
     s = similarity.tanh()
     hinge = (_MARGIN + s - s.diagonal()[:, None]).clamp_min(0).fill_diagonal_(0)
     other = (_MARGIN + s - s.diagonal()[None, :]).clamp_min(0).fill_diagonal_(0)
@@ -71,7 +71,8 @@ class DECL(Objective):
         target = torch.diag(batch.weight)
         loss = (evidential(similarity, target) + evidential(similarity.T, target)).mean()
         if count > 1:
-            hardest = min(max(int(self.sizes.batch_size - _FEWER * int(self.steps)), _FEWEST), count - 1)
+            negatives = int(self.sizes.batch_size - _DROPPED_PER_STEP * int(self.steps))
+            hardest = min(max(negatives, _MIN_NEGATIVES), count - 1)
             loss = loss + _TRIPLET_WEIGHT * (batch.weight * hardness_triplet(similarity, hardest)).sum()
         self.steps += 1
         return loss
@@ -79,10 +80,10 @@ class DECL(Objective):
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Uncertainty in (0, 2], the expected match probability in (0, 1), and whether a pair's evidence is the largest
         in its batch."""
-        found = evidence(batch.similarity("BGE"))
-        count, own = len(found), found.diagonal() + 1
-        totals = [(found + 1).sum(dim=dim) for dim in (1, 0)]
-        both = found + found.T
+        e = evidence(batch.similarity("BGE"))
+        count, own = len(e), e.diagonal() + 1
+        totals = [(e + 1).sum(dim=dim) for dim in (1, 0)]
+        both = e + e.T
         return {
             "uncertainty": count / totals[0] + count / totals[1],
             "belief": (own / totals[0] + own / totals[1]) / 2,

@@ -12,7 +12,7 @@ from solver.settings import OBJECTIVES, IrraSettings, OptimizerSettings
 
 @OBJECTIVES.register("id")
 class IdentityLoss(Objective):
-    """Cross-entropy of the image's identity, averaged over the BGEs of image and caption."""
+    """Cross-entropy of the image's identity, averaged over the BGE of image and caption."""
 
     Settings = IrraSettings
     settings: IrraSettings
@@ -31,9 +31,9 @@ class IdentityLoss(Objective):
 
     def forward(self, batch: EncodedBatch) -> Tensor:
         """See `Objective.forward`."""
-        both = self._one(batch.image["BGE"], batch.pids) + self._one(batch.text["BGE"], batch.pids)
-        return self.settings.id_loss_weight * batch.mean(both / 2)
+        image, text = (self._cross_entropy(part["BGE"], batch.pids) for part in (batch.image, batch.text))
+        return self.settings.id_loss_weight * batch.mean((image + text) / 2)
 
-    def _one(self, embedding: Tensor, pids: Tensor) -> Tensor:
+    def _cross_entropy(self, embedding: Tensor, pids: Tensor) -> Tensor:
         logits = self.classifier(embedding.to(self.classifier.weight.dtype)).float()
         return F.cross_entropy(logits, pids, reduction="none")

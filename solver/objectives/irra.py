@@ -1,4 +1,4 @@
-"""Common to IRRA's objectives with parameters (Jiang and Ye, CVPR 2023)."""
+"""Learning rates of IRRA's objectives with parameters (Jiang and Ye, CVPR 2023)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ T = TypeVar("T", bound=AnyObjective)
 
 
 class TrainingLoss(nn.Module):
-    """The sum of all objectives: each pairwise one on each trained embedding, and each of the others.
+    """The sum of all objectives: each pairwise one on each trained embedding, plus the others.
 
     Args:
         objectives: by name.
@@ -52,11 +52,11 @@ class TrainingLoss(nn.Module):
         return (*self._scored, *own)
 
     def scores_for(self, objective: str) -> tuple[str, ...]:
-        """The scores used by a correspondence: those of its `objective`, or the pairs' losses for ""."""
+        """The scores that a correspondence uses: those of its `objective`, or the pairs' losses for ""."""
         return self.of(OtherObjective)[objective].scores if objective else self._scored
 
     def score(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """(B,) scores by which a correspondence judges a batch's pairs.
+        """(B,) scores of a batch's pairs, from which a correspondence decides.
 
         They are the pairs' losses by trained embedding, and the scores of other objectives by name.
         """
@@ -77,8 +77,10 @@ class TrainingLoss(nn.Module):
                 [loss[1].reduce(_per_pair(loss, similarity, batch.pids), batch.weight) for loss in pairwise.items()]
             )
         for name, other in self.of(OtherObjective).items():
-            of_tokens = isinstance(other, TokenObjective)
-            losses[name] = other.reduce(batch.rows[name], batch.weight) if of_tokens else other(batch)
+            if isinstance(other, TokenObjective):
+                losses[name] = other.reduce(batch.rows[name], batch.weight)
+            else:
+                losses[name] = other(batch)
             if not isinstance(losses[name], Tensor) or losses[name].dim():
                 raise UserError(f"objective {name}: expected a scalar, found {shape_or_type(losses[name])}")
         return losses
@@ -96,7 +98,7 @@ class TrainingLoss(nn.Module):
         return [objective for objective in self.of(AnyObjective).values() if objective.half_weights]
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Parameters whose gradient in each process is only that of its own pairs."""
+        """Parameters whose gradient in each process is that of its own pairs."""
         return [parameter for objective in self.of(TokenObjective).values() for parameter in objective.parameters()]
 
     def whole_parameters(self) -> list[nn.Parameter]:
@@ -114,7 +116,7 @@ class TrainingLoss(nn.Module):
 
 
 def _per_pair(named: tuple[str, PairwiseObjective], similarity: Tensor, pids: Tensor) -> Tensor:
-    """An objective's per-pair losses, with a check: a wrong shape would be broadcast silently."""
+    """An objective's per-pair losses, with their shape checked: a wrong one would be broadcast silently."""
     name, objective = named
     loss = objective.per_pair(similarity, pids)
     if not isinstance(loss, Tensor) or loss.shape != pids.shape:
@@ -130,7 +132,7 @@ def shape_or_type(value: object) -> str:
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:
-    """Sum the terms, in order; `sum` alone would first add 0, an operation more."""
+    """Sum the terms in order; without `start`, `sum` would launch an extra operation to add 0."""
     return sum(terms[1:], start=terms[0])
 
 
@@ -140,17 +142,17 @@ def build_loss(options: Options, sizes: Sizes) -> TrainingLoss:
     Raises:
         OptionError: an unknown objective, or one whose name is already in use.
     """
-    chosen = options.of(ObjectiveSettings)
+    selection = options.of(ObjectiveSettings)
     objectives: dict[str, AnyObjective] = {}
-    for name in split_loss_names(chosen.loss_names):
+    for name in split_loss_names(selection.loss_names):
         kind = OBJECTIVES[name]
         settings, pairwise = own_settings(kind, options.of), issubclass(kind, PairwiseObjective)
         if hasattr(nn.ModuleDict(), name) or (name in sizes.widths and not pairwise):
-            raise OptionError(f"--loss_names {chosen.loss_names}: {name} is taken, give the objective another name")
+            raise OptionError(f"--loss_names {selection.loss_names}: {name} is taken, give the objective another name")
         if not pairwise and (missing := set(kind.needs) - sizes.widths.keys()):
             raise OptionError(f"--loss_names {name}: needs the embedding {', '.join(missing)} among --heads")
         objectives[name] = kind(settings) if pairwise else kind(settings, sizes)
-    loss = TrainingLoss(objectives, chosen.trained.split("+"))
+    loss = TrainingLoss(objectives, selection.trained.split("+"))
     if len(set(loss.saved_names().values())) < len(loss.saved_names()):
-        raise OptionError(f"--loss_names {chosen.loss_names}: two objectives have weights of one name in checkpoints")
+        raise OptionError(f"--loss_names {selection.loss_names}: two objectives have weights of the same name")
     return loss

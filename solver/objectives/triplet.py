@@ -18,7 +18,7 @@ def positive_similarity(s: Tensor, positive: Tensor, tau: float) -> Tensor:
 
 
 class _HardestNegative(TwoDirections):
-    """[m − S⁺ + a row's hardest negative]₊; 0, with gradient 0, where a row has no negative."""
+    """[m − S⁺ + a row's hardest negative]₊; 0, with gradient 0, if a row has no negative."""
 
     Settings = TripletSettings
     settings: TripletSettings
