@@ -1,4 +1,4 @@
-"""The log's first and last lines: what is trained or tested on which data, and the result."""
+"""The log's first and last lines: setup, data and result of a run or test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from utils.settings import FLAGS, Options
 if TYPE_CHECKING:
     from processor.state import TrainState
 
-# Settings of components, used only if one of the run's components declares them.
+# Settings that have an effect only if a component of the run declares them.
 _COMPONENT_SETTINGS = (ClipSettings, TseSettings, TripletSettings, SoftmaxSettings, MixtureSettings)
 
 
@@ -59,8 +59,8 @@ def log_start(options: Options, data: RunData, run: RunFolder, device: torch.dev
     if options.corrections:
         counts = len(data.edits.captions), len(data.edits.excluded)
         logger.info("  corrected: %d captions, and %d pairs excluded, by %s", *counts, options.corrections)
-    for why, pairs in data.pairs.skipped().items():
-        logger.warning("  skipped: %s; pairs %s", why, ", ".join(map(str, pairs)))
+    for reason, pairs in data.pairs.skipped().items():
+        logger.warning("  skipped: %s; pairs %s", reason, ", ".join(map(str, pairs)))
     if skipped := len(data.facts["skipped_pairs"]):
         logger.warning("  %d of %d training pairs are skipped", skipped, len(data.pairs))
     for gallery in dict.fromkeys((data.validation, data.test)):
@@ -112,7 +112,7 @@ def _log_model(options: Options) -> None:
 
 
 def log_parameters(state: TrainState) -> None:
-    """Log the number of parameters per learning rate (before warm-up and decay) and weight decay, and frozen ones."""
+    """Log the number of parameters by base learning rate and weight decay, and of frozen ones."""
     groups = state.optimizer.param_groups
     counts = [f"{_size(g['params'])} at {g.get('initial_lr', g['lr']):g}, {g['weight_decay']:g}" for g in groups]
     frozen = [part for part in (*state.model.parameters(), *state.loss.parameters()) if not part.requires_grad]
@@ -124,7 +124,7 @@ def _size(parameters: Iterable[torch.nn.Parameter]) -> str:
 
 
 def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began_with: int) -> None:
-    """Log how extending the run changes its learning rate."""
+    """Log how extending the run changes the learning rate."""
     before = learning_rate(lr, epochs_done - 1, replace(schedule, num_epoch=began_with))
     after, epochs = learning_rate(lr, epochs_done, schedule), schedule.num_epoch
     logger.info(
@@ -133,17 +133,17 @@ def log_extension(schedule: ScheduleSettings, lr: float, epochs_done: int, began
         epochs,
         epochs_done + 1,
     )
-    logger.info("  (learning rate %.3g after %.3g); the epochs before followed that of %d", after, before, began_with)
+    logger.info("  (learning rate %.3g after %.3g); earlier epochs followed that of %d", after, before, began_with)
 
 
 def log_test(run: RunFolder, files: Sequence[Path], device: torch.device) -> None:
-    """Log which checkpoints of which run are tested."""
+    """Log the tested run and checkpoints."""
     logger.info("Testing %s of run %s", ", ".join(file.name for file in files), run)
     logger.info("  device: %s, %s", device, describe(device))
 
 
 def log_end(options: Options, state: TrainState, data: RunData, run: RunFolder) -> None:
-    """Log the run's result (best epoch and its test) in a line, and add it to TensorBoard's hyperparameter table."""
+    """Log the run's result (best epoch and test) in one line, and add it to TensorBoard's hyperparameter table."""
     if not is_main():
         return
     best = run.test_metrics().get(CHECKPOINTS[0], {})

@@ -1,6 +1,6 @@
 """Assembles a run (model, data, objectives, correspondence, optimizer) from its options, then trains or tests it.
 
-The only module that sees all packages. It is imported once the flags are checked, as torch is slow to import.
+The only module that sees all packages. It is imported only after the flags are checked, as torch is slow to import.
 """
 
 from __future__ import annotations
@@ -57,15 +57,16 @@ from utils.settings import Options, own_settings
 
 
 def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None = None) -> RunFolder | None:
-    """Check everything that can be checked, then train, select the best checkpoint and test.
-
-    Returns the run; with `--test` there is none.
+    """Check whatever can be checked, then train, select the best checkpoint and test.
 
     Args:
         resumed: the run to resume, from `checkpoint`, which needn't exist if the run was stopped in its first epoch.
+
+    Returns:
+        The run; None with `--test`.
     """
     device = choose_device(options.device)
-    options.precision = resolve_precision(options.precision, device)  # fixed, whatever device the run resumes on
+    options.precision = resolve_precision(options.precision, device)  # kept when resuming on another device
     check_run(options, device)
     seed_everything(options.seed)
     remarks: list[str] = []  # about the weights, logged once there is a log file
@@ -80,13 +81,13 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
         data.check(run)
     elif is_main():
         data.keep_noise(run.path)
-        run.keep([*plugin_files(options.plugin), *model.backbone.files])
+        run.copy_files([*plugin_files(options.plugin), *model.backbone.files])
         run.write_config(options, _facts(data, model))
     start_logging(run.path / "train_log.txt")
     if checkpoint and checkpoint.is_file():
         state.restore(checkpoint, options)
     if resumed and is_main() and state.epoch < options.num_epoch:
-        (run.path / "test_metrics.json").unlink(missing_ok=True)  # from a test before the end
+        (run.path / "test_metrics.json").unlink(missing_ok=True)  # of an interim test
     log_start(options, data, run, device, state.epoch if resumed else None)
     log_parameters(state)
     if resumed and is_main() and (began_with := run.extend(options.num_epoch)):
@@ -97,7 +98,7 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
     settings = RunSettings(options.of(LoopSettings), options.of(ScheduleSettings), options)
     try:
         train_epochs(state, splits, settings, run.path)
-        wait_for_all()  # the checkpoints are written now
+        wait_for_all()  # until the checkpoints are written
         start_logging(run.path / "test_log.txt")
         files = [run.path / name for name in CHECKPOINTS]
         report = Report(f"{options.dataset_name}, {data.test.name}", trained=state.loss.trained)
@@ -116,10 +117,10 @@ def train(options: Options, resumed: RunFolder | None, checkpoint: Path | None =
 def _prepare(
     options: Options, device: torch.device, log: Callable[[str], None], *, resumed: bool
 ) -> tuple[DualEncoder, RunData]:
-    """The initial model and the data: everything slow that can fail before a run folder is created or changed."""
+    """Prepare the initial model and the data, before a run folder is created or changed."""
     try:
         status(f"reading {options.dataset_name}")
-        read = read_data(options.of(DataSettings))  # a mistyped folder fails before weights are downloaded
+        read = read_data(options.of(DataSettings))  # before weights are downloaded, for a mistyped folder
         status(f"reading {options.pretrain_choice}")
         model = build(options, log).to(device)
         model.backbone.set_grad_checkpointing(options.grad_checkpointing)
@@ -136,7 +137,7 @@ def _prepare(
 
 
 def build(options: Options, log: Callable[[str], None] = lambda _: None) -> DualEncoder:
-    """Build the model that training starts with; `log` gets lines about its weights."""
+    """Build the initial model; `log` gets remarks on its weights."""
     return accelerate(build_model(options.of, log))
 
 
@@ -174,13 +175,13 @@ def _masking(options: Options) -> Masking | None:
     objectives = [OBJECTIVES[name] for name in split_loss_names(options.loss_names)]
     if not any(issubclass(objective, TokenObjective) and objective.masks_words for objective in objectives):
         return None
-    chosen = options.of(MaskingSettings)
-    for_all_objectives = chosen.mlm_captions == "masked"
-    return Masking(chosen.masked_token_rate, chosen.masked_token_unchanged_rate, for_all_objectives)
+    settings = options.of(MaskingSettings)
+    for_all_objectives = settings.mlm_captions == "masked"
+    return Masking(settings.masked_token_rate, settings.masked_token_unchanged_rate, for_all_objectives)
 
 
 def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence:
-    """The correspondence that `--division` names, for a training split with these usable pairs, (N,) bool."""
+    """The correspondence that `--division` names; `usable` is (N,) bool."""
     kind = CORRESPONDENCES[options.division]
     facts = Facts(options.division, options.seed, options.noisy_rate, options.dataset_name, usable)
     return kind(own_settings(kind, options.of), facts)
@@ -188,12 +189,12 @@ def build_correspondence(options: Options, usable: np.ndarray) -> Correspondence
 
 def _make_run(options: Options) -> RunFolder:
     output_dir, dataset = Path(options.output_dir), short_name(options.dataset_name)
-    swept = [options[name] for name in ("loss_names", "select_ratio", "tau", "margin", "noisy_rate")]
-    return RunFolder.create(output_dir, dataset, options.name, labelled(*swept))
+    values = [options[name] for name in ("loss_names", "select_ratio", "tau", "margin", "noisy_rate")]
+    return RunFolder.create(output_dir, dataset, options.name, labelled(*values))
 
 
 def _facts(data: RunData, model: DualEncoder) -> dict[str, object]:
-    """The facts recorded in a run's configuration besides its flags."""
+    """The facts recorded in a run's configuration, besides its flags."""
     about = {"git_revision": git_revision(), "torch": str(torch.__version__), **data.facts}
     return about | {"processes": world_size(), "towers": model.towers(), "selected_on": data.validation.name}
 
@@ -209,10 +210,10 @@ def _test_start(model: DualEncoder, data: RunData, options: Options, remarks: Se
 
 @dataclass(frozen=True)
 class Request:
-    """A request to test.py: the run, its options, which of its files to test, and how."""
+    """A request to test.py: the run, its own options, the files to test, and how."""
 
     run: RunFolder
-    own: Options
+    run_options: Options
     files: Sequence[Path]
     image_to_text: bool
     saved: Sequence[Path] = ()
@@ -221,7 +222,7 @@ class Request:
 
 
 def test(options: Options, request: Request) -> None:
-    """Evaluate checkpoints on a split, print a table for each and write their metrics."""
+    """Evaluate checkpoints on a split, print a table for each, and write their metrics."""
     device = choose_device(options.device)
     options.precision = resolve_precision(options.precision, device)
     status(f"reading {options.dataset_name}")
@@ -231,21 +232,21 @@ def test(options: Options, request: Request) -> None:
         raise OptionError(f"--split {request.split}: {options.dataset_name} has none")
     status(f"reading {', '.join(file.name for file in request.files)}")
     models = {file: load(file, options) for file in request.files}
-    taken = inputs(options, next(iter(models.values())))
-    gallery = open_gallery(options.of(DataSettings), taken, request.split, splits[request.split], device)
+    model_inputs = inputs(options, next(iter(models.values())))
+    gallery = open_gallery(options.of(DataSettings), model_inputs, request.split, splits[request.split], device)
     direction = (", image to text", "_image_to_text") if request.image_to_text else ("", "")
     title = f"{options.dataset_name}, {request.split}{direction[0]}"
     start_logging(request.run.path / "test_log.txt")
     log_test(request.run, request.files, device)
     saving = Saving(request.saved, place.imgs) if request.saved else None
-    of_split = "" if request.split == "test" else f"_{request.split}"
-    suffix = _suffix(options, request.own) + of_split + direction[1] + ("_reranked" if request.rerank else "")
+    split = "" if request.split == "test" else f"_{request.split}"
+    suffix = _suffix(options, request.run_options) + split + direction[1] + ("_reranked" if request.rerank else "")
     report = Report(title, suffix, request.image_to_text, saving, request.rerank, options.trained.split("+"))
     evaluate_run(request.files, lambda file: models[file].to(device), gallery, request.run, report)
 
 
 def _suffix(options: Options, run: Options) -> str:
-    """Suffix of output files, so that data or arithmetic other than the run's don't overwrite its own results."""
+    """Suffix of output files, so that tests with other data or precision don't overwrite the run's results."""
     precision = f"_{options.precision}" if options.precision != run.precision else ""
     return _data_suffix(options, run) + precision
 
@@ -256,7 +257,7 @@ def _data_suffix(options: Options, run: Options) -> str:
         file = own_file.resolve() if own_file else None
         names = (file.parent.name, file.stem) if file else (options.dataset_name,)
         return "".join(f"_{name}" for name in dict.fromkeys(names))
-    own = Path(run.root_dir)
-    if (own / run.dataset_name).exists() and own.resolve() != Path(options.root_dir).resolve():
+    root = Path(run.root_dir)
+    if (root / run.dataset_name).exists() and root.resolve() != Path(options.root_dir).resolve():
         return f"_{Path(options.root_dir).resolve().name}"
     return ""

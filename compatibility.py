@@ -17,7 +17,7 @@ from utils.settings import Options, own_settings
 
 
 def check_run(options: Options, device: torch.device) -> None:
-    """Check what can be checked before reading weights and data; `options.precision` must be settled.
+    """Check what can be checked before reading weights and data; `options.precision` must be resolved.
 
     Raises:
         OptionError: names the incompatible options.
@@ -29,9 +29,9 @@ def check_run(options: Options, device: torch.device) -> None:
 
 
 def check_layers(model: DualEncoder, loss: TrainingLoss, grad_accum: int) -> None:
-    """Check that a batch divided among processes, or encoded in parts and each part twice, has its own gradients.
+    """Check that dividing a batch among processes, or into parts that are encoded twice, doesn't change its gradients.
 
-    Token objectives are part of encoding.
+    Token objectives are part of the encoding.
 
     Raises:
         OptionError: names a plugin's layer that depends on the whole batch or draws random numbers.
@@ -49,7 +49,7 @@ def check_layers(model: DualEncoder, loss: TrainingLoss, grad_accum: int) -> Non
 
 
 def _check_scores(options: Options) -> None:
-    """Check that the correspondence has its objective, and settings that fit the run."""
+    """Check that the correspondence gets the scores it needs, and that its settings fit the run."""
     kind, names = CORRESPONDENCES[options.division], split_loss_names(options.loss_names)
     kind.check(own_settings(kind, options.of), options.num_epoch)
     if kind.objective and kind.objective not in names:
@@ -59,11 +59,11 @@ def _check_scores(options: Options) -> None:
         raise OptionError(f"--division {options.division}: {hint}")
     pairwise = any(issubclass(OBJECTIVES[name], PairwiseObjective) for name in names)
     if kind.scored and not kind.objective and not pairwise:
-        raise OptionError(f"--division {options.division}: needs a pairwise objective, as TAL, in --loss_names")
+        raise OptionError(f"--division {options.division}: needs a pairwise objective, such as TAL, in --loss_names")
 
 
 def _check_graphs(options: Options, device: torch.device) -> None:
-    """Check that a captured step has fixed shapes and runs on one GPU."""
+    """Check that a captured step would have fixed shapes and run on one GPU."""
     capturable = all(OBJECTIVES[name].capturable for name in split_loss_names(options.loss_names))
     obstacles = {
         f"the device {device}": device.type != "cuda",
@@ -72,5 +72,5 @@ def _check_graphs(options: Options, device: torch.device) -> None:
         f"--division {options.division}": CORRESPONDENCES[options.division].refines,
         f"--loss_names {options.loss_names}": not capturable,
     }
-    if found := [obstacle for obstacle, there in obstacles.items() if there]:
-        raise OptionError(f"--cuda_graphs: not supported with {found[0]}")
+    if present := [obstacle for obstacle, applies in obstacles.items() if applies]:
+        raise OptionError(f"--cuda_graphs: not supported with {present[0]}")

@@ -27,7 +27,7 @@ _NAME = re.compile(r"[\w+-][\w.+-]{0,99}")
 
 
 def parse(description: str, argv: Sequence[str]) -> dict[str, Any]:
-    """train.py's flags as given, including those of plugins.
+    """The flags given to train.py, including those of plugins.
 
     Raises:
         OptionError: an unknown flag, a value of the wrong type, a plugin that fails to import.
@@ -37,7 +37,7 @@ def parse(description: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
-    """train.py's parser; only flags that were given appear in its result."""
+    """train.py's parser; its result has only the given flags."""
     parser = argparse.ArgumentParser(
         description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False, exit_on_error=False
     )
@@ -67,7 +67,7 @@ def _load_named(argv: Sequence[str]) -> None:
 
 
 def resolve(given: Mapping[str, Any]) -> Options:
-    """Defaults, overridden by `--config`, overridden by the flags given; checked individually and in combination.
+    """Defaults, overridden by `--config`, overridden by the given flags; checked individually and in combination.
 
     Raises:
         OptionError: an unknown key, a wrong type, a value out of range, or an invalid combination.
@@ -79,14 +79,14 @@ def resolve(given: Mapping[str, Any]) -> Options:
     return resolved
 
 
-def _defaults_of_own_data(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The published noise rate permutes captions: for a user's own annotation file noise must be requested."""
-    published = said.get("dataset_name", FLAGS["dataset_name"].default) in DATASETS
-    return {} if published or said.get("noisy_file") else {"noisy_rate": 0.0}
+def _defaults_of_own_data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """No noise for a user's own annotation file, unless requested: the published default shuffles captions."""
+    published = values.get("dataset_name", FLAGS["dataset_name"].default) in DATASETS
+    return {} if published or values.get("noisy_file") else {"noisy_rate": 0.0}
 
 
 def resolve_run(config: Path, given: Mapping[str, Any]) -> Options:
-    """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
+    """The options of a finished run, ours or the authors', that testing reads, overridden by the given flags.
 
     Raises:
         OptionError: the file is missing or isn't a configuration.
@@ -106,10 +106,10 @@ def _settings_of_model(resolved: Options) -> list[type]:
 
 
 def check_root_dir(root_dir: str | None) -> None:
-    """Check that the folder given for a finished run's data exists: SynthPEDES would be rendered into a mistyped one.
+    """Check that the data folder given for a finished run exists; SynthPEDES would be rendered into a mistyped one.
 
     Raises:
-        OptionError: it doesn't.
+        OptionError: it doesn't exist.
     """
     if root_dir is not None and not Path(root_dir).is_dir():
         raise OptionError(f"--root_dir {root_dir}: no such folder; it must be the folder that contains the data set's")
@@ -138,8 +138,8 @@ def check_rerank(values: Sequence[float] | None) -> RerankSettings | None:
         return None if values is None else RerankSettings()
     k1, k2, share = values if len(values) == 3 else (0.0, 0.0, 0.0)
     if not (k1.is_integer() and k2.is_integer() and min(k1, k2) >= 1 and 0 <= share <= 1):
-        shown = " ".join(f"{value:g}" for value in values)
-        raise OptionError(f"--rerank {shown}: K1 and K2 must be whole numbers of at least 1, LAMBDA 0 to 1")
+        given = " ".join(f"{value:g}" for value in values)
+        raise OptionError(f"--rerank {given}: K1 and K2 must be whole numbers of at least 1, LAMBDA 0 to 1")
     return RerankSettings(int(k1), int(k2), share)
 
 

@@ -15,18 +15,18 @@ from utils.program import run_program
 from utils.run_folder import CHECKPOINTS, RunFolder
 from utils.settings import FLAGS
 
-_FLAGS = ("dataset_name", "root_dir", "image_cache", "plugin", "precision", "test_batch_size", "num_workers")
+_SHARED = ("dataset_name", "root_dir", "image_cache", "plugin", "precision", "test_batch_size", "num_workers")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build test.py's parser."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("run_dir", nargs="?", help="a run folder (default: the latest run in --output_dir)")
-    parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml, instead of RUN_DIR")
-    parser.add_argument("--checkpoint", metavar="FILE", help="only this checkpoint; its folder is the run's")
-    parser.add_argument("--output_dir", default="logs", help="where to look for the latest run (default: %(default)s)")
+    parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml instead of RUN_DIR")
+    parser.add_argument("--checkpoint", metavar="FILE", help="test only this file of a run folder")
+    parser.add_argument("--output_dir", default="logs", help="folder of the latest run (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=["test", "val"], help="(default: %(default)s)")
-    add_flags_of_run(parser, _FLAGS)
+    add_flags_of_run(parser, _SHARED)
     parser.add_argument("--device", default="auto", help=f"{FLAGS['device'].help} (default: %(default)s)")
     parser.add_argument("--image_to_text", action="store_true", help="rank captions for every image")
     add_rerank(parser)
@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help=f"save results of the first checkpoint: any of {', '.join(SAVED)}, in any folder; file names and "
-        "identities go into a .json beside each",
+        help=f"save results of the first checkpoint: any of {', '.join(SAVED)}, in any folder; a .json beside each "
+        "lists file names and identities",
     )
     return parser
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     status("loading PyTorch")
     options, own = resolve_run(config, given), resolve_run(config, {})
 
-    from assembly import Request, test  # imports torch, as resolving a run does: only after the checks above
+    from assembly import Request, test  # imports torch, only after the checks above
 
     test(options, Request(run, own, files, args["image_to_text"], saved, rerank, args["split"]))
 

@@ -9,13 +9,13 @@ from typing import Any
 from options import parse, resolve
 from utils.errors import OptionError
 from utils.log import status
-from utils.options import forbidden_changes, shown
+from utils.options import display_value, forbidden_changes
 from utils.program import run_program
 from utils.run_folder import RunFolder
 
 
 def main(argv: Sequence[str]) -> RunFolder | None:
-    """Resolve the options of a new or resumed run, and train; returns the run, if there is one."""
+    """Resolve the options of a new or resumed run, and train; returns the run, or None with `--test`."""
     given = parse(str(__doc__), argv)
     options = None if _resumes(given) else resolve(given)
 
@@ -26,9 +26,9 @@ def main(argv: Sequence[str]) -> RunFolder | None:
         return train(options, None)
     checkpoint = broadcast_from_main(lambda: _checkpoint_to_resume(given))
     run = RunFolder(checkpoint.parent)
-    options, was = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
-    if changed := forbidden_changes(options, was):
-        new, old = shown(options[changed[0]]), shown(was[changed[0]])
+    options, old_options = resolve({**given, "config": str(run.config)}), resolve({"config": str(run.config)})
+    if changed := forbidden_changes(options, old_options):
+        new, old = display_value(options[changed[0]]), display_value(old_options[changed[0]])
         raise OptionError(f"--{changed[0]} {new}: the run to resume has {old}")
     return train(options, run, checkpoint)
 

@@ -279,7 +279,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
             "objective detached: per_pair gives losses without a gradient, nothing would be trained",
         ),
         (OTHER, "--loss_names TAL+vector", r"objective vector: expected a scalar, found shape \(8,\)"),
-        (OTHER, "--loss_names vector", "--division ccd: needs a pairwise objective, as TAL, in --loss_names"),
+        (OTHER, "--loss_names vector", "--division ccd: needs a pairwise objective, such as TAL, in --loss_names"),
         (
             HEAD.format(name="narrow", more=", :9"),
             "--heads BGE+narrow --trained BGE",

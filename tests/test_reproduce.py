@@ -32,7 +32,7 @@ from tools.reproduce.report import CHOICES
 from tools.reproduce.tables import CONFIGS, TABLES
 from utils.errors import UserError
 from utils.options import read_config
-from utils.run_folder import RunFolder, hold, read_records
+from utils.run_folder import RunFolder, lock_folder, read_records
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 
@@ -240,7 +240,7 @@ def test_a_run_that_another_process_trains_is_skipped(tmp_path, small, capsys):
     options = runs.resolve(runs.parse("", run.arguments))
     (run_dir / "configs.yaml").write_text(json.dumps(options))
     (run_dir / "last.pth").touch()
-    for held in (RunFolder(run_dir).lock(), hold(tmp_path / row.slug / "seed1", "")):
+    for held in (RunFolder(run_dir).lock(), lock_folder(tmp_path / row.slug / "seed1", "")):
         with held:
             reproduce.main(command)
         told = capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_an_invalid_default_is_refused():
 
     with pytest.raises(OptionError, match=r"Low.low_default, its default -1.0: must be above 0"):
         settings.settings("the run")(Low)
-    with pytest.raises(OptionError, match=r"Text.text_default: it is a float, and its default a str"):
+    with pytest.raises(OptionError, match=r"Text.text_default: declared as float, but its default is a str"):
         settings.settings("the run")(Text)
 
 

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         partial.write_bytes(save(weights, metadata))
     facts = {"git_revision": about.get("git_revision", "unknown"), "towers": model.towers()}
     plugins = plugin_files(options.plugin)
-    RunFolder(out).keep([*plugins, *model.backbone.files])
+    RunFolder(out).copy_files([*plugins, *model.backbone.files])
     RunFolder(out).write_config(flags | {"plugin": ",".join(file.name for file in plugins)}, facts)
     write_text(out / "README.md", card)
     onnx_files = []

@@ -1,6 +1,6 @@
-"""Checkpoints: written atomically, so that a kill leaves the previous one; read as tensors only.
+"""Checkpoints, written atomically, so that a kill leaves the previous file intact, and read as tensors only.
 
-Bare weights, as written by `python -m tools.export`, are read as a checkpoint without anything else.
+Exported weights (`python -m tools.export`) are read as a checkpoint that contains only the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OBJECTIVE = "objective."  # prefix of an objective's weights in checkpoints
 _PUBLISHED_OBJECTIVES = (
     "classifier.", "cross_attn.", "cross_modal_transformer.", "ln_pre_t.", "ln_pre_i.", "ln_post.", "mlm_head."
 )  # fmt: skip
-_MAX_CODE_SIZE = 1 << 26  # limit for code, which TorchScript compresses, in bytes; tensors are never compressed
+_MAX_CODE_SIZE = 1 << 26  # bytes of uncompressed code in a TorchScript archive; tensors are never compressed
 
 
 def save_checkpoint(content: dict[str, Any], file: Path) -> None:
@@ -90,14 +90,14 @@ def refuse_zip_bomb(file: Path) -> None:
     """Refuse an archive that would fill memory: its uncompressed size exceeds its file size plus some code.
 
     Raises:
-        ValueError: names its uncompressed size.
+        ValueError: the archive is such a bomb; the message names its uncompressed size.
     """
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
-        unfolded = sum(entry.file_size for entry in archive.infolist())
-    if unfolded > file.stat().st_size + _MAX_CODE_SIZE:
-        raise ValueError(f"its {file.stat().st_size:,} bytes would expand to {unfolded:,}")
+        uncompressed = sum(entry.file_size for entry in archive.infolist())
+    if uncompressed > file.stat().st_size + _MAX_CODE_SIZE:
+        raise ValueError(f"its {file.stat().st_size:,} bytes would expand to {uncompressed:,}")
 
 
 def safetensors_facts(file: Path) -> dict[str, Any]:
@@ -146,24 +146,24 @@ def is_plain(value: object) -> bool:
 
 
 def without_objectives(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights in a checkpoint, which lists those of `objectives`, without these; published ones list none."""
+    """A checkpoint's weights without those of objectives, which it lists under "objectives", unless it is published."""
     listed = content.get("objectives")
     if isinstance(listed, list):
         return {name: value for name, value in content["model"].items() if name not in listed}
-    beginnings = (OBJECTIVE, *_PUBLISHED_OBJECTIVES)
-    return {n: value for n, value in content["model"].items() if not n.removeprefix("module.").startswith(beginnings)}
+    prefixes = (OBJECTIVE, *_PUBLISHED_OBJECTIVES)
+    return {n: value for n, value in content["model"].items() if not n.removeprefix("module.").startswith(prefixes)}
 
 
-def describe_mismatch(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def describe_mismatch(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> str:
     """How loaded weights differ from a module's, by name and shape; "" if they fit."""
     wrong = [
-        f"{name} {tuple(found[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & found.keys())
-        if found[name].shape != own[name].shape
+        f"{name} {tuple(loaded[name].shape)} for {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & loaded.keys())
+        if loaded[name].shape != expected[name].shape
     ]
     differing = {
-        "missing": sorted(own.keys() - found.keys()),
-        "unknown": sorted(found.keys() - own.keys()),
+        "missing": sorted(expected.keys() - loaded.keys()),
+        "unknown": sorted(loaded.keys() - expected.keys()),
         "of another shape": wrong,
     }
     return "; ".join(f"{what} {_first_few(names)}" for what, names in differing.items() if names)

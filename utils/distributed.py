@@ -1,6 +1,6 @@
-"""Communication between the processes of a training run: rows with gradients, sums, decisions, barriers.
+"""Communication between the processes of a training run: gathering, sums, decisions, barriers.
 
-Every process computes the loss of the global batch, of which it has encoded a share. Without a launcher all functions
+Every process encodes a share of the global batch and computes the loss of all of it. Without a launcher all functions
 are no-ops.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, distributed, nn
 from utils.errors import OptionError, brief
 from utils.ranks import is_main, local_rank, master, share, world_size
 
-_COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # timeout of collectives; a process that ended is noticed long before
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # for collectives; a process that ended is noticed much sooner
 # Timeout while one process works and the others wait: decoding a large data set from a slow disk can take hours, and
 # would have to start over if interrupted.
 _WAITING_TIMEOUT = timedelta(days=1)
@@ -71,36 +71,36 @@ def main_process_first() -> Iterator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather of rows; in the backward pass each process takes the gradient of its own rows.
+    """All-gather of rows; in the backward pass each process takes the gradient of its local rows.
 
     That is the full gradient, because every process computes the same loss from the same rows.
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, count: int) -> Tensor:
-        ctx.own = share(count)
-        padded = own.new_zeros(-(-count // world_size()), *own.shape[1:])
-        padded[: len(own)] = own
+    def forward(ctx: Any, local: Tensor, count: int) -> Tensor:
+        ctx.rows = share(count)
+        padded = local.new_zeros(-(-count // world_size()), *local.shape[1:])
+        padded[: len(local)] = local
         parts = [torch.empty_like(padded) for _ in range(world_size())]
         distributed.all_gather(parts, padded)
-        return torch.cat([part[: len(range(count)[share(count, of)])] for of, part in enumerate(parts)])
+        return torch.cat([part[: len(range(count)[share(count, number)])] for number, part in enumerate(parts)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[ctx.own], None
+        return gradient[ctx.rows], None
 
 
-def gather(own: Tensor, count: int) -> Tensor:
-    """Gather this process's share of `count` rows into all of them, in order, with gradient."""
-    return _Gather.apply(own, count) if distributed.is_initialized() else own
+def gather(local: Tensor, count: int) -> Tensor:
+    """This process's share of `count` rows → all rows, in order, with gradient."""
+    return _Gather.apply(local, count) if distributed.is_initialized() else local
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce sum; each process's use of it affects all inputs, so gradients are summed too."""
+    """All-reduce sum; every process uses the result, so gradients are summed too."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:  # noqa: ARG004
-        total = own.clone()
+    def forward(ctx: Any, local: Tensor) -> Tensor:  # noqa: ARG004
+        total = local.clone()
         distributed.all_reduce(total)
         return total
 
@@ -111,9 +111,9 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def summed(own: Tensor) -> Tensor:
+def summed(local: Tensor) -> Tensor:
     """The sum of a tensor over all processes, with gradient."""
-    return _Sum.apply(own) if distributed.is_initialized() else own
+    return _Sum.apply(local) if distributed.is_initialized() else local
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if not distributed.is_initialized():
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:  # as in every process: most objectives have none
+    if not trained:  # the same in every process
         return
     uses = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32)
     distributed.all_reduce(uses)  # on the CPU, so that reading it doesn't wait for a GPU
@@ -145,8 +145,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the processes' gradients, each of the whole batch: they differ if objectives draw random numbers."""
     if not distributed.is_initialized():
         return
-    own = [*parameters]
-    sum_gradients(own)
-    for parameter in own:
+    trained = [*parameters]
+    sum_gradients(trained)
+    for parameter in trained:
         if parameter.grad is not None:
             parameter.grad /= world_size()

@@ -21,10 +21,10 @@ class DownloadError(UserError):
 
 
 def fetch(url: str, sha256: str, file: Path) -> Path:
-    """Download `url` to `file` unless it exists. With several processes one downloads, the others wait.
+    """Download `url` to `file` unless it exists. Among several processes one downloads while the others wait.
 
     Raises:
-        DownloadError: no network, or the SHA-256 differs, also that of an existing file.
+        DownloadError: no network, or a different SHA-256, also of an existing file.
     """
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -32,14 +32,14 @@ def fetch(url: str, sha256: str, file: Path) -> Path:
             if not file.is_file():
                 _download(url, sha256, file)
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise DownloadError(f"{file} is corrupted or a different file (SHA-256 {found}, expected {sha256}): delete it")
+        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    if actual != sha256:
+        raise DownloadError(f"{file} is corrupted or a different file (SHA-256 {actual}, expected {sha256}): delete it")
     return file
 
 
 def _download(url: str, sha256: str, file: Path) -> None:
-    before = socket.getdefaulttimeout()
+    default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)  # else a network that drops packets would hang forever
     try:
         download_url_to_file(url, str(file), sha256, progress=sys.stderr.isatty())
@@ -48,4 +48,4 @@ def _download(url: str, sha256: str, file: Path) -> None:
             f"{url} can't be fetched ({error}): download it elsewhere and put it at {file} (SHA-256 {sha256})"
         ) from None
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(default)

@@ -7,8 +7,8 @@ _BRIEF = 120  # characters
 
 def printable(text: str, encoding: str = "utf-8", keep: str = "") -> str:
     """Escape characters that the encoding lacks and control characters, except those in `keep`."""
-    spelt = "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
-    return spelt.encode(encoding, "backslashreplace").decode(encoding)
+    escaped = "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return escaped.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class UserError(Exception):

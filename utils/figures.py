@@ -39,9 +39,9 @@ def save(figure: Figure, file: Path) -> None:
     plt.close(figure)
 
 
-def evenly_spaced(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` positions among `count`, including the first and the last."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+def evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """Up to `limit` of `count` indices, including the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))
 
 
 def over_epochs(axes: Axes, what: str) -> None:
@@ -52,11 +52,11 @@ def over_epochs(axes: Axes, what: str) -> None:
 
 
 def legend_below(figure: Figure, grid: Iterable[Axes]) -> None:
-    """One legend below all axes, with the entries of all of them."""
-    named = {name: handle for axes in grid for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    if named:
-        columns = min(len(named), max(2, int(figure.get_figwidth() / 1.5)))
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, fontsize=9)
+    """Draw one legend below all axes, with the entries of all of them."""
+    handles = {name: handle for axes in grid for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.5)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Options of all declared settings: defaults, overridden by a configuration file, overridden by flags.
+"""Resolving options: defaults, overridden by a configuration file, overridden by flags.
 
-Every value is checked by its flag; combinations of values are checked by the caller (`options.py`).
+Every value is checked by its flag; the caller (`options.py`) checks combinations.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ def command_parser(name: str, doc: str | None, **more: Any) -> argparse.Argument
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin` to the parser of a command that reads runs or data sets."""
-    parser.add_argument("--plugin", metavar="FILE", help="Python file of your own, as train.py's (default: a run's)")
+    parser.add_argument("--plugin", metavar="FILE", help="your Python file, as for train.py (default: the run's)")
 
 
 def add_flags_of_run(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add some flags to the parser of a command that reads a run: None if not given."""
+    """Add some flags to the parser of a command that reads a run; they are None unless given."""
     for name in names:
         _add(parser, FLAGS[name], "the run's")
 
 
 def _add(group: argparse._ActionsContainer, flag: Flag, default: str = "") -> None:
-    name, text = f"--{flag.name}", f"{flag.help} (default: {default or shown(flag.default)})".replace("%", "%%")
+    name, text = f"--{flag.name}", f"{flag.help} (default: {default or display_value(flag.default)})".replace("%", "%%")
     if isinstance(flag.default, bool):
         group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
     elif isinstance(flag.default, tuple):
@@ -87,7 +87,7 @@ def _add(group: argparse._ActionsContainer, flag: Flag, default: str = "") -> No
         group.add_argument(name, type=type(flag.default), metavar=metavar, help=text)
 
 
-def shown(value: Any) -> str:
+def display_value(value: Any) -> str:
     """A flag's value as on the command line."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
@@ -96,10 +96,10 @@ def shown(value: Any) -> str:
 
 def named_plugins(argv: Sequence[str]) -> str:
     """The value of `--plugin` in some arguments; "" if absent."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--plugin", default="")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugin", default="")
     with suppress(argparse.ArgumentError):  # reported when everything is parsed
-        return first.parse_known_args(list(argv))[0].plugin
+        return parser.parse_known_args(list(argv))[0].plugin
     return ""
 
 
@@ -122,43 +122,43 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any
 def resolve(
     given: Mapping[str, Any], special: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
 ) -> Options:
-    """Defaults, overridden by `--config`, overridden by the flags given; each value is checked. Loads plugins.
+    """Defaults, overridden by `--config`, overridden by the given flags. Checks every value and loads plugins.
 
     Args:
-        special: returns defaults that replace the flags' own, given the values in configuration and flags.
+        special: returns defaults that replace those of the flags, given the values in configuration and flags.
 
     Raises:
         OptionError: an unknown key, a wrong type or a value out of range.
     """
     plugins = load_plugins(given.get("plugin", ""))
-    said = read_config(Path(given["config"])) if "config" in given else {}
-    plugins = load_plugins(f"{said.get('plugin', '')},{plugins}")
+    values = read_config(Path(given["config"])) if "config" in given else {}
+    plugins = load_plugins(f"{values.get('plugin', '')},{plugins}")
     for name, value in given.items():
         if name in FLAGS:
-            said[name] = FLAGS[name].checked(value, f"--{name}")
-    options = Options({**defaults(), **special(said), **said, "plugin": plugins})
+            values[name] = FLAGS[name].checked(value, f"--{name}")
+    options = Options({**defaults(), **special(values), **values, "plugin": plugins})
     for flag in FLAGS.values():  # a run may be read from another working directory
         if flag.path and options.get(flag.name) and flag.names_path(options[flag.name]):
             options[flag.name] = str(Path(options[flag.name]).absolute())
     return options
 
 
-def forbidden_changes(options: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
-    """The flags that a resumed run has changed but mustn't; `--num_epoch` may grow."""
-    other = [name for name in options if name in was and options[name] != was[name]]
-    kept = [name for name in other if name not in FLAGS or not FLAGS[name].resumable]
-    return [name for name in kept if name != "num_epoch" or options[name] < was[name]]
+def forbidden_changes(options: Mapping[str, Any], old: Mapping[str, Any]) -> list[str]:
+    """The flags that a resumed run changes but mustn't; `--num_epoch` may grow."""
+    changed = [name for name in options if name in old and options[name] != old[name]]
+    fixed = [name for name in changed if name not in FLAGS or not FLAGS[name].resumable]
+    return [name for name in fixed if name != "num_epoch" or options[name] < old[name]]
 
 
 def resolve_tested(
     config: Path, given: Mapping[str, Any], owners: Callable[[Options], Iterable[type]] = lambda _: ()
 ) -> Options:
-    """The options of a finished run, ours or the authors', that testing reads, overridden by the flags given.
+    """The options of a finished run, ours or the authors', that testing reads, overridden by the given flags.
 
     Other keys are ignored.
 
     Args:
-        owners: returns settings classes of which all flags are read, given the options that are always read.
+        owners: returns further settings classes to read, given the options that are always read.
 
     Raises:
         OptionError: the file is missing or isn't a configuration.
@@ -176,7 +176,7 @@ def resolve_tested(
                 options[name] = FLAGS[name].checked(content[name], where)
 
     read(name for name, flag in FLAGS.items() if flag.tested)
-    read(own.name for owner in owners(options) for own in fields(owner))
+    read(item.name for owner in owners(options) for item in fields(owner))
     options["plugin"] = plugins
     return options
 
@@ -192,27 +192,27 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f"configuration {file} can't be read: {error.strerror}") from None
     except Exception as error:  # PyYAML's constructors raise many types for a wrong tag
-        found = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OptionError(f"configuration {file} is not YAML: {found}") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OptionError(f"configuration {file} is not YAML: {reason}") from None
     if not isinstance(content, dict):
         raise OptionError(f"configuration {file}: expected 'flag: value' lines")
     return content
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A configuration file's flags, overriding those of the file its `_base_` names (relative to itself).
+    """A configuration file's flags, overriding those of its `_base_` (a path relative to the file).
 
-    A run's own `configs.yaml` is such a file. Its facts about the run, under `_run_`, and the launch parameters in the
-    authors' file are ignored.
+    A run's `configs.yaml` is such a file. The facts about the run under `_run_`, and launch parameters in the authors'
+    files, are ignored.
 
     Raises:
-        OptionError: as `read_yaml`; an unknown flag; a value of the wrong type; a file that is its own base.
+        OptionError: see `read_yaml`; an unknown flag, a value of the wrong type, or a file that is its own base.
     """
     return _read_config(file, ())
 
 
-def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if file.resolve() in above:
+def _read_config(file: Path, overlays: tuple[Path, ...]) -> dict[str, Any]:
+    if file.resolve() in overlays:
         raise OptionError(f"configuration {file} is its own _base_")
     content = read_yaml(file)
     content.pop("_run_", None)
@@ -220,7 +220,7 @@ def _read_config(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if (base := content.pop("_base_", None)) is not None:
         if not isinstance(base, str) or "\0" in base:
             raise OptionError(f"configuration {file}: _base_ must name a file, found {reprlib.repr(base)}")
-        options = _read_config(file.parent / base, (*above, file.resolve()))
+        options = _read_config(file.parent / base, (*overlays, file.resolve()))
     if isinstance(content.get("plugin"), str):  # its flags may be in the same file
         content["plugin"] = load_plugins(content["plugin"], file.parent)
     for key, value in content.items():

@@ -1,4 +1,4 @@
-"""Plugins: the user's Python files, imported so that what they define registers itself."""
+"""Plugins: the user's Python files, imported so that their classes register themselves."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _loaded: dict[str, Path] = {}  # by stem
 
 
 def load_plugins(files: str, beside: Path | None = None) -> str:
-    """Import plugins that haven't been imported yet: those in `plugins/`, then those given.
+    """Import plugins that haven't been imported yet: those in `plugins/`, then `files`.
 
-    A file that was moved after a run started is replaced by one of the same name that is loaded, or in `beside`.
+    A file that has moved since a run started is replaced by one of the same name that is already loaded, or in
+    `beside`.
 
     Args:
-        files: comma-separated.
+        files: comma-separated paths.
         beside: the folder of the configuration that names them, to which relative paths refer.
 
     Returns:
-        The files given, as absolute paths.
+        The given files as absolute paths.
 
     Raises:
         OptionError: a file is missing or fails to import; names the file and the line.
@@ -47,8 +48,8 @@ def _find(file: Path, beside: Path | None) -> Path:
             return place.absolute()
     if file.stem in _loaded:
         return _loaded[file.stem]
-    if beside and (kept := beside / file.name).is_file():
-        return kept.absolute()
+    if beside and (copy := beside / file.name).is_file():
+        return copy.absolute()
     raise OptionError(f"--plugin {file}: no such file; if it has moved, pass its new path with --plugin")
 
 

@@ -16,7 +16,7 @@ from types import FrameType
 from utils.errors import UserError, printable
 from utils.ranks import is_main, launched
 
-# Seconds to hold back an error that another process may report: the launcher ends all others when one has ended.
+# Seconds to wait with an error that another process may report: the launcher ends the others when one ends.
 _REPORT_DELAY = 5
 _BROKEN_PIPE = 128 + 13  # SIGPIPE (missing on Windows): the reader of the output has left
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -87,22 +87,22 @@ def _restore_default_handlers() -> None:
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
     """Delay interrupts until the end of the block, if a library would treat them as its own errors."""
-    came: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _SIGNALS}
+    received: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
-def _wait_for_other_reports(later: int) -> None:
-    """Wait so that the launcher can end this process if another reports the same error, or the one that caused ours:
-    main processes report before others, user errors before failures (`later` 1)."""
+def _wait_for_other_reports(turns: int) -> None:
+    """Wait, so that the launcher can end this process if another reports the same error or its cause: the main process
+    reports before others, and user errors come before failures (`turns` 1)."""
     _restore_default_handlers()
-    time.sleep(_REPORT_DELAY * (later + (not is_main())))
+    time.sleep(_REPORT_DELAY * (turns + (not is_main())))
 
 
 def _exit(status: int) -> None:

@@ -39,10 +39,10 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int, of: int | None = None) -> slice:
-    """The share of `count` items of this process (or of rank `of`); the shares in rank order cover all items.
+def share(count: int, of_rank: int | None = None) -> slice:
+    """This process's (or `of_rank`'s) share of `count` items; in rank order the shares cover all items.
 
     Their lengths differ by at most one; with fewer items than processes some are empty.
     """
-    number, world = rank() if of is None else of, world_size()
+    number, world = rank() if of_rank is None else of_rank, world_size()
     return slice(number * count // world, (number + 1) * count // world)

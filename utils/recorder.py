@@ -40,8 +40,8 @@ def show_hyperparameters(run_dir: Path, flags: Mapping[str, Any], metrics: Mappi
     """Add a run's flags and results to TensorBoard's hyperparameter table, replacing older ones.
 
     Args:
-        metrics: by tag; each is also a scalar of the run.
-        epoch: the epoch in which they were reached.
+        metrics: results by tag, also added as scalars.
+        epoch: the epoch of the results.
     """
     for older in run_dir.glob(f"events.out.tfevents.*{_FLAGS}"):
         older.unlink()

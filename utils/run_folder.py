@@ -1,10 +1,10 @@
-"""A run's folder: all files that train.py, test.py and the tools read of a run.
+"""A run's folder: the files that train.py, test.py and the tools read.
 
 configs.yaml            all flags, and under `_run_` other facts about the run
 best.pth, last.pth      checkpoints; an exported folder has model.safetensors instead
 metrics.jsonl           one JSON object per epoch
 start_metrics.json      metrics of the starting weights
-test_metrics.json       metrics of the checkpoints on the test split; it marks a run as finished
+test_metrics.json       metrics of the checkpoints on the test split; marks a finished run
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LockedError(OptionError):
 
 
 class RunFolder:
-    """A run's folder, which need not exist yet."""
+    """The folder of a run; it needn't exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -104,11 +104,11 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Path of its configuration."""
+        """Path of the configuration."""
         return self.path / "configs.yaml"
 
     def flags(self) -> dict[str, Any]:
-        """The flags in its configuration, unchecked.
+        """The flags in the configuration, unchecked.
 
         Raises:
             OptionError: the file is missing or isn't a configuration.
@@ -116,7 +116,7 @@ class RunFolder:
         return {name: value for name, value in read_yaml(self.config).items() if name != "_run_"}
 
     def facts(self) -> dict[str, Any]:
-        """The facts about the run in its configuration."""
+        """The facts about the run in the configuration."""
         facts = read_yaml(self.config).get("_run_")
         return facts if isinstance(facts, dict) else {}
 
@@ -126,60 +126,60 @@ class RunFolder:
         write_text(self.config, yaml.safe_dump({**plain, "_run_": dict(facts)}, sort_keys=False, allow_unicode=True))
 
     def extend(self, num_epoch: int) -> int:
-        """Record a larger number of epochs in its configuration; returns the former number, or 0 if unchanged."""
+        """Record a larger number of epochs in the configuration; returns the former number, or 0 if unchanged."""
         flags, facts = self.flags(), self.facts()
-        had = flags.get("num_epoch", num_epoch)
-        if num_epoch <= had:
+        previous = flags.get("num_epoch", num_epoch)
+        if num_epoch <= previous:
             return 0
         self.write_config(
-            flags | {"num_epoch": num_epoch}, facts | {"extended_from": [*facts.get("extended_from", ()), had]}
+            flags | {"num_epoch": num_epoch}, facts | {"extended_from": [*facts.get("extended_from", ()), previous]}
         )
-        return had
+        return previous
 
-    def keep(self, files: Iterable[Path]) -> None:
-        """Copy plugins into the folder, in case the originals are removed."""
+    def copy_files(self, files: Iterable[Path]) -> None:
+        """Copy files that the run depends on, such as plugins, into the folder, in case the originals are removed."""
         for file in files:
             if file.parent.resolve() != self.path.resolve():
                 shutil.copy(file, self.path / file.name)
 
     def records(self) -> list[dict[str, Any]]:
-        """One record per epoch from metrics.jsonl, up to the first line truncated by a kill; none if it is missing."""
+        """One record per epoch from metrics.jsonl, up to a line truncated by a kill; empty if it is missing."""
         return read_records(self.path / "metrics.jsonl")
 
     def start_metrics(self) -> dict[str, Metrics]:
-        """The metrics of its starting weights by split; empty if missing or damaged."""
+        """Metrics of the starting weights by split; empty if missing or damaged."""
         try:
-            found = json.loads((self.path / "start_metrics.json").read_text(encoding="utf-8"))
+            content = json.loads((self.path / "start_metrics.json").read_text(encoding="utf-8"))
             return {
-                split: {row: {name: float(value) for name, value in of.items()} for row, of in rows.items()}
-                for split, rows in found.items()
+                split: {row: {name: float(value) for name, value in values.items()} for row, values in rows.items()}
+                for split, rows in content.items()
             }
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
     def test_metrics(self, suffix: str = "") -> dict[str, Metrics]:
-        """The test's metrics by checkpoint, in percent; empty before a test. Arguments and errors as for `tested`."""
-        found = self.tested(suffix)
-        return {name: {row: of for row, of in rows.items() if row != _EPOCH} for name, rows in found.items()}
+        """Test metrics by checkpoint, in percent; empty before a test. For arguments and errors see `tested`."""
+        tested = self.tested(suffix)
+        return {name: {row: values for row, values in rows.items() if row != _EPOCH} for name, rows in tested.items()}
 
     def tested(self, suffix: str = "") -> dict[str, dict[str, Any]]:
-        """As `test_metrics`, with an entry "epoch", after which the checkpoint was written, if recorded.
+        """As `test_metrics`, with each checkpoint's "epoch", if recorded.
 
         Args:
-            suffix: file suffix of a test on data other than the run's.
+            suffix: file suffix of a test on other data than the run's.
 
         Raises:
             DataError: the file is damaged.
         """
         file = self.path / f"test_metrics{suffix}.json"
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
             return {
                 checkpoint: {
-                    row: int(of) if row == _EPOCH else {name: float(value) for name, value in of.items()}
-                    for row, of in rows.items()
+                    row: int(values) if row == _EPOCH else {name: float(value) for name, value in values.items()}
+                    for row, values in rows.items()
                 }
-                for checkpoint, rows in found.items()
+                for checkpoint, rows in content.items()
             }
         except OSError:
             return {}
@@ -187,7 +187,7 @@ class RunFolder:
             raise DataError(f"{file} is damaged: delete it and evaluate again") from None
 
     def weights(self) -> Path:
-        """Its best checkpoint, else the last; an exported folder's weights.
+        """The best checkpoint, else the last, else exported weights.
 
         Raises:
             OptionError: there is none.
@@ -197,14 +197,14 @@ class RunFolder:
         return files[0]
 
     def all_weights(self) -> list[Path]:
-        """Its weights files, the best checkpoint first."""
+        """All weights files, the best checkpoint first."""
         return [self.path / name for name in (*CHECKPOINTS, EXPORTED) if (self.path / name).is_file()]
 
     def checkpoint_to_resume(self) -> Path:
-        """Its last.pth, which does not exist yet if the run was stopped within its first epoch.
+        """Path of last.pth, which doesn't exist yet if the run was stopped within its first epoch.
 
         Raises:
-            OptionError: no run, or its checkpoint is missing.
+            OptionError: not a run, or its checkpoint is missing.
         """
         checkpoint = self.path / "last.pth"
         started = self.config.is_file() and len(self.records()) < 2
@@ -213,21 +213,21 @@ class RunFolder:
         return checkpoint
 
     def is_finished(self) -> bool:
-        """Whether its last epoch and its test are done."""
+        """Whether the last epoch and the test are done."""
         records = self.records()
         last = bool(records) and records[-1]["epoch"] == read_yaml(self.config).get("num_epoch")
         return last and (self.path / "test_metrics.json").is_file()
 
     def lock(self) -> AcquireReturnProxy:
-        """Lock it for this process, as `hold` does.
+        """Lock the run for this process; see `lock_folder`.
 
         Raises:
-            LockedError, OptionError: as `hold`.
+            LockedError, OptionError: see `lock_folder`.
         """
-        return hold(self.path, f"{self} is being trained by another process")
+        return lock_folder(self.path, f"{self} is being trained by another process")
 
     def is_locked(self) -> bool:
-        """Whether a process is training it; False where it can't be locked, as in a folder of another user."""
+        """Whether a process is training it; False if it can't be locked, e.g. because it is another user's."""
         if not (self.path / LOCK).is_file():
             return False
         try:
@@ -240,7 +240,7 @@ class RunFolder:
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """As `RunFolder.records`, for any metrics.jsonl."""
+    """`RunFolder.records` for any metrics.jsonl."""
     records: list[dict[str, Any]] = []
     if not file.is_file():
         return records
@@ -255,17 +255,17 @@ def read_records(file: Path) -> list[dict[str, Any]]:
     return records
 
 
-def hold(folder: Path, taken: str) -> AcquireReturnProxy:
+def lock_folder(folder: Path, message: str) -> AcquireReturnProxy:
     """Lock a folder for this process, for a `with` block or until the returned object is deleted.
 
     Raises:
-        LockedError: another process has it; `taken` is the message.
+        LockedError: another process has locked it, with this `message`.
         OptionError: it can't be locked, e.g. because it is read-only.
     """
     try:
         return FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
-        raise LockedError(taken) from None
+        raise LockedError(message) from None
     except OSError as error:
         raise OptionError(f"{folder} can't be locked: {error.strerror or error}") from None
 

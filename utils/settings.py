@@ -32,12 +32,12 @@ class Flag:
         choices: allowed values; a registry's names are looked up when a value is checked.
         low, high: inclusive bounds; `above` and `below` are exclusive.
         length: length of a tuple; None for any.
-        resumable: doesn't change results beyond a device's rounding, so a run may be resumed with another value.
-        tested: `test.py` reads it from a run's configuration, as it does all settings of the run's backbone and heads.
+        resumable: a run may be resumed with another value, because results don't change beyond rounding.
+        tested: `test.py` reads it from a run's configuration, like all settings of the run's backbone and heads.
         path: a file or folder, stored as an absolute path; "or name": a name unless such a file exists; "or folder or
             name": may also be a folder, if written with a slash.
         idle: a flag of the published code without effect here; accepted, and stored only if given.
-        only: names that a run must have chosen for the flag to have an effect; empty for all runs.
+        only: choices, one of which a run must use for the flag to have an effect; empty: always has one.
         group: its heading in `--help`.
         owner: the settings class.
     """
@@ -113,7 +113,7 @@ FLAGS: dict[str, Flag] = {}  # of all declared settings
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field of a settings class; `rules` are attributes of `Flag`."""
+    """Declare a field of a settings class; `rules` are attributes of `Flag`."""
     return field(default=default, metadata={"help": help, **rules})
 
 
@@ -126,8 +126,8 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
 
     def declare(owner: type[T]) -> type[T]:
         name = f"{owner.__module__}.{owner.__qualname__}"
-        for own in fields(owner):  # type: ignore[arg-type]
-            flag = _flag(own, group, name)
+        for item in fields(owner):  # type: ignore[arg-type]
+            flag = _flag(item, group, name)
             if (other := FLAGS.get(flag.name)) and other.owner != name:
                 raise OptionError(f"--{flag.name} is declared twice: by {other.owner} and by {name}")
             FLAGS[flag.name] = flag
@@ -136,18 +136,19 @@ def settings(group: str) -> Callable[[type[T]], type[T]]:
     return declare
 
 
-def _flag(own: Field, group: str, owner: str) -> Flag:
-    if "help" not in own.metadata or not isinstance(own.default, int | float | str | tuple):
-        raise OptionError(f"{owner}.{own.name}: declare it as option(default, help), with a plain default")
-    flag = Flag(own.name, own.default, group=group, owner=owner, **own.metadata)
-    flag.checked(flag.default, f"{owner}.{own.name}, its default")
-    if own.type in _PLAIN and type(flag.default).__name__ != own.type:
-        raise OptionError(f"{owner}.{own.name}: it is a {own.type}, and its default a {type(flag.default).__name__}")
+def _flag(item: Field, group: str, owner: str) -> Flag:
+    if "help" not in item.metadata or not isinstance(item.default, int | float | str | tuple):
+        raise OptionError(f"{owner}.{item.name}: declare it as option(default, help), with a plain default")
+    flag = Flag(item.name, item.default, group=group, owner=owner, **item.metadata)
+    flag.checked(flag.default, f"{owner}.{item.name}, its default")
+    if item.type in _PLAIN and type(flag.default).__name__ != item.type:
+        found = type(flag.default).__name__
+        raise OptionError(f"{owner}.{item.name}: declared as {item.type}, but its default is a {found}")
     return flag
 
 
 class Options(dict[str, Any]):
-    """Values of all flags, also accessible as attributes and as typed settings objects."""
+    """Values of all flags, also available as attributes and as typed settings objects."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -160,7 +161,7 @@ class Options(dict[str, Any]):
 
     def of(self, owner: type[T]) -> T:
         """The settings object of a class, with defaults for missing flags."""
-        return owner(**{own.name: self[own.name] for own in fields(owner) if own.name in self})  # type: ignore[arg-type]
+        return owner(**{item.name: self[item.name] for item in fields(owner) if item.name in self})  # type: ignore[arg-type]
 
 
 def own_settings(kind: Any, of: Callable[[type], Any]) -> Any:

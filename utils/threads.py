@@ -1,4 +1,4 @@
-"""The cores this process may use, and whether its threads had to wait for one: a busy machine, or too many threads."""
+"""The cores this process may use, and how long its threads waited for one on a busy machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def usable_cores() -> int:
 
 
 class CoreTime(NamedTuple):
-    """Seconds so far in which the current threads ran, and in which they were runnable but had no core."""
+    """Seconds in which the current threads ran, and in which they were runnable but waited for a core."""
 
     ran: float
     waited: float
@@ -31,7 +31,7 @@ def core_time() -> CoreTime:
     """Times as counted by Linux; zeros where unavailable."""
     ran = waited = 0
     for task in _TASKS.glob("*"):
-        with suppress(OSError, ValueError):  # a thread has ended meanwhile, or the kernel doesn't count
+        with suppress(OSError, ValueError):  # the thread has ended, or the kernel doesn't count
             nanoseconds = (task / "schedstat").read_text().split()
             ran, waited = ran + int(nanoseconds[0]), waited + int(nanoseconds[1])
     return CoreTime(ran / 1e9, waited / 1e9)

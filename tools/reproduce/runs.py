@@ -23,7 +23,7 @@ from tools.reproduce.displacement import displacement
 from tools.reproduce.tables import Row
 from utils.devices import choose_device
 from utils.errors import DataError, OptionError
-from utils.run_folder import CHECKPOINTS, LockedError, RunFolder, hold
+from utils.run_folder import CHECKPOINTS, LockedError, RunFolder, lock_folder
 from utils.settings import FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ class Run:
         """
         locked = f"{self.folder}: another process is training this run; wait for it or stop it"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with hold(self.folder, locked):
+        with lock_folder(self.folder, locked):
             for _ in self.missing():
                 runs = RunFolder.all_in(self.folder)
                 if runs and runs[-1].is_locked():  # training continues if only this command is killed

@@ -10,7 +10,7 @@ from tools.search.files import MANIFEST, OLD, FileStore, create
 from tools.search.milvus import MilvusStore
 from tools.search.rows import About
 from utils.errors import OptionError
-from utils.run_folder import hold
+from utils.run_folder import lock_folder
 
 Store = FileStore | MilvusStore
 
@@ -53,5 +53,5 @@ def writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"--index {folder}: can't be created: {error.strerror}") from None
-    with hold(folder, f"another process is indexing into {folder}: wait for it, or choose another --index"):
+    with lock_folder(folder, f"another process is indexing into {folder}: wait for it, or choose another --index"):
         yield
