@@ -1,7 +1,7 @@
 """Annotation files: one reader for all data sets.
 
-A split has images with identities, and captions that belong to images. Each caption of the training split makes one
-pair, in file order.
+A split has images with identities, and captions that belong to images. Each caption of the training split is one pair,
+in file order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Split:
         images: I paths.
         image_pids: (I,) identities.
         captions: C texts, in file order.
-        caption_images: (C,) the image each caption belongs to.
+        caption_images: (C,) index of each caption's image.
         person_ids: (P,) the annotation file's id of each identity.
     """
 
@@ -43,7 +43,7 @@ class Split:
 
     @property
     def caption_pids(self) -> np.ndarray:
-        """(C,) the identity each caption describes."""
+        """(C,) the identity that each caption describes."""
         return self.image_pids[self.caption_images]
 
     def summary(self) -> str:
@@ -53,19 +53,19 @@ class Split:
 
 
 STAND_IN = "training entries used as a test split"
-_STAND_IN_PERSONS = 1000  # as many as the published test splits have
+_STAND_IN_PERSONS = 1000  # as in the published test splits
 
 
 def read_annotations(dataset_name: str, root_dir: Path, split_all: str = "") -> tuple[Place, list[Entry]]:
     """Read and check a data set's annotation file.
 
     Args:
-        dataset_name, root_dir, split_all: as for `locate`. With `split_all` the entries of the first persons replace a
+        dataset_name, root_dir, split_all: see `locate`. With `split_all`, the first persons' entries stand in for a
             missing test split, so that there is something to evaluate.
 
     Raises:
         OptionError: an unknown data set.
-        DataError: a missing or malformed file; names the file and the entry.
+        DataError: a missing or malformed file; the message names the file and the entry.
     """
     place = locate(dataset_name, root_dir, split_all)
     entries = place.dataset.entries(place.file)
@@ -111,15 +111,15 @@ def build_splits(
             others[entry.split] = None
     check_release(chosen, place)
     splits = {}
-    for name, of_split in chosen.items():
-        if not of_split and name == "val":
+    for name, selected in chosen.items():
+        if not selected and name == "val":
             continue
-        if not of_split:
+        if not selected:
             hint = f", but of {printable(', '.join(others))[:80]}" if others else ""
             raise DataError(f"{place.file}: no entry of the split {name}{hint}")
         if name == "train" and place.dataset.first_id is not None:
-            check_ids(of_split, place.dataset.first_id, place.file)
-        splits[name] = build_split(merge_images(of_split, place))
+            check_ids(selected, place.dataset.first_id, place.file)
+        splits[name] = build_split(merge_images(selected, place))
     _check_images({name: split for name, split in splits.items() if not (incomplete and name == "train")})
     return splits
 
@@ -128,11 +128,11 @@ def check_release(entries: Mapping[str, list[Entry]], place: Place) -> None:
     """Refuse a superseded release of a data set, whose splits differ from the published ones.
 
     Raises:
-        DataError: it is such a release.
+        DataError: it is one.
     """
     for split, (captions, persons) in place.dataset.outdated.items():
-        of_split = entries.get(split, [])
-        counts = sum(len(entry.captions) for entry in of_split), len({entry.number for entry in of_split})
+        listed = entries.get(split, [])
+        counts = sum(len(entry.captions) for entry in listed), len({entry.number for entry in listed})
         if counts == (captions, persons):
             raise DataError(
                 f"{place.file} is an older release with other splits ({split}: {captions:,} captions, {persons:,} "
@@ -144,7 +144,7 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
     """Check that training ids run from `first_id` without gaps.
 
     Raises:
-        DataError: names the first missing id.
+        DataError: they don't; the message names the first missing id.
     """
     ids = {entry.number for entry in entries}
     expected = range(first_id, first_id + len(ids))
@@ -157,9 +157,9 @@ def check_ids(entries: list[Entry], first_id: int, file: Path) -> None:
 
 
 def merge_images(entries: Iterable[Entry], place: Place) -> list[Entry]:
-    """Merge a split's entries of the same image and person, as in files of one caption per line; `as_listed` ones stay.
+    """Merge a split's entries of the same image and person, as in files with one caption per line, unless `as_listed`.
 
-    An image has the place of its first entry, and its captions stay in order.
+    Images are in the order of their first entries, and captions stay in order.
     """
     if place.dataset.as_listed:
         return list(entries)
@@ -172,7 +172,7 @@ def merge_images(entries: Iterable[Entry], place: Place) -> list[Entry]:
 
 
 def build_split(entries: list[Entry]) -> Split:
-    """Build a split from its entries; pids number its persons in the order of their ids."""
+    """Build a split from its entries; pids number the persons by ascending id."""
     ids, pids = np.unique([entry.number for entry in entries], return_inverse=True)
     return Split(
         images=[entry.path for entry in entries],

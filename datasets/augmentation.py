@@ -25,7 +25,7 @@ def draw_image(rng: np.random.Generator, size: tuple[int, int], img_aug: bool) -
     """Draw the augmentation of one image of (height, width): (7,) int32.
 
     flip; top and left of the crop from the image zero-padded by 10; top, left, height and width of the erased
-    rectangle (height 0 for none). The flip has p = 0.5; crop and erasing (p = 0.5) need `img_aug`.
+    rectangle (height 0 for none). Flip and erasing have p = 0.5; crop and erasing need `img_aug`.
     """
     height, width = size
     flip = int(rng.random() < 0.5)
@@ -37,7 +37,7 @@ def draw_image(rng: np.random.Generator, size: tuple[int, int], img_aug: bool) -
 
 
 def _draw_rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Rectangle for random erasing; none if ten attempts give none that fits."""
+    """Rectangle for random erasing; none if none of ten attempts fits."""
     for _ in range(10):
         area = rng.uniform(*_AREA) * height * width
         aspect = math.exp(rng.uniform(*_LOG_ASPECT))
@@ -86,7 +86,7 @@ def augment_text(ids: np.ndarray, rng: np.random.Generator, mask: int = MASK, wo
         mask, words: the tokenizer's mask id, and the exclusive upper bound of its word ids.
 
     Returns:
-        (L,) of the same dtype; tokens after a removed one move up and zeros fill the end.
+        (L,) of the same dtype; later tokens move up after a removed one, and zeros fill the end.
     """
     word = (ids > 0) & (ids < words)
     changed = word & (rng.random(len(ids)) < 0.2)

@@ -1,4 +1,4 @@
-"""Problems of captions."""
+"""Checks of captions."""
 
 from __future__ import annotations
 
@@ -26,52 +26,52 @@ _TEXT_LENGTH = 77  # --text_length's default, CLIP's
 
 def odd_captions(splits: Mapping[str, Split]) -> list[Finding]:
     """Captions that are empty, duplicated, shared by several persons, or not plausible as a description of a person."""
-    every = [
+    rows = [
         (str(split.images[image]), caption, (name, split.image_pids[image]))
         for name, split in splits.items()
         for image, caption in zip(split.caption_images, split.captions, strict=True)
     ]
-    times = Counter((image, caption.strip()) for image, caption, _ in every)
+    times = Counter((image, caption.strip()) for image, caption, _ in rows)
     persons = defaultdict(set)
-    for _, caption, person in every:
+    for _, caption, person in rows:
         persons[" ".join(caption.lower().split())].add(person)
-    shared = [f"{len(of)} persons: {caption:.80}" for caption, of in persons.items() if caption and len(of) > 1]
-    found = {
-        "empty captions": ([image for image, c, _ in every if not c.strip()], "write them or remove them"),
+    shared = [f"{len(pids)} persons: {caption:.80}" for caption, pids in persons.items() if caption and len(pids) > 1]
+    problems = {
+        "empty captions": ([image for image, c, _ in rows if not c.strip()], "write them or remove them"),
         "duplicate captions of an image": (
             [f"{image}: {c:.80}" for (image, c), n in times.items() if c and n > 1],
-            "one is enough, but removing one changes the noise index",
+            "one is enough, but removing the others changes the noise index",
         ),
         "captions shared by several persons": (
             shared,
             "each counts as a negative for the other persons, also in the test",
         ),
         "code or markup in captions": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _MARKUP.search(c)],
+            [f"{image}: {c:.80}" for image, c, _ in rows if _MARKUP.search(c)],
             "not a description of a person: rewrite or remove them",
         ),
         "control characters": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _CONTROL.search(c)],
-            "harmless: they separate words or become tokens of their own",
+            [f"{image}: {c:.80}" for image, c, _ in rows if _CONTROL.search(c)],
+            "harmless: they separate words or become tokens",
         ),
         "half surrogate pairs": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _SURROGATE.search(c)],
+            [f"{image}: {c:.80}" for image, c, _ in rows if _SURROGATE.search(c)],
             "harmless: they are read as unknown characters",
         ),
         "CJK characters": (
-            [f"{image}: {c:.80}" for image, c, _ in every if _CJK.search(c)],
+            [f"{image}: {c:.80}" for image, c, _ in rows if _CJK.search(c)],
             "harmless but unknown to CLIP: translate or remove them",
         ),
     }
     return [
         finding
-        for what, (where, remedy) in found.items()
+        for what, (where, remedy) in problems.items()
         for finding in found_at(what, where, remedy, severity="warning")
     ]
 
 
 def cut_captions(splits: Mapping[str, Split]) -> list[Finding]:
-    """Captions longer than CLIP's text tower reads."""
+    """Captions longer than CLIP's text length."""
     tokenizer, cut = Tokenizer(), []
     for name, split in splits.items():
         captions = progress(split.captions, f"counting {name} tokens")

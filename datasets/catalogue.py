@@ -1,4 +1,4 @@
-"""Descriptions of data sets, and finding one on disk."""
+"""Descriptions of data sets, and finding them on disk."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _IMAGE_FOLDERS = ("imgs", "images")
 
 
 class DataSet:
-    """A data set: images with identities and captions, in a folder of its name.
+    """A data set: images with identities and captions, in a folder named after it.
 
-    To add one in a format of its own: subclass, override `entries`, and register it in `datasets.settings.DATASETS`.
+    To add one in another format: subclass, override `entries`, and register it in `datasets.settings.DATASETS`.
 
     Attributes:
-        files: names of its annotation file; the first that exists is read.
-        first_id: the lowest training id, from which they run without gaps; None if any ids are allowed.
+        files: possible names of its annotation file; the first that exists is read.
+        first_id: the lowest training id, from which ids run without gaps; None if any ids are allowed.
         reference: the data's source.
         sizes: images, captions and persons of each split, as published.
         outdated: captions and persons of each split in a superseded release.
-        as_listed: an image that is listed twice counts twice, as in published results; else its captions are merged.
+        as_listed: whether an image that is listed twice counts twice, as in published results; else entries are merged.
     """
 
     files: ClassVar[tuple[str, ...]] = ()
@@ -36,12 +36,12 @@ class DataSet:
     as_listed: ClassVar[bool] = False
 
     def prepare(self, root_dir: Path) -> None:
-        """Generate the data, for a data set that is generated rather than downloaded."""
+        """Generate the data, if it isn't downloaded."""
 
     def entries(self, file: Path) -> list[Any]:
-        """The annotation file's entries, one for each image or caption, unchecked.
+        """The annotation file's entries, one per image or caption, unchecked.
 
-        Each is a mapping with "id" (integer or string), "file_path" (as for `Place.image`), "captions" (strings) and
+        Each is a mapping with "id" (integer or string), "file_path" (see `Place.image`), "captions" (strings) and
         "split" (train, val or test).
 
         Raises:
@@ -56,7 +56,13 @@ class OwnDataSet(DataSet):
 
 @dataclass(frozen=True)
 class Place:
-    """A data set on disk: its annotation file, the folder of its image paths, and the split of entries without one."""
+    """A data set on disk.
+
+    Attributes:
+        file: the annotation file or folder.
+        imgs: the folder that image paths are relative to.
+        split_all: the split of entries that name none.
+    """
 
     dataset: DataSet
     file: Path
@@ -69,7 +75,7 @@ class Place:
         return self.file if self.file.is_dir() else self.file.parent
 
     def image(self, path: str) -> Path:
-        """The image that the annotations call `path`: in `imgs`, else in the annotation file's folder."""
+        """The image at `path` in the annotations: in `imgs`, else in the annotation file's folder."""
         inside = self.imgs / path
         if os.path.isfile(inside) or not os.path.isfile(beside := self.folder / path):  # noqa: PTH113
             return inside
@@ -77,7 +83,7 @@ class Place:
 
 
 def locate(dataset_name: str, root_dir: Path, split_all: str = "") -> Place:
-    """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (then `root_dir` is not read).
+    """Find a data set: `root_dir/dataset_name`, or an annotation file given by its path (`root_dir` is then unused).
 
     Args:
         split_all: the split of entries that name none; "" refuses such entries.
@@ -110,17 +116,17 @@ def _find_images(folder: Path) -> Path | None:
 def _find_annotations(folder: Path, dataset: DataSet) -> Path:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: --root_dir must be the folder that holds {folder.name}/")
-    found = next((folder / name for name in dataset.files if (folder / name).is_file()), None)
-    if found is None:
+    file = next((folder / name for name in dataset.files if (folder / name).is_file()), None)
+    if file is None:
         others = sorted(path.name for path in folder.glob("*.json"))
         hint = f"; it holds {', '.join(others)}, which is another format" if others else ""
         raise DataError(
             f"{folder} has no {' or '.join(dataset.files)}{hint}: its authors distribute it with the images"
         )
-    return found
+    return file
 
 
 def short_name(dataset_name: str) -> str:
-    """A data set's name for folders: its name, or the stem of its annotation file."""
+    """A data set's name in paths: its name, or the stem of its annotation file."""
     own = own_annotations(dataset_name)
     return own.absolute().stem if own else dataset_name

@@ -1,6 +1,6 @@
-"""Problems of a data set on disk: all are found and counted, none raises.
+"""Finding all problems of a data set on disk, without raising.
 
-`read_splits` stops at the first mistake; this finds all, and also checks what training wouldn't notice.
+`read_splits` stops at the first mistake; this finds them all, including those that training wouldn't notice.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ def check_dataset(
     split_all: str = "",
     against: Sequence[str] = (),
 ) -> tuple[dict[str, Split], list[Finding]]:
-    """Check a data set's annotations, images (all are decoded, with a progress bar) and noise indices.
+    """Check a data set's annotations, images (decoding all, with a progress bar) and noise indices.
 
     Args:
-        dataset_name, root_dir, split_all: as for `locate`.
-        noisy_rate, noisy_file: the noise index to check, none at rate 0; without both, all in `noiseindex/` for the
-            data set.
-        against: names of other data sets to search for the same images.
+        dataset_name, root_dir, split_all: see `locate`.
+        noisy_rate, noisy_file: the noise index to check, none at rate 0; default: all of the data set's in
+            `noiseindex/`.
+        against: other data sets to search for the same images.
 
     Returns:
         The splits that can be read, and the findings, errors first.
 
     Raises:
-        DataError, OptionError: no annotation file, or it isn't a list of entries; an invalid rate.
+        DataError: the annotation file is missing, or isn't a list of entries.
+        OptionError: an invalid rate, or an unknown data set.
     """
     if noisy_rate is not None and not 0 <= noisy_rate <= 1:
         raise OptionError(f"--noisy_rate {noisy_rate}: must be at least 0 and at most 1")
     place = locate(dataset_name, root_dir, split_all)
     others = {other: locate(other, root_dir, split_all) for other in against}
     entries, findings = _read(place)
-    splits = {name: build_split(of_split) for name, of_split in entries.items() if of_split}
+    splits = {name: build_split(listed) for name, listed in entries.items() if listed}
     outdated = _error_as_finding("an older release", partial(check_release, entries, place), "download the current one")
     findings += outdated
     if place.dataset.first_id is not None and entries["train"]:
@@ -62,8 +63,8 @@ def check_dataset(
     findings += _persons_in_two_splits(entries)
     findings += check_splits(splits, place.dataset.sizes)
     findings += cut_captions(splits)
-    digests, of_images = _images(splits, place)
-    findings += of_images
+    digests, image_findings = _images(splits, place)
+    findings += image_findings
     findings += _same_pixels(across_splits(splits, digests), "in {} and {}", _IN_SPLITS)
     for name, other in others.items():
         findings += _against(name, other, splits, digests)
@@ -73,12 +74,12 @@ def check_dataset(
 
 
 def check_splits(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
-    """Checks that need no image: sizes other than the published ones, odd captions."""
+    """Checks that need no images: sizes that differ from the published ones, and odd captions."""
     return [*_sizes(splits, sizes), *odd_captions(splits)]
 
 
 def odd_entries(entries: Sequence[Entry]) -> list[Finding]:
-    """Entries of no known split, and entries in an unusual form."""
+    """Entries of unknown splits, and entries in an unusual form."""
     return [*_unknown_split(entries), *_forms(entries)]
 
 
@@ -113,11 +114,11 @@ def _read(place: Place) -> tuple[dict[str, list[Entry]], list[Finding]]:
     findings = found_at("malformed entries", malformed, "fix or remove them: training stops at the first")
     findings += [
         *odd_entries(read),
-        *_error_as_finding("ids in two spellings", partial(check_spelling, read, place.file), "write them in one way"),
+        *_error_as_finding("ids in two spellings", partial(check_spelling, read, place.file), "use one spelling"),
     ]
     needed = ("train",) if place.split_all else ("train", "test")
     missing = [name for name in needed if not entries[name]]
-    entries = {name: merge_images(of_split, place) for name, of_split in entries.items()}
+    entries = {name: merge_images(listed, place) for name, listed in entries.items()}
     return entries, findings + found_at("splits without entries", missing, f"is {place.file} complete?")
 
 
@@ -130,10 +131,10 @@ def _error_as_finding(what: str, check: Callable[[], object], remedy: str) -> li
 
 
 def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
-    """Persons of the training split that are also in the test split."""
+    """Persons that are in several splits."""
     splits = defaultdict(set)
-    for name, of_split in entries.items():
-        for entry in of_split:
+    for name, listed in entries.items():
+        for entry in listed:
             splits[entry.number].add(name)
     shared = [f"id {number} in {', '.join(sorted(names))}" for number, names in splits.items() if len(names) > 1]
     return found_at(
@@ -142,30 +143,30 @@ def _persons_in_two_splits(entries: Mapping[str, list[Entry]]) -> list[Finding]:
 
 
 def _sizes(splits: Mapping[str, Split], sizes: Mapping[str, tuple[int, int, int]]) -> list[Finding]:
-    differing, more = [], False
+    differing, added_captions = [], False
     for name, size in sizes.items():
-        found = splits[name].size if name in splits else (0, 0, 0)
+        actual = splits[name].size if name in splits else (0, 0, 0)
         differing += [
             f"{name} has {has:,} {what}, published: {published:,}"
-            for what, has, published in zip(("images", "captions", "persons"), found, size, strict=True)
+            for what, has, published in zip(("images", "captions", "persons"), actual, size, strict=True)
             if has != published
         ]
-        more = more or found[1] > size[1]
-    remedy = "some copies have added captions: get the original" if more else "get the whole data set"
+        added_captions = added_captions or actual[1] > size[1]
+    remedy = "some copies have added captions: get the original" if added_captions else "get the whole data set"
     remedy += ": published results and noise indices do not apply"
     return found_at("sizes that differ from the published ones", differing, remedy, severity="warning")
 
 
 def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Finding]]:
     paths = list(dict.fromkeys(path for split in splits.values() for path in split.images))
-    there = [os.path.isfile(path) for path in paths]  # noqa: PTH113
-    missing = [path for path, found in zip(paths, there, strict=True) if not found]
+    exists = [os.path.isfile(path) for path in paths]  # noqa: PTH113
+    missing = [path for path, present in zip(paths, exists, strict=True) if not present]
     inside = [path.relative_to(place.imgs).parts for path in missing if path.is_relative_to(place.imgs)]
     folders = sorted({str(place.imgs / parts[0]) for parts in inside if len(parts) > 1})
     absent = [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
     listed = Counter(path for split in splits.values() for path in split.images)
     twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
-    digests, turned, unreadable = pixel_digests(np.array(paths)[there].tolist())
+    digests, turned, unreadable = pixel_digests(np.array(paths)[exists].tolist())
     turned = [] if place.dataset.sizes else turned  # published numbers are for the pixels as stored
     return digests, [
         *found_at(
@@ -180,25 +181,25 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
 
 def _against(name: str, place: Place, splits: Mapping[str, Split], digests: Digests) -> list[Finding]:
     """Images that are also in another data set, which isn't checked otherwise."""
-    others = {of: build_split(of_split) for of, of_split in _read(place)[0].items() if of_split}
+    others = {split: build_split(listed) for split, listed in _read(place)[0].items() if listed}
     paths = list(dict.fromkeys(path for split in others.values() for path in split.images))
-    found, _, unreadable = pixel_digests(paths)
-    same = across_sets(splits, digests, others, found)
+    other_digests, _, unreadable = pixel_digests(paths)
+    same = across_sets(splits, digests, others, other_digests)
     findings = _same_pixels(same, f"in {{}} and in {short_name(name)}'s {{}}", _IN_SETS)
     return findings + found_at(
         f"images of {short_name(name)} that can't be read", unreadable, "not compared", severity="warning"
     )
 
 
-_AS_STORED = "training reads the pixels as stored, a search upright: save them upright"
-_IN_SPLITS = "biases results upwards: remove them from one of the two"
-_IN_SETS = "a model trained on one has seen them when tested on the other: remove them from one"
+_AS_STORED = "training reads pixels as stored, search rotates them: save the images upright"
+_IN_SPLITS = "biases results upwards: remove them from one of the splits"
+_IN_SETS = "a model trained on one data set has seen them when tested on the other: remove them from one"
 
 
-def _same_pixels(found: Iterable[tuple[str, str, Path, Path]], what: str, remedy: str) -> list[Finding]:
+def _same_pixels(pairs: Iterable[tuple[str, str, Path, Path]], what: str, remedy: str) -> list[Finding]:
     places = defaultdict(list)
-    for here, there, path, other in found:
-        places[here, there].append(f"{path} and {other}")
+    for split, other_split, path, other in pairs:
+        places[split, other_split].append(f"{path} and {other}")
     return [
         finding
         for names, where in places.items()
@@ -219,7 +220,7 @@ def _noise_indices(dataset_name: str, pairs: int, noisy_rate: float | None, nois
         findings += found_at(
             "no noise index found",
             [f"for rate {noisy_rate:g}"],
-            "train.py draws one and keeps it in the run folder",
+            "train.py draws one and saves it in the run folder",
             severity="warning",
         )
     remedy = (

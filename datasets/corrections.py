@@ -1,7 +1,7 @@
 """Captions corrected by hand or by a captioner, in a table such as `python -m tools.audit` writes.
 
-A row whose caption differs from its pair's is a correction: the pair is trained with the row's caption. Rows marked for
-exclusion are excluded, as in `datasets.exclusion`. The column `original` holds a digest of the caption before.
+A row whose caption differs from its pair's is a correction: the pair is trained with the row's caption. Marked rows are
+excluded, as in `datasets.exclusion`. The column `original` has a digest of the caption before any correction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from utils.errors import DataError
 
 
 class Edits(NamedTuple):
-    """Changes in a table: excluded pairs, and new captions by pair."""
+    """The changes in a table: excluded pairs, and new captions by pair."""
 
     excluded: set[int]
     captions: dict[int, str]
@@ -38,12 +38,12 @@ def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits
     """Read and check a table for training.
 
     Args:
-        file: with a header; columns `pair` (position in the training split), `caption`, and `image` or `original` are
-            required, `exclude` is optional. Separated by comma, semicolon or tab.
-        permutation: π of the run: pair i's caption is caption π(i).
+        file: a CSV file with commas, semicolons or tabs, and a header. Columns `pair` (index in the training split),
+            `caption`, and `image` or `original` are required; `exclude` is optional.
+        permutation: π of the run: pair i has caption π(i).
 
     Raises:
-        DataError: as `read_edits`; the table changes nothing, or leaves no pair to train on.
+        DataError: see `read_edits`; or the table changes nothing, or leaves no pair to train on.
     """
     edits = read_edits(file, split, permutation)
     if not edits.excluded and not edits.captions:
@@ -54,10 +54,10 @@ def read_corrections(file: Path, split: Split, permutation: np.ndarray) -> Edits
 
 
 def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
-    """Read the changes in a table, possibly none; arguments as for `read_corrections`.
+    """Read the changes in a table, possibly none; for arguments see `read_corrections`.
 
     Raises:
-        DataError: names the file and line: an invalid table, a pair of other data or noise, or an empty caption.
+        DataError: an invalid table, a pair of other data or noise, or an empty caption; the message names the line.
     """
     columns, rows = read_rows(file)
     for names in (("pair",), ("caption",), ("image", "original")):
@@ -77,14 +77,14 @@ def read_edits(file: Path, split: Split, permutation: np.ndarray) -> Edits:
             )
         if "exclude" in row and is_marked(row, where):
             edits.excluded.add(pair)
-        elif not same_caption(given := row["caption"] or "", caption):
-            if not given.strip():
+        elif not same_caption(cell := row["caption"] or "", caption):
+            if not cell.strip():
                 raise DataError(f"{where}: pair {pair} has an empty caption: write one, or mark the pair to exclude it")
-            edits.captions[pair] = _typed(given)
+            edits.captions[pair] = _cell_text(cell)
     return edits
 
 
-def _typed(cell: str) -> str:
+def _cell_text(cell: str) -> str:
     """A cell's text without the apostrophe that keeps spreadsheets from reading it as a formula."""
     text = cell.removeprefix("'")
     return text if as_cell(text) == cell else cell

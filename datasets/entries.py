@@ -1,4 +1,4 @@
-"""Entries of annotation files: one image each, or one of its captions, in our keys or other projects'."""
+"""Entries of annotation files: an image or one of its captions, under our keys or other projects'."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPLITS = {"valid": "val", "validation": "val"}
 class Entry(NamedTuple):
     """One image of an annotation file, or one of its captions.
 
-    `remarks` lists what wasn't in the usual form, `where` is its place in the file, as in "entry 3" or "line 3".
+    `remarks` lists what wasn't in the usual form; `where` is its place in the file, such as "entry 3" or "line 3".
     """
 
     number: int
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 
 
 def check_entry(entry: object, place: Place, number: int) -> Entry:
-    """Parse and check the file's entry of this number.
+    """Parse and check entry `number` of a file.
 
     Raises:
         DataError: a key is missing or of the wrong type, or there is no caption; the message starts with its place.
@@ -47,14 +47,14 @@ def check_entry(entry: object, place: Place, number: int) -> Entry:
     where = getattr(entry, "where", f"entry {number}")
     if not isinstance(entry, dict):
         raise DataError(f"{where}: expected an object, found {type(entry).__name__}")
-    found, remarks = _usual_form(entry, place)
+    values, remarks = _usual_form(entry, place)
     for key, (kind, _) in _KEYS.items():
-        if not isinstance(found[key], kind) or isinstance(found[key], bool):
-            hint = f"; its keys are {printable(', '.join(map(str, entry)))[:140]}" if found[key] is None else ""
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            hint = f"; its keys are {printable(', '.join(map(str, entry)))[:140]}" if values[key] is None else ""
             if key == "split":
                 hint = "; --split_all train reads entries without one as training pairs"
-            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {found[key]!r:.60}{hint}")
-    person, path, captions = found["id"], found["file_path"], found["captions"]
+            raise DataError(f"{where}: '{key}' must be a {_KINDS[kind]}, found {values[key]!r:.60}{hint}")
+    person, path, captions = values["id"], values["file_path"], values["captions"]
     if not -(2**63) <= person < 2**63:
         raise DataError(f"{where}: id {person} is out of range")
     if not captions:
@@ -62,33 +62,33 @@ def check_entry(entry: object, place: Place, number: int) -> Entry:
     for caption in captions:
         if not isinstance(caption, str):
             raise DataError(f"{where}: a caption must be a text, found {caption!r:.60}")
-    return Entry(person, place.image(path), captions, found["split"], tuple(remarks), where)
+    return Entry(person, place.image(path), captions, values["split"], tuple(remarks), where)
 
 
 def _usual_form(entry: Mapping[str, Any], place: Place) -> tuple[dict[str, Any], list[str]]:
-    """The values under our keys, unchecked (None if missing), and remarks on what was converted."""
-    found, remarks = {}, []
+    """The values under our keys, unchecked (None if missing), and remarks on conversions."""
+    values, remarks = {}, []
     for key, (_, others) in _KEYS.items():
         name = next((name for name in (key, *others) if name in entry), key)
-        found[key] = entry.get(name)
+        values[key] = entry.get(name)
         if name not in (key, "img_path"):  # RSTPReid's key
             remarks.append(f"'{name}' in place of '{key}'")
-    found["id"], of_id = _as_number(found["id"])
-    remarks += of_id
-    path = found["file_path"]
+    values["id"], id_remarks = _as_number(values["id"])
+    remarks += id_remarks
+    path = values["file_path"]
     if isinstance(path, str) and "\\" in path and not os.path.isfile(place.image(path)):  # noqa: PTH113
-        found["file_path"] = path.replace("\\", "/")
+        values["file_path"] = path.replace("\\", "/")
         remarks.append("backslashes in image paths")
-    if isinstance(found["captions"], str):
-        found["captions"] = [found["captions"]]
+    if isinstance(values["captions"], str):
+        values["captions"] = [values["captions"]]
         remarks.append("a caption without a list")
-    if found["split"] in (None, "") and place.split_all:
-        found["split"] = place.split_all
+    if values["split"] in (None, "") and place.split_all:
+        values["split"] = place.split_all
         remarks.append(f"no split, which --split_all reads as '{place.split_all}'")
-    if isinstance(found["split"], str) and found["split"] in _SPLITS:
-        remarks.append(f"split '{found['split']}' in place of '{_SPLITS[found['split']]}'")
-        found["split"] = _SPLITS[found["split"]]
-    return found, remarks
+    if isinstance(values["split"], str) and values["split"] in _SPLITS:
+        remarks.append(f"split '{values['split']}' in place of '{_SPLITS[values['split']]}'")
+        values["split"] = _SPLITS[values["split"]]
+    return values, remarks
 
 
 def _as_number(number: Any) -> tuple[Any, list[str]]:
@@ -104,10 +104,10 @@ def _as_number(number: Any) -> tuple[Any, list[str]]:
 
 
 def check_spelling(entries: Iterable[Entry], file: Path) -> None:
-    """Check that no id is written both with leading zeros and without, which would make two persons one.
+    """Check that no id is written both with and without leading zeros, which would merge two persons.
 
     Raises:
-        DataError: names two such entries.
+        DataError: the message names two such entries.
     """
     first: dict[int, Entry] = {}
     for entry in entries:

@@ -1,7 +1,7 @@
-"""Pairs marked by hand for exclusion from training, in a CSV such as `python -m tools.audit` writes.
+"""Pairs marked by hand for exclusion from training, in a CSV file such as `python -m tools.audit` writes.
 
-A row is marked by x, yes, true or 1 in its column `exclude`; unmarked rows and other columns are ignored. Each marked
-row is compared with the data, so that a list can't be applied to another data set or other noise.
+A row is marked by x, yes, true or 1 in the column `exclude`; unmarked rows and other columns are ignored. Marked rows
+are compared with the data, so that a file can't be applied to another data set or other noise.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
     """Read and check the marks.
 
     Args:
-        file: with a header; columns `pair` (position in the training split) and `exclude` are required, `image` and
-            `original`, else `caption`, are compared if present. Separated by comma, semicolon or tab, as spreadsheets
-            write them.
-        permutation: π of the run: pair i's caption is caption π(i).
+        file: a CSV file with commas, semicolons or tabs, and a header. Columns `pair` (index in the training split) and
+            `exclude` are required; `image` and `original`, else `caption`, are compared if present.
+        permutation: π of the run: pair i has caption π(i).
 
     Returns:
-        Positions of the marked pairs, ascending.
+        Indices of the marked pairs, ascending.
 
     Raises:
-        DataError: names the file and line: an invalid table, no mark, an unknown mark or pair, or a pair of other data.
+        DataError: see `read_marks`; or no pair is marked, or every pair.
     """
     excluded = read_marks(file, split, permutation)
     if not excluded:
@@ -45,17 +44,17 @@ def read_excluded(file: Path, split: Split, permutation: np.ndarray) -> np.ndarr
 
 
 def read_marks(file: Path, split: Split, permutation: np.ndarray) -> set[int]:
-    """Positions of the marked pairs, possibly none; arguments as for `read_excluded`.
+    """Indices of the marked pairs, possibly none; for arguments see `read_excluded`.
 
     Raises:
-        DataError: an invalid table, an unknown mark or pair, or a pair of other data.
+        DataError: an invalid table, an unknown mark or pair, or a pair of other data; the message names the line.
     """
     rows = [(f"{file}, line {line}", row) for line, row in _read_rows(file)]
     return {_check_pair(row, split, permutation, where) for where, row in rows if is_marked(row, where)}
 
 
 def is_marked(row: Mapping[str, str], where: str) -> bool:
-    """Whether a row is marked in its column `exclude`.
+    """Whether a row is marked in the column `exclude`.
 
     Raises:
         DataError: an unknown mark.
@@ -77,7 +76,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
-    """The row's pair, checked against the row's image and caption; one with a digest of it may be edited."""
+    """The row's pair, checked against its image and caption; the latter may be edited if `original` is there."""
     pair = pair_of(row, split, permutation, where)
     caption = split.captions[permutation[pair]]
     if original := (row.get("original") or "").strip():
@@ -93,13 +92,13 @@ def _check_pair(row: Mapping[str, str], split: Split, permutation: np.ndarray, w
 
 
 def original_of(caption: str) -> str:
-    """Digest that identifies a caption; begins with a letter, so that no spreadsheet takes it for a number."""
+    """Digest of a caption; it starts with a letter, so that spreadsheets don't read it as a number."""
     return "c" + hashlib.sha256(" ".join(as_text(caption).split()).encode()).hexdigest()[:8]
 
 
-def same_caption(given: str, caption: str) -> bool:
-    """Whether a cell holds a caption; spreadsheets may keep or drop the apostrophe that marks text."""
-    return given.removeprefix("'").split() == as_text(caption).removeprefix("'").split()
+def same_caption(cell: str, caption: str) -> bool:
+    """Whether a cell contains a caption; spreadsheets may keep or drop the apostrophe that marks text."""
+    return cell.removeprefix("'").split() == as_text(caption).removeprefix("'").split()
 
 
 def pair_of(row: Mapping[str, str], split: Split, permutation: np.ndarray, where: str) -> int:
@@ -113,8 +112,8 @@ def pair_of(row: Mapping[str, str], split: Split, permutation: np.ndarray, where
         raise DataError(f"{where}: pair {text!r:.40} is not in 0 … {len(permutation) - 1:,}")
     pair = int(text)
     image = as_text(split.images[split.caption_images[pair]].as_posix())
-    if (given := row.get("image")) and not any(_ends_with(image, path) for path in (given, given.removeprefix("'"))):
-        raise DataError(f"{where}: pair {pair} has the image {image}, not {given}: made for other data?")
+    if (cell := row.get("image")) and not any(_ends_with(image, path) for path in (cell, cell.removeprefix("'"))):
+        raise DataError(f"{where}: pair {pair} has the image {image}, not {cell}: made for other data?")
     return pair
 
 
@@ -123,10 +122,10 @@ def _ends_with(path: str, end: str) -> bool:
 
 
 def as_text(text: str) -> str:
-    """The text as UTF-8 can encode it: a lone surrogate becomes a question mark."""
+    """The text with lone surrogates, which UTF-8 can't encode, replaced by question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_cell(text: str) -> str:
-    """The text for a spreadsheet cell, with an apostrophe in front if it would be read as a formula."""
+    """The text for a spreadsheet cell, after an apostrophe if it would be read as a formula."""
     return f"'{text}" if text.lstrip().startswith(_FORMULA) or text.startswith(("\t", "\r", "\n")) else text

@@ -17,7 +17,7 @@ class Finding:
 
     Attributes:
         what: a short description.
-        where: every place where it was found, in printable characters.
+        where: all places where it occurs, in printable characters.
         remedy: what to do about it.
         severity: an "error" stops training, a "warning" does not.
     """
@@ -35,6 +35,6 @@ class Finding:
 
 
 def found_at(what: str, where: Iterable[str], remedy: str, severity: Severity = "error") -> list[Finding]:
-    """One finding at the given places, made printable; none if there are no places."""
+    """A list of one finding at the given places, made printable; empty if there are none."""
     where = [printable(place) for place in where]
     return [Finding(what, where, remedy, severity)] if where else []

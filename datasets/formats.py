@@ -11,7 +11,7 @@ from utils.errors import DataError
 
 
 def read_entries(file: Path) -> list:
-    """The entries of a JSON list, of JSON Lines (`.jsonl`), or of a table or folder of tables, unchecked.
+    """The entries of a JSON list, a JSON Lines file (`.jsonl`), or a table or folder of tables, unchecked.
 
     Raises:
         DataError: the file can't be read, or isn't a list.

@@ -32,7 +32,7 @@ class _Slices(Dataset[Any]):
 
 
 class GalleryLoading(NamedTuple):
-    """How an evaluation split becomes batches."""
+    """Loading of an evaluation split in batches."""
 
     batch_size: int
     num_workers: int
@@ -70,7 +70,7 @@ def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split
     """The split `name` with its images and token ids.
 
     Raises:
-        DataError: as `open_images`.
+        DataError: see `open_images`.
     """
     images = open_images(split.images, inputs.size, image_cache_dir(settings, split.images, inputs.size))
     ids = inputs.tokenizer(split.captions, inputs.text_length)
@@ -79,7 +79,7 @@ def open_gallery(settings: DataSettings, inputs: Inputs, name: str, split: Split
 
 
 def _batches_of_share(count: int, batch_size: int) -> list[slice]:
-    """This process's share of `count` rows as batches; at least one, possibly empty."""
+    """This process's share of `count` rows in batches; at least one, possibly empty."""
     rows = range(count)[share(count)]
     starts = range(rows.start, rows.stop, batch_size) or [rows.start]
     return [slice(start, min(start + batch_size, rows.stop)) for start in starts]

@@ -1,8 +1,8 @@
 """Images decoded and resized once, then read from one memory-mapped file.
 
-Resizing is deterministic and precedes all random augmentations, so the file holds exactly what decoding again would
-give. It is keyed by size and by every image's path, length and time stamp, and renamed into place when complete: a
-killed build leaves nothing that looks complete. With several processes one builds it and the others wait.
+Resizing is deterministic and precedes all random augmentations, so reading the file is equivalent to decoding again. It
+is keyed by the image size and every image's path, file size and time stamp, and renamed into place when complete, so a
+killed build never looks complete. Among several processes one builds it while the others wait.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from utils.errors import DataError, brief
 from utils.files import atomic_write, write_text
 from utils.log import logger, progress
 
-_AHEAD = 512  # images
+_AHEAD = 512  # number of images in flight
 
 
 def image_cache_dir(settings: DataSettings, paths: Sequence[Path], size: tuple[int, int]) -> Path:
     """Folder of decoded images: `image_cache`, else beside the data, else the user's cache folder.
 
-    The one beside the data is used if it can be written or has these images, decoded by another user.
+    The folder beside the data is used if it is writable, or already has these images, decoded by another user.
     """
     if settings.image_cache:
         return Path(settings.image_cache)
@@ -42,13 +42,13 @@ def image_cache_dir(settings: DataSettings, paths: Sequence[Path], size: tuple[i
     if os.access(beside if beside.is_dir() else dataset_dir, os.W_OK):
         return beside
     file = _cache_file(paths, size, beside)
-    if os.access(file, os.R_OK) and not _broken_file(file).is_file():  # broken images are to be tried again
+    if os.access(file, os.R_OK) and not _broken_file(file).is_file():  # else broken images need another try
         return beside
     return Path.home() / ".cache" / "rde" / "images"
 
 
 class BrokenImagesError(DataError):
-    """Images can't be read; `broken` maps their positions to the reasons."""
+    """Images can't be read; `broken` maps their indices to the reasons."""
 
     def __init__(self, broken: Mapping[int, str], total: int) -> None:
         others = f" ({len(broken)} of {total:,} images can't be read)" if len(broken) > 1 else ""
@@ -60,7 +60,7 @@ class CachedImages:
     """(I, 3, height, width) uint8, read from the file on demand; pickled by path, so each process opens it itself.
 
     Attributes:
-        broken: by position, why an image could not be read; its pixels are black.
+        broken: the reason why an image could not be read, by index; its pixels are black.
     """
 
     def __init__(self, file: Path) -> None:
@@ -90,11 +90,11 @@ def open_images(
     skip_broken: bool = False,
     retry_broken: bool = True,
 ) -> CachedImages:
-    """All images at one size; those not cached yet are decoded, with a progress bar.
+    """All images at one size, decoded with a progress bar if not cached yet.
 
     Args:
         skip_broken: list unreadable images in the result's `broken` instead of raising.
-        retry_broken: retry images that could not be read when the cache was built.
+        retry_broken: try again to read images that could not be read when the cache was built.
 
     Raises:
         BrokenImagesError: an image can't be read.
@@ -128,7 +128,7 @@ def _read_broken(file: Path) -> dict[int, str]:
     if not listed.is_file():
         return {}
     try:
-        return {int(number): str(why) for number, why in json.loads(listed.read_text(encoding="utf-8")).items()}
+        return {int(number): str(reason) for number, reason in json.loads(listed.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"the image cache {file} is damaged, delete it and {listed}: {brief(error)}") from None
 
@@ -180,7 +180,7 @@ def _require_space(needed: int, folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock a cache folder for this process, when no other uses it."""
+    """Lock a cache folder for this process, waiting until no other uses it."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -196,29 +196,29 @@ def _locked(folder: Path) -> Iterator[None]:
 def _repair(paths: Sequence[Path], size: tuple[int, int], file: Path) -> None:
     """Add images to the cache that could not be read when it was built, e.g. because a network disk was offline.
 
-    A resumed run that started without them doesn't read them.
+    Runs that started without them don't call this when resumed.
     """
     if not (broken := _read_broken(file)):
         return
     try:
-        tried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
-        mended = {number: image for number, image in tried.items() if not isinstance(image, DataError)}
-        if mended:
+        retried = dict(zip(broken, _decode([paths[number] for number in broken], size), strict=True))
+        repaired = {number: image for number, image in retried.items() if not isinstance(image, DataError)}
+        if repaired:
             with _locked(file.parent):
                 images = np.load(file, mmap_mode="r+")
-                for number, image in mended.items():
+                for number, image in repaired.items():
                     images[number] = image
                 images.flush()
-                _write_broken({number: why for number, why in broken.items() if number not in mended}, file)
+                _write_broken({number: reason for number, reason in broken.items() if number not in repaired}, file)
     except (OSError, ValueError, IndexError) as error:
         raise DataError(f"the image cache {file} can't be repaired, delete it: {brief(error)}") from None
 
 
 def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int, str]:
-    """Write an .npy file image by image: unlike writing to a memory map, this reports a full disk.
+    """Write an .npy file image by image; unlike writing to a memory map, this reports a full disk.
 
     Returns:
-        By position, why an image can't be read; it is written black.
+        The reason why an image can't be read, by index; such images are black.
     """
     broken = {}
     with file.open("wb") as stream:
@@ -233,7 +233,7 @@ def _write(paths: Sequence[Path], size: tuple[int, int], file: Path) -> dict[int
 
 
 def _decode(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray | DataError]:
-    """Yield the images in order, or the error for one that can't be read."""
+    """Yield each image in order, or the error if it can't be read."""
 
     def read(path: Path) -> np.ndarray | DataError:
         try:

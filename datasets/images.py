@@ -30,7 +30,7 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
 
     Args:
         upright: for users' photos: rotate by EXIF orientation, put transparent pixels on white, as viewers do, and
-            decode a JPEG much larger than (height, width) at reduced size. Data sets are read as they are.
+            decode JPEGs much larger than (height, width) at reduced size. Data sets are read as stored.
 
     Raises:
         ValueError: its header claims implausibly many pixels; it isn't decoded.
@@ -41,10 +41,10 @@ def open_rgb(path: Path, size: tuple[int, int], *, upright: bool = False) -> Ima
             image.draft(None, (4 * size[1], 4 * size[0]))
         if image.width * image.height > _MAX_PIXELS:
             raise ValueError(f"its header claims {image.width}×{image.height} pixels, more than {_MAX_PIXELS:,}")
-        return _to_rgb(_as_shown(image) if upright else image)
+        return _to_rgb(_as_displayed(image) if upright else image)
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
+def _as_displayed(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data and not image.mode.startswith("I"):  # no mode with alpha holds 16 bits
         image = image.convert("RGBA")
@@ -67,7 +67,7 @@ def read_image(path: Path, size: tuple[int, int], *, upright: bool = False) -> n
     """Decode an image and resize it bilinearly, antialiased, to (height, width).
 
     Args:
-        upright: as for `open_rgb`.
+        upright: see `open_rgb`.
 
     Returns:
         (3, height, width) uint8 RGB.
@@ -86,7 +86,7 @@ def threaded_map(work: Callable[[T], R], items: Iterable[T], *, ahead: int, thre
     """Map `work` over the items in threads, in order; Pillow releases the GIL while it decodes and resizes.
 
     Args:
-        ahead: items in flight; bounds memory, and the delay of an interrupt.
+        ahead: maximum number of items in flight, which bounds memory and the delay of an interrupt.
         threads: default: one per usable core.
     """
     with ThreadPoolExecutor(threads or usable_cores()) as pool:

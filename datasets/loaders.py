@@ -1,4 +1,4 @@
-"""Batches for training and scoring: uint8 images, draws of the augmentation, token ids."""
+"""Batches for training and scoring: images with augmentation, and token ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from datasets.tokenizer import MASK, CaptionTokenizer
 from utils.errors import DataError
 from utils.ranks import share
 
-# Purposes with separate generators within an epoch; 3 is CCD's (solver/correspondence/ccd.py).
+# Keys of the random generators within an epoch; 3 is CCD's (solver/correspondence/ccd.py), 4 processor/run.py's.
 SCORING, TRAINING, _ORDER = 0, 1, 2
 
 
@@ -41,9 +41,9 @@ class Batch:
 
     Attributes:
         images: (B or a share of it, 3, H, W) augmented and normalised.
-        ids: (likewise, L) token ids, L that of the longest caption here.
+        ids: (likewise, L) token ids, as long as the longest of these captions.
         pids: (B,) identities of the images.
-        pairs: (B,) positions in the training split.
+        pairs: (B,) indices in the training split.
         labels: (like ids) the original ids of masked words, 0 elsewhere; None without masking.
         masked: (like ids) the masked ids, if `ids` are unmasked; else None.
     """
@@ -67,14 +67,14 @@ def trim(ids: np.ndarray, step: int = 1) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LoadingSettings:
-    """How training pairs become batches.
+    """Loading of training pairs in batches.
 
     Attributes:
-        img_aug, txt_aug: crop and erase images; mask, replace and remove words. Images are flipped in any case.
-        sampler: one of `settings.SAMPLERS`; num_instance is for "identity" and divides batch_size.
-        num_workers: worker processes; 0 loads in this one.
+        img_aug, txt_aug: crop and erase images; mask, replace and remove words. Images are always flipped at random.
+        sampler: one of `settings.SAMPLERS`; "identity" uses num_instance, which divides batch_size.
+        num_workers: number of worker processes; 0 loads in this process.
         masking: masking of words in training batches, whose captions then aren't trimmed.
-        mask, words: of the tokenizer, as for `augment_text`.
+        mask, words: the tokenizer's; see `augment_text`.
         length_step: captions are trimmed to a multiple of this many tokens.
     """
 
@@ -93,14 +93,14 @@ class LoadingSettings:
 
     @classmethod
     def of(cls, settings: DataSettings, device: torch.device, seed: int, masking: Masking | None) -> LoadingSettings:
-        """Build them from a run's flags."""
-        shared = {own.name for own in fields(cls)} & {own.name for own in fields(settings)}
-        own = {name: getattr(settings, name) for name in shared}
-        return cls(**own, device=device, seed=seed, masking=masking)
+        """Build from a run's flags."""
+        shared = {item.name for item in fields(cls)} & {item.name for item in fields(settings)}
+        values = {name: getattr(settings, name) for name in shared}
+        return cls(**values, device=device, seed=seed, masking=masking)
 
 
 class _PairBatches(Dataset[Any]):
-    """Whole batches, so that one item is a few large arrays instead of B small ones.
+    """Whole batches as items: a few large arrays instead of B small ones.
 
     With several processes, each gets its share of every training batch, but whole batches for scoring.
     """
@@ -117,11 +117,11 @@ class _PairBatches(Dataset[Any]):
     def __getitem__(self, number: int) -> tuple[np.ndarray | None, ...]:
         data, start = self.data, self.starts[number]
         pairs = self.order[start : start + data.settings.batch_size]
-        own = pairs[share(len(pairs))] if self.purpose == TRAINING else pairs
+        loaded = pairs[share(len(pairs))] if self.purpose == TRAINING else pairs
         masking = data.settings.masking if self.purpose == TRAINING else None
-        ids, draws = data.ids[own], np.empty((len(own), 7), np.int32)
+        ids, draws = data.ids[loaded], np.empty((len(loaded), 7), np.int32)
         masked, labels = np.empty_like(ids), np.empty_like(ids)
-        for row, pair in enumerate(own):
+        for row, pair in enumerate(loaded):
             rng = np.random.default_rng((data.settings.seed, self.epoch, self.purpose, int(pair)))
             draws[row] = draw_image(rng, data.images.shape[2:], data.settings.img_aug)
             if data.settings.txt_aug:
@@ -129,7 +129,7 @@ class _PairBatches(Dataset[Any]):
             if masking:
                 drawn = mask_words(ids[row], rng, masking, data.settings.mask, data.settings.words)
                 masked[row], labels[row] = drawn
-        images, pids = data.images[data.image_of_pair[own]], data.pids[pairs]
+        images, pids = data.images[data.image_of_pair[loaded]], data.pids[pairs]
         if masking is None:
             return images, draws, trim(ids, data.settings.length_step), pids, pairs, None, None
         if masking.for_all_objectives:
@@ -138,18 +138,18 @@ class _PairBatches(Dataset[Any]):
 
 
 class TrainingPairs:
-    """The pairs of the training split, with its noise.
+    """The pairs of the training split, with injected noise.
 
     Args:
         split: the training split.
         images: the split's images.
         ids: (C, L) token ids of the split's captions.
-        permutation: π (C,): pair i's caption is caption π(i).
-        excluded: positions of pairs to exclude.
+        permutation: (C,) π: pair i has caption π(i).
+        excluded: indices of pairs to exclude.
 
     Attributes:
-        truly_clean: (C,) bool; True also for a caption moved to another image of the same person, and for a corrected
-            one.
+        truly_clean: (C,) bool; also True for captions moved to another image of the same person, and for corrected
+            ones.
         usable: (C,) bool; False for excluded pairs and those with an unreadable image, which are in no batch.
     """
 
@@ -173,15 +173,15 @@ class TrainingPairs:
 
     def correct(self, ids: Mapping[int, np.ndarray]) -> None:
         """Replace the captions of some pairs by these (L,) token ids, and count the pairs as clean."""
-        for pair, of_caption in ids.items():
-            self.ids[pair] = of_caption
+        for pair, caption_ids in ids.items():
+            self.ids[pair] = caption_ids
             self.truly_clean[pair] = True
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def scoring_batches(self, epoch: int) -> Batches:
-        """All pairs once in random order, augmented as in training, for the CCD pass; independent of the sampler."""
+        """All pairs once in random order, whatever the sampler, augmented as in training, for the scoring pass."""
         usable = np.flatnonzero(self.usable)
         order = usable[random_order(len(usable), self._order_rng(epoch, SCORING))]
         return Batches(_PairBatches(self, order, epoch, SCORING))
@@ -197,7 +197,7 @@ class TrainingPairs:
 
     def skipped(self) -> dict[str, list[int]]:
         """Pairs whose image can't be read, by reason."""
-        return {why: _pairs_of(self.split, number) for number, why in self.images.broken.items()}
+        return {reason: _pairs_of(self.split, number) for number, reason in self.images.broken.items()}
 
     def _order_rng(self, epoch: int, purpose: int) -> np.random.Generator:
         return np.random.default_rng((self.settings.seed, epoch, _ORDER, purpose))
@@ -216,7 +216,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         for images, draws, ids, pids, pairs, *words in self._loader:
             images = apply_image(send(images, self.device), send(draws, self.device))
-            labels, masked = (None if of is None else send(of, self.device).long() for of in words)
+            labels, masked = (None if part is None else send(part, self.device).long() for part in words)
             yield Batch(images, send(ids, self.device).long(), send(pids, self.device), pairs, labels, masked)
 
 
@@ -224,11 +224,10 @@ def open_training_images(settings: DataSettings, size: tuple[int, int], split: S
     """The training split's images.
 
     Args:
-        resumed: the run started without the unreadable images, and must continue without them.
+        resumed: the run started without the unreadable images and must continue without them.
 
     Raises:
-        DataError: as `open_images`; a broken image, named with its pairs, unless `on_bad_image` is "skip"; no readable
-            image at all.
+        DataError: see `open_images`; a broken image, unless `on_bad_image` is "skip"; or no readable image at all.
     """
     skip = settings.on_bad_image == "skip"
     try:
@@ -243,7 +242,7 @@ def open_training_images(settings: DataSettings, size: tuple[int, int], split: S
 
 
 def _pairs_of(split: Split, image: int) -> list[int]:
-    """Positions of an image's pairs."""
+    """Indices of an image's pairs."""
     return np.flatnonzero(split.caption_images == image).tolist()
 
 
@@ -253,9 +252,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def loader(dataset: Dataset[Any], num_workers: int, device: torch.device) -> DataLoader:
-    """A loader of whole batches with at most `num_workers` processes."""
+    """A loader of whole batches, with at most `num_workers` processes."""
     workers = min(num_workers, len(dataset))  # type: ignore[arg-type]
-    # Forked workers start at once; those of Python 3.14's default method would import everything in every pass.
+    # Forked workers start immediately; Python 3.14's default method would import everything again in every pass.
     method = "fork" if workers and sys.platform == "linux" else None
     return DataLoader(
         dataset,

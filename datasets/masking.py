@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.tokenizer import MASK
 
-_DRAWN = 0.15  # share of the words
+_DRAWN = 0.15  # share of words
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Masking:
 def mask_words(
     ids: np.ndarray, rng: np.random.Generator, masking: Masking, mask: int = MASK, words: int = MASK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw each word with p = 0.15, or the first token if none was drawn, and mask those drawn.
+    """Draw words with p = 0.15, at least the first token, and mask them.
 
     Args:
         ids: (L,) token ids, zero-padded.
-        mask, words: as for `augment_text`.
+        mask, words: see `augment_text`.
 
     Returns:
         (L,) masked ids, and (L,) labels: the original ids of drawn words, 0 elsewhere.

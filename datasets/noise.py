@@ -16,7 +16,7 @@ NOISEINDEX = Path(__file__).parents[1] / "noiseindex"
 
 
 def draw_permutation(pairs: int, rate: float) -> np.ndarray:
-    """Draw π (pairs,) int64 with the published seed: a share `rate` of the pairs is shuffled among itself."""
+    """Draw π (pairs,) int64 with the published seed: a share `rate` of the captions is shuffled among themselves."""
     r = np.random.RandomState(1)
     order = np.arange(pairs)
     r.shuffle(order)
@@ -32,13 +32,13 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
     """Read and check a noise index; with `rate` None, any rate is accepted.
 
     Raises:
-        DataError: not an index file, a length other than `pairs`, not a permutation, or another rate.
+        DataError: not an index file, not of length `pairs`, not a permutation, or of another rate.
     """
     try:
         permutation = np.load(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"noise index {file} can't be read: {error.strerror or 'not a .npy file'}") from None
-    except Exception:  # NumPy parses the header as Python, and allocates as much as it claims
+    except Exception:  # NumPy parses the header as Python and allocates whatever it claims
         raise DataError(f"noise index {file} can't be read: not a .npy file of numbers") from None
     if not isinstance(permutation, np.ndarray) or permutation.ndim != 1 or permutation.dtype.kind not in "iu":
         raise DataError(f"noise index {file}: expected a one-dimensional array of integers")
@@ -50,7 +50,7 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
     if not np.array_equal(np.sort(permutation), np.arange(pairs)):
         raise DataError(f"noise index {file} is not a permutation of 0 … {pairs - 1:,}")
     moved = np.count_nonzero(permutation != np.arange(pairs))
-    # A shuffle leaves about one element in place, so the share moved is a little below the rate.
+    # A shuffle leaves about one element in place, so the share of moved ones is slightly below the rate.
     if rate is not None and not rate * pairs - max(10, 0.01 * pairs) <= moved <= rate * pairs + 1:
         raise DataError(f"noise index {file} moves {moved / pairs:.1%} of the captions, but --noisy_rate is {rate:g}")
     return permutation.astype(np.int64)
@@ -58,7 +58,7 @@ def read_permutation(file: Path, pairs: int, rate: float | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Noise:
-    """A run's noise: π, a line for the log, and for its config the source of π and its digest."""
+    """A run's noise: π, a summary for the log, and the source and digest of π."""
 
     permutation: np.ndarray
     summary: str
@@ -67,7 +67,7 @@ class Noise:
 
     @property
     def about(self) -> dict[str, str]:
-        """Source and digest, for the run's config."""
+        """Source and digest, for the run's configuration."""
         return {"origin": self.origin, "sha256": self.sha256}
 
 
@@ -81,7 +81,7 @@ def digest(permutation: np.ndarray) -> str:
 def find_noise(dataset_name: str, pairs: int, rate: float, file: str) -> Noise:
     """The permutation of a run: from `file`, else from `noiseindex/<dataset_name>_<rate>.npy`, else drawn.
 
-    At rate 0 it is the identity and no file is read: the published script's default names one that doesn't exist.
+    At rate 0 it is the identity and no file is read, as the published script names one that doesn't exist by default.
 
     Raises:
         DataError: `file` is missing, or an index doesn't fit.

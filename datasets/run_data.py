@@ -1,4 +1,4 @@
-"""All data of a run, checked before it starts, and their record in its configuration."""
+"""All data of a run, checked before it starts, and the facts about them in its configuration."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ from utils.run_folder import RunFolder
 
 
 class RunData(NamedTuple):
-    """Training pairs with their noise, the splits for selection and test, the number of truncated captions, odd
-    findings, and corrections made by hand.
+    """A run's data.
+
+    Attributes:
+        validation, test: the splits for selection and test; the same one without a validation split.
+        cut: number of truncated captions by split.
+        remarks: findings about the annotations, for the log.
+        edits: corrections by hand.
     """
 
     pairs: TrainingPairs
@@ -39,7 +44,7 @@ class RunData(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Records of noise, excluded pairs and pairs without an image, for the run's configuration."""
+        """Noise, excluded pairs, corrections and unreadable images, for the run's configuration."""
         skipped = self.pairs.skipped()
         return {
             "noise_index": self.noise.about,
@@ -50,7 +55,7 @@ class RunData(NamedTuple):
         }
 
     def check(self, run: RunFolder) -> None:
-        """Check that a resumed run has the captions, pairs and images it started with.
+        """Check that a resumed run has the same captions, pairs and images as at its start.
 
         Raises:
             OptionError: they differ from those in its configuration.
@@ -62,15 +67,15 @@ class RunData(NamedTuple):
             "corrections": "corrected captions are",
         }
         for name, what in kinds.items():
-            was, now = facts.get(name), self.facts[name]
-            if not isinstance(was, dict) or was.get("sha256") != now["sha256"]:
-                raise OptionError(f"the {what} not the run's own: {run.config} names {was}, found is {now}")
-        was, now = facts.get("skipped_pairs", []), self.facts["skipped_pairs"]
-        if was != now:
-            raise OptionError(f"the unreadable images changed since the run started: then of pairs {was}, now of {now}")
+            recorded, found = facts.get(name), self.facts[name]
+            if not isinstance(recorded, dict) or recorded.get("sha256") != found["sha256"]:
+                raise OptionError(f"the {what} not the run's own: {run.config} names {recorded}, found {found}")
+        recorded, found = facts.get("skipped_pairs", []), self.facts["skipped_pairs"]
+        if recorded != found:
+            raise OptionError(f"the unreadable images changed since the run started: pairs {recorded}, now {found}")
 
     def keep_noise(self, run_dir: Path) -> None:
-        """Save noise that was drawn, not read from a file, in the run's folder."""
+        """Save drawn noise, which isn't in a file yet, in the run's folder."""
         if self.noise.origin == DRAWN:
             with atomic_write(run_dir / "noise_index.npy") as partial, partial.open("wb") as stream:
                 np.save(stream, self.noise.permutation)
@@ -81,7 +86,7 @@ def _about(excluded: np.ndarray) -> dict[str, int | str]:
 
 
 class ReadData(NamedTuple):
-    """The data that can be read before the model is built; nothing is decoded yet."""
+    """The data that are read before the model is built; no image is decoded yet."""
 
     settings: DataSettings
     splits: dict[str, Split]
@@ -110,16 +115,16 @@ def read_data(settings: DataSettings) -> ReadData:
     if settings.corrections:
         edits = read_corrections(Path(settings.corrections), split, noise.permutation)
         excluded = np.union1d(excluded, sorted(edits.excluded)).astype(np.int64)
-    sizes = {of: size for of, size in place.dataset.sizes.items() if of in splits}
+    sizes = {name: size for name, size in place.dataset.sizes.items() if name in splits}
     remarks = [finding.line for finding in (*odd_entries(entries), *check_splits(splits, sizes))]
     return ReadData(settings, splits, noise, excluded, edits, remarks)
 
 
 def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resumed: bool) -> RunData:
-    """Decode all images, so that a broken one is found before training, and tokenize all captions.
+    """Decode all images, to find broken ones before training, and tokenize all captions.
 
     Args:
-        resumed: as for `open_training_images`.
+        resumed: see `open_training_images`.
 
     Raises:
         DataError, OptionError: something is broken or inconsistent.
@@ -134,12 +139,12 @@ def open_data(read: ReadData, inputs: Inputs, loading: LoadingSettings, *, resum
     words = {name: getattr(tokenizer, name) for name in ("mask", "words") if hasattr(tokenizer, name)}
     loading = replace(loading, **words)
     pairs = TrainingPairs(split, images, ids, noise.permutation, loading, excluded)
-    of_edits = tokenizer(list(edits.captions.values()), inputs.text_length)
-    pairs.correct(dict(zip(edits.captions, of_edits, strict=True)))
+    edited_ids = tokenizer(list(edits.captions.values()), inputs.text_length)
+    pairs.correct(dict(zip(edits.captions, edited_ids, strict=True)))
     if not len(pairs.training_batches(0)):
-        wanted = settings.batch_size // settings.num_instance
-        raise OptionError(f"--batch_size {settings.batch_size}: a batch needs {wanted} persons with sampler identity")
+        persons = settings.batch_size // settings.num_instance
+        raise OptionError(f"--batch_size {settings.batch_size}: a batch needs {persons} persons with sampler identity")
     cut = {"train": count_cut(tokenizer, split.captions, ids)}
-    cut["train"] += count_cut(tokenizer, list(edits.captions.values()), of_edits)
+    cut["train"] += count_cut(tokenizer, list(edits.captions.values()), edited_ids)
     cut |= {gallery.name: count_cut(tokenizer, gallery.split.captions, gallery.ids) for gallery in (validation, test)}
     return RunData(pairs, noise, validation, test, cut, read.remarks, edits)

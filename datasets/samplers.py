@@ -1,4 +1,4 @@
-"""Order of the training pairs: a function of seed and epoch, so that any epoch can be repeated."""
+"""Order of the training pairs, a function of seed and epoch."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def identity_order(pids: np.ndarray, batch_size: int, num_instance: int, rng: np
     """
     chunks: dict[int, list[np.ndarray]] = {}
     by_identity = np.split(np.argsort(pids, kind="stable"), np.flatnonzero(np.diff(np.sort(pids))) + 1)
-    for own in by_identity:
-        if len(own) < num_instance:
-            own = rng.choice(own, num_instance, replace=True)
-        own = rng.permutation(own)
-        count = len(own) // num_instance
-        chunks[int(pids[own[0]])] = list(own[: count * num_instance].reshape(count, num_instance))
+    for pairs in by_identity:
+        if len(pairs) < num_instance:
+            pairs = rng.choice(pairs, num_instance, replace=True)
+        pairs = rng.permutation(pairs)
+        count = len(pairs) // num_instance
+        chunks[int(pids[pairs[0]])] = list(pairs[: count * num_instance].reshape(count, num_instance))
     order = []
-    wanted = batch_size // num_instance
-    while len(chunks) >= wanted:
-        for pid in rng.choice(list(chunks), wanted, replace=False).tolist():
+    identities = batch_size // num_instance
+    while len(chunks) >= identities:
+        for pid in rng.choice(list(chunks), identities, replace=False).tolist():
             order.append(chunks[pid].pop())
             if not chunks[pid]:
                 del chunks[pid]

@@ -22,9 +22,9 @@ SAMPLERS = ("random", "identity")
 
 
 def own_annotations(dataset_name: str) -> Path | None:
-    """The user's own annotation file or folder that `--dataset_name` names; None for a data set's name.
+    """The user's annotation file or folder that `--dataset_name` names; None for a data set's name.
 
-    A folder needs a slash, as in ./people: without one it would be taken for a data set's name.
+    A folder needs a slash, as in ./people; else it would be taken for a data set's name.
     """
     return Path(dataset_name) if FLAGS["dataset_name"].names_path(dataset_name) else None
 
@@ -50,9 +50,7 @@ class DataSettings:
         path="or folder or name",
         tested=True,
     )
-    root_dir: str = option(
-        "data", "the folder that holds the data set's folder", path=True, tested=True, resumable=True
-    )
+    root_dir: str = option("data", "folder containing the data set's folder", path=True, tested=True, resumable=True)
     image_cache: str = option(
         "",
         "folder for decoded images; default: beside the data, else the user's cache folder",
@@ -67,14 +65,14 @@ class DataSettings:
     )
     split_all: str = option(
         "",
-        "train: entries without a split are read as training pairs; without a test split, some of their "
-        "persons are used for it",
+        "train: read entries without a split as training pairs, and test on some of their persons if there is no "
+        "test split",
         choices=("", "train"),
         tested=True,
     )
     val_dataset: str = option("val", "split on which the best checkpoint is selected", choices=("val", "test"))
     noisy_rate: float = option(
-        0.2, "share of training captions that are shuffled; 0 by default for your own annotation file", low=0, high=1
+        0.2, "share of training captions to shuffle; 0 by default for your own annotation file", low=0, high=1
     )
     noisy_file: str = option(
         "", "noise index (.npy); default: noiseindex/<dataset_name>_<noisy_rate>.npy, else drawn", path=True
@@ -103,7 +101,7 @@ class DataSettings:
 @settings("data")
 @dataclass(frozen=True)
 class MaskingSettings:
-    """How words are masked for objectives that guess them."""
+    """Masking of words for objectives that predict them."""
 
     masked_token_rate: float = option(
         0.8, "share of the words selected for mlm that are replaced by the mask token", low=0, high=1, only=("mlm",)

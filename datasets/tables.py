@@ -29,12 +29,12 @@ from utils.files import atomic_write
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 _BINARY = (".parquet", ".arrow")
 _SPLIT = re.compile(r"(train|val|valid|validation|test)(?=$|[-._])")
-_PICTURES = ("file_path", "img_path", "image", "image_path")
-_ROWS = 64  # read at a time, with their images in memory
+_IMAGE_KEYS = ("file_path", "img_path", "image", "image_path")
+_ROWS = 64  # number read at a time, with their images
 
 
 class Row(dict[str, Any]):
-    """A row; `where` is its place in the file, as in "line 3"."""
+    """A row; `where` is its place in the file, such as "line 3"."""
 
     def __init__(self, cells: Mapping[str, Any], where: str) -> None:
         super().__init__(cells)
@@ -42,7 +42,7 @@ class Row(dict[str, Any]):
 
 
 def read_table(path: Path) -> list[Row]:
-    """The entries of a table or folder of tables, one for each row, unchecked.
+    """The entries of a table or folder of tables, one per row, unchecked.
 
     Raises:
         DataError: it can't be read, pyarrow is missing, or embedded images can't be written.
@@ -53,7 +53,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns and numbered non-empty lines of a text table: tabs in a .tsv, else commas, semicolons or tabs.
+    """The columns and numbered non-empty rows of a text table: tabs in a .tsv, else commas, semicolons or tabs.
 
     Raises:
         DataError: it can't be read, or isn't a CSV file in UTF-8.
@@ -76,17 +76,17 @@ def read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """All rows; the split defaults to the one that their file is named after."""
+    """All rows; the split defaults to the file's name."""
     if path.suffix not in _BINARY and path.is_file():
         yield from (Row(cells, f"line {line}") for line, cells in read_rows(path)[1])
         return
     numbers = count()
     for file in _files(path):
         name = _SPLIT.match(file.name) or _SPLIT.match(file.parent.name)
-        of_file = {"split": name[1]} if name and path.is_dir() else {}
+        defaults = {"split": name[1]} if name and path.is_dir() else {}
         try:
             for batch in _batches(file):
-                yield from (Row(of_file | row, f"entry {next(numbers)}") for row in batch.to_pylist())
+                yield from (Row(defaults | row, f"entry {next(numbers)}") for row in batch.to_pylist())
         except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are subclasses of these
             raise DataError(f"{file} can't be read: {brief(error)}") from None
 
@@ -124,14 +124,14 @@ def _batches(file: Path) -> Iterator[Any]:
         try:
             batches = iter(arrow.ipc.open_stream(source))
         except arrow.ArrowInvalid:
-            of_file = arrow.ipc.open_file(source)
-            batches = (of_file.get_batch(number) for number in range(of_file.num_record_batches))
+            reader = arrow.ipc.open_file(source)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
         for batch in batches:
             yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
 
 def _entry(entry: Row, images: Path, table: Path) -> Row:
-    """Convert a row to an entry as in JSON: ids are numbers, captions a list, the image a path."""
+    """Convert a row to an entry as in JSON, with numeric ids, a list of captions, and an image path."""
     for key in ("id", "image_id"):
         value: Any = entry.get(key)
         if isinstance(value, str) and not re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", value.strip()):
@@ -143,13 +143,14 @@ def _entry(entry: Row, images: Path, table: Path) -> Row:
         entry["captions"] = _captions(captions)
     except ValueError as error:
         raise DataError(f"{table}, {entry.where}: {error}") from None
-    for key in _PICTURES:
+    for key in _IMAGE_KEYS:
         value = entry.get(key)
         content = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(content, bytes):
-            for name in _PICTURES:
+            for name in _IMAGE_KEYS:
                 entry.pop(name, None)
-            entry["file_path"] = _written(content, str((isinstance(value, dict) and value.get("path")) or ""), images)
+            name = str((isinstance(value, dict) and value.get("path")) or "")
+            entry["file_path"] = _write_image(content, name, images)
             break
         if isinstance(value, dict):
             entry[key] = value.get("path")
@@ -160,7 +161,7 @@ def _captions(value: Any) -> Any:
     """Captions as a list, from a list, a JSON or Python list in a string, or a single string.
 
     Raises:
-        ValueError: a string looks like a list, but isn't one of texts.
+        ValueError: a string looks like a list, but isn't a list of strings.
     """
     if isinstance(value, str) and (text := value.strip()).startswith("[") and text.endswith("]"):
         try:
@@ -171,12 +172,12 @@ def _captions(value: Any) -> Any:
 
 
 def _python_list(text: str) -> list[str]:
-    """The list of texts that pandas wrote as `text`."""
+    """The list of strings that pandas wrote as `text`."""
     with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = ast.literal_eval(text)
-        # Python joins texts without commas between them, as NumPy's arrays are written.
-        if all(isinstance(of, str) for of in found) and "".join(repr(found).split()) == "".join(text.split()):
-            return found
+        content = ast.literal_eval(text)
+        # NumPy writes arrays without commas, and Python would join their strings.
+        if all(isinstance(item, str) for item in content) and "".join(repr(content).split()) == "".join(text.split()):
+            return content
     raise ValueError(f"captions must be a text or a list of texts, as json.dumps writes it, found {text!r:.60}")
 
 
@@ -188,7 +189,7 @@ def _image_folder(path: Path) -> Path:
     return Path.home() / ".cache" / "rde" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
 
 
-def _written(content: bytes, name: str, folder: Path) -> str:
+def _write_image(content: bytes, name: str, folder: Path) -> str:
     """Write an embedded image to a file whose name ends in `name`; returns its absolute path."""
     name = re.sub(r"[^\w.-]", "_", Path(name).name)[-60:] or "image"
     file = (folder / f"{hashlib.blake2b(content, digest_size=12).hexdigest()}_{name}").absolute()
@@ -196,7 +197,7 @@ def _written(content: bytes, name: str, folder: Path) -> str:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
-                if not file.is_file():  # by another process meanwhile; image caches depend on its time stamp
+                if not file.is_file():  # else written by another process: image caches depend on its time stamp
                     with atomic_write(file) as partial:
                         partial.write_bytes(content)
         except OSError as error:

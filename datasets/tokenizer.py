@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 MASK, SOS, EOS = 49405, 49406, 49407
-_LONGEST = 1000  # maximum characters of a word: encoding takes quadratic time
+_MAX_WORD = 1000  # characters; encoding takes quadratic time
 _WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
 
@@ -74,7 +74,7 @@ class CaptionTokenizer(Protocol):
 
 
 class Tokenizer:
-    """Captions to ids. A special token spelt out in a caption, like "<|endoftext|>", is ordinary text."""
+    """Captions to ids. Special tokens written in a caption, such as "<|endoftext|>", are ordinary text."""
 
     def __init__(self) -> None:
         self._alphabet, self._ids, self._ranks = _tables()
@@ -103,7 +103,7 @@ class Tokenizer:
     def split(self, caption: str) -> list[tuple[str, tuple[int, ...]]]:
         """A caption's words after cleaning and lower-casing, each with its ids."""
         text = " ".join(_clean(caption).split()).lower()
-        return [(word, self._encode_word(word[:_LONGEST])) for word in _WORDS.findall(text)]
+        return [(word, self._encode_word(word[:_MAX_WORD])) for word in _WORDS.findall(text)]
 
     def encode(self, caption: str) -> list[int]:
         """The ids of a caption's words, without SOS and EOS, untruncated."""
@@ -119,7 +119,7 @@ class Tokenizer:
 
 
 def count_cut(tokenizer: CaptionTokenizer, captions: Sequence[str], ids: np.ndarray) -> int:
-    """Number of captions truncated to fit their row of the (N, L) `ids`; only full rows can have been."""
-    full = np.flatnonzero(ids[:, -1]).tolist()
-    around = np.count_nonzero(tokenizer([""], ids.shape[1]))  # tokens that aren't words
-    return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - around for row in full)
+    """Number of captions that were truncated to fit their row of the (N, L) `ids`."""
+    full = np.flatnonzero(ids[:, -1]).tolist()  # only full rows can be truncated
+    special = np.count_nonzero(tokenizer([""], ids.shape[1]))  # tokens that aren't words
+    return sum(len(tokenizer.encode(captions[row])) > ids.shape[1] - special for row in full)
