@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dir", nargs="?", help="a run folder (default: the latest run in --output_dir)")
     parser.add_argument("--config_file", metavar="FILE", help="RUN_DIR/configs.yaml instead of RUN_DIR")
     parser.add_argument("--checkpoint", metavar="FILE", help="test only this file of a run folder")
-    parser.add_argument("--output_dir", default="logs", help="folder of the latest run (default: %(default)s)")
+    parser.add_argument("--output_dir", default="logs", help="folder of the run folders (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=["test", "val"], help="(default: %(default)s)")
     add_flags_of_run(parser, _SHARED)
     parser.add_argument("--device", default="auto", help=f"{FLAGS['device'].help} (default: %(default)s)")

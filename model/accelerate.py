@@ -1,6 +1,6 @@
-"""Faster arithmetic for a finished model, applied from outside: results are equal up to rounding.
+"""Faster arithmetic for a finished model, applied from outside; results are equal up to rounding.
 
-Modules keep their identity, names and weights; only their class is replaced, by one with a different `forward`.
+Modules keep their identity, names and weights; only their class is replaced by one with a different `forward`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ M = TypeVar("M", bound=nn.Module)
 
 # Whether oneDNN computes float32 products on the CPU; without AVX-512 MKL is faster in training.
 ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-_SMALL = 20480  # elements up to which PyTorch convolves without oneDNN, and slowly
+_SMALL = 20480  # number of elements up to which PyTorch convolves without oneDNN, and slowly
 
 
 def accelerate(model: M) -> M:
-    """Replace, in place, layers that have a faster form; instances of their subclasses stay unchanged."""
+    """Replace layers that have a faster form, in place; instances of subclasses stay unchanged."""
     for module in model.modules():
         if faster := _FASTER.get(type(module)):
             module.__class__ = faster
@@ -34,9 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     PyTorch multiplies float32 matrices with MKL, which leaves half of the AVX-512 units unused on AMD (not on Intel),
     but computes convolutions with oneDNN, which uses them all. A linear layer is a 1×1 convolution over an image with
-    one column; with dilation, which doesn't affect a 1×1 kernel, PyTorch uses oneDNN on a single thread too.
-    Under torch.compile the layer stays as it is: convolutions with a varying number of rows fail there. So it does
-    under autocast, whose float16 convolutions are some hundred times slower than its linear layers.
+    one column; with dilation, which doesn't affect a 1×1 kernel, PyTorch uses oneDNN even on a single thread.
+    The plain layer is used under torch.compile, where convolutions with a varying number of rows fail, and under
+    autocast, whose float16 convolutions are about a hundred times slower than its linear layers.
     """
     large = ONEDNN and x.is_cpu and x.dtype == torch.float32 and x.numel() > _SMALL
     if not large or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
@@ -54,7 +54,7 @@ class FastLinear(nn.Linear):
 
 
 class _ScaledSiLU(torch.autograd.Function):
-    """SiLU(y)/1.702 of y = 1.702x: its derivative by x is SiLU's at y, so only y is kept and nothing is rescaled."""
+    """SiLU(y)/1.702 of y = 1.702x: its derivative by x is SiLU's at y, so only y is saved and nothing is rescaled."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ class _ScaledSiLU(torch.autograd.Function):
 
 
 class FastQuickGELU(QuickGELU):
-    """QuickGELU in fewer passes over memory, keeping less for the backward pass.
+    """QuickGELU in fewer passes over memory, saving less for the backward pass.
 
     torch.compile gets the plain layer, which it fuses. From this one, PyTorch 2.11 generates code that overwrites a
-    tensor the backward pass needs, and gradients are wrong.
+    tensor that the backward pass needs, so gradients are wrong.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from model.precision import autocast, convert_weights_to_half, half_parameters
 from utils.checkpoints import describe_mismatch
 from utils.errors import OptionError
 
-Read = dict[str, Tensor | None]  # by head name: the positions that it reads
-Embeddings = dict[str, Tensor]  # by head name: (B, width) float32, not normalised
+Read = dict[str, Tensor | None]  # positions that each head reads, by name
+Embeddings = dict[str, Tensor]  # (B, width) float32, not normalised, by head name
 
 
 class DualEncoder(nn.Module):
-    """A backbone, and for each embedding a head for images and one for captions.
+    """A backbone with, for each embedding, a head for images and one for captions.
 
     Args:
         heads: by name, then by "image" and "text".
@@ -31,27 +31,27 @@ class DualEncoder(nn.Module):
     def __init__(self, backbone: Backbone, heads: Mapping[str, Mapping[str, Head]], precision: str = "fp32") -> None:
         super().__init__()
         self.backbone = backbone
-        self.heads = nn.ModuleDict({name: nn.ModuleDict(dict(both)) for name, both in heads.items()})
+        self.heads = nn.ModuleDict({name: nn.ModuleDict(dict(pair)) for name, pair in heads.items()})
         self.precision = precision
         if precision == "fp16_weights":
             if not backbone.half_weights:
-                raise OptionError("--precision fp16_weights: this backbone does not compute in it, take fp16 or bf16")
-            half_heads = [head for both in heads.values() for head in both.values() if head.half_weights]
+                raise OptionError("--precision fp16_weights: this backbone does not support it, use fp16 or bf16")
+            half_heads = [head for pair in heads.values() for head in pair.values() if head.half_weights]
             for part in (backbone, *half_heads):
                 convert_weights_to_half(part)
         for name in self.heads:
             widths = [self.head(name, modality).width for modality in ("image", "text")]
             if len(set(widths)) > 1:
-                raise OptionError(f"head {name}: images and captions must have one width, found {widths}")
+                raise OptionError(f"head {name}: images and captions must have the same width, found {widths}")
 
     def head(self, name: str, modality: str) -> Head:
         """The head of an embedding for "image" or "text"."""
-        both: Any = self.heads[name]
-        return both[modality]
+        pair: Any = self.heads[name]
+        return pair[modality]
 
     @property
     def widths(self) -> dict[str, int]:
-        """Each embedding's width."""
+        """Width of each embedding."""
         return {name: self.head(name, "image").width for name in self.heads}
 
     def encode_image(self, images: Tensor) -> Embeddings:
@@ -74,27 +74,27 @@ class DualEncoder(nn.Module):
     def with_tokens(
         self, images: Tensor, ids: Tensor, masked: Tensor | None = None
     ) -> tuple[Embeddings, Embeddings, tuple[Tensor, Tensor]]:
-        """As `forward`, and the (B, L, D) features of all tokens of the images and of the captions.
+        """As `forward`, plus the (B, L, D) features of all tokens of images and captions.
 
         Args:
-            masked: (B, L) masked ids to compute the captions' features from, instead of `ids`.
+            masked: (B, L) masked ids from which to compute the captions' features instead of `ids`.
         """
         with self.autocast(images.device):
             image = self.backbone.encode_image(self.backbone.renormalised(images))
             text = self.backbone.encode_text(self._padded(ids))
-            other = text if masked is None else self.backbone.encode_text(masked)
-            return self.embed("image", image), self.embed("text", text), (image.features, other.features)
+            token_text = text if masked is None else self.backbone.encode_text(masked)
+            return self.embed("image", image), self.embed("text", text), (image.features, token_text.features)
 
     def _padded(self, ids: Tensor) -> Tensor:
-        """Pad captions to at least the number of tokens that any head selects."""
+        """Pad captions to as many tokens as any head selects."""
         return self.backbone.pad_text(ids, max(self.head(name, "text").selects for name in self.heads))
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The autocast context of its precision."""
+        """The autocast context of the model's precision."""
         return autocast(device, self.precision)
 
     def embed(self, modality: str, tokens: Tokens, read: Read | None = None) -> Embeddings:
-        """Compute the embeddings from the backbone's tokens, of "image" or "text".
+        """Compute embeddings from the backbone's tokens of "image" or "text".
 
         Args:
             read: the positions that `needed` recorded for these tokens.
@@ -113,7 +113,7 @@ class DualEncoder(nn.Module):
         return embeddings
 
     def needed(self, modality: str, read: Read) -> Needed:
-        """The positions that any head of "image" or "text" reads; those of each head are recorded in `read`."""
+        """The `Needed` of all "image" or "text" heads, which records the positions that each reads in `read`."""
 
         def union_of_heads(tokens: Tokens) -> Tensor | None:
             read.update({name: self.head(name, modality).reads(tokens) for name in self.heads})
@@ -122,7 +122,7 @@ class DualEncoder(nn.Module):
         return union_of_heads
 
     def new_parameters(self) -> set[str]:
-        """Names of the parameters without pretrained weights: heads, and layers added anywhere."""
+        """Names of the parameters without pretrained weights: heads and added layers."""
         pretrained = {BACKBONE + name for name in self.backbone.pretrained}
         return {name for name, _ in self.named_parameters()} - pretrained
 
@@ -131,11 +131,11 @@ class DualEncoder(nn.Module):
         return set(half_parameters(self)) if self.precision == "fp16_adam" else set()
 
     def towers(self) -> dict[str, dict[str, Any]]:
-        """The backbone's properties that aren't determined by its tensors, for checkpoints."""
+        """The backbone's properties that its tensors don't determine, for checkpoints."""
         return self.backbone.towers()
 
     def published_names(self) -> dict[str, str]:
-        """Our name of every weight → its name in checkpoints: the published one if there is one, else the same."""
+        """Our name of every weight → its name in checkpoints, which is the published one if it exists."""
         return {
             name: PUBLISHED_BACKBONE + self.backbone.published_name(name.removeprefix(BACKBONE))
             if name.startswith(BACKBONE)
@@ -151,16 +151,17 @@ class DualEncoder(nn.Module):
     def load_heads(self, state: Mapping[str, Tensor], log: Callable[[str], None]) -> None:
         """Load each head whose weights are all in a run's checkpoint, under published names and with equal shapes."""
         names = self.published_names()
-        found = without_wrapper(state, names.values())
+        available = without_wrapper(state, names.values())
         for head, module in self.heads.items():
             prefix = f"heads.{head}."
-            own = {name: names[prefix + name] for name in module.state_dict()}
-            there = {theirs: found[theirs] for theirs in own.values() if theirs in found}
-            if complaint := describe_mismatch({own[name]: value for name, value in module.state_dict().items()}, there):
-                if there:
-                    log(f"head {head} is initialised afresh, the file's does not match: {complaint}")
-            elif own:
-                load_named(module, there, own, head)
+            published = {name: names[prefix + name] for name in module.state_dict()}
+            saved = {name: available[name] for name in published.values() if name in available}
+            expected = {published[name]: value for name, value in module.state_dict().items()}
+            if mismatch := describe_mismatch(expected, saved):
+                if saved:
+                    log(f"head {head} is newly initialised, the file's does not match: {mismatch}")
+            elif published:
+                load_named(module, saved, published, head)
                 log(f"head {head} is loaded from the file")
 
     def load_published(self, state: Mapping[str, Tensor], source: str) -> None:

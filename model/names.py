@@ -1,6 +1,6 @@
 """Names of weights in published files, and copying weights by name.
 
-All published spellings are defined here; a weight that is in no table keeps its name.
+All published spellings are defined here; weights that are in no table keep their names.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def load_named(module: nn.Module, state: Mapping[str, Tensor], names: Mapping[st
     """Copy weights after checking that all names and shapes agree.
 
     Args:
-        names: the module's own name of each weight to be copied → its name in `state`.
+        names: the module's name of each weight to copy → its name in `state`.
         source: named in messages.
 
     Raises:
-        WeightsError: lists weights that are missing, unknown or of another shape, by their names in `state`.
+        WeightsError: weights are missing, unknown or of another shape; the message has their names in `state`.
     """
-    own = {names[name]: value for name, value in module.state_dict().items() if name in names}
-    if complaint := describe_mismatch(own, state):
-        raise WeightsError(f"{source} does not fit this model: {complaint}")
+    expected = {names[name]: value for name, value in module.state_dict().items() if name in names}
+    if mismatch := describe_mismatch(expected, state):
+        raise WeightsError(f"{source} does not fit this model: {mismatch}")
     module.load_state_dict({name: state[theirs] for name, theirs in names.items()}, strict=False)

@@ -1,4 +1,4 @@
-"""Fitting positional embeddings to the image grid and the text length."""
+"""Fitting positional embeddings to the image grid and text length."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def resize_positions(embedding: Tensor, old: tuple[int, int], new: tuple[int, in
 
 
 def fit_positions(embedding: Tensor, new: tuple[int, int], source: str, *, wrapped: bool) -> Tensor:
-    """Positions for a grid (rows, columns): unchanged if they already fit it, else resized from a square grid.
+    """Positions for a (rows, columns) grid: unchanged if they already fit, else resized from a square grid.
 
     Args:
         embedding: (1 + patches, D).
         source: named in messages.
-        wrapped: the model was already fine-tuned on person images, so positions whose number fits are used unchanged,
-            even if that number is also square.
+        wrapped: whether the model was fine-tuned on person images, so that positions of the right number are used
+            unchanged even if that number is also square.
 
     Raises:
-        WeightsError: they fit neither the grid nor a square one.
+        WeightsError: they fit neither this grid nor a square one.
     """
     patches = len(embedding) - 1
     side = round(patches**0.5)
@@ -47,7 +47,7 @@ def fit_positions(embedding: Tensor, new: tuple[int, int], source: str, *, wrapp
 
 
 def resize_text_positions(embedding: Tensor, length: int) -> Tensor:
-    """(L, D) positions for another length: truncated if it is shorter, interpolated linearly if it is longer."""
+    """(L, D) positions for another length: truncated if shorter, linearly interpolated if longer."""
     if length <= len(embedding):
         return embedding[:length]
     stretched = F.interpolate(embedding.double().T[None], size=length, mode="linear", align_corners=False)

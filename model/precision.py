@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# Each precision with the arithmetic it stands for.
+# Description of each precision.
 ARITHMETIC = {
     "fp32": "float32",
     "bf16": "bfloat16 products (autocast), float32 weights and Adam",
@@ -16,21 +16,21 @@ ARITHMETIC = {
 PRECISIONS = tuple(ARITHMETIC)
 PUBLISHED = "fp16_weights"
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Kept in float16 by the published code; embeddings and norms stay float32.
+# In float16 in the published code; embeddings and norms stay float32.
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_OF_ATTENTION = {f"{which}_proj_weight" for which in ("in", "q", "k", "v")} | {"in_proj_bias", "bias_k", "bias_v"}
-_PRODUCTS_BY_NAME = _OF_ATTENTION | {"proj", "text_projection"}
+_ATTENTION = {f"{which}_proj_weight" for which in ("in", "q", "k", "v")} | {"in_proj_bias", "bias_k", "bias_v"}
+_PRODUCTS_BY_NAME = _ATTENTION | {"proj", "text_projection"}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """One of `PRECISIONS` for `--precision`: "published" is the paper's arithmetic on a CUDA device, else float32."""
+    """Resolve `--precision` to one of `PRECISIONS`: "published" is the paper's on a CUDA device, else float32."""
     if precision != "published":
         return precision
     return PUBLISHED if device.type == "cuda" else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass; without effect except for "bf16" and "fp16"."""
+    """The context of a forward pass; only "bf16" and "fp16" have an effect."""
     return torch.autocast(device.type, _AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
 
 

@@ -1,4 +1,4 @@
-"""Pretrained CLIPs: built in, downloaded by name, or read from a file in any of the published formats."""
+"""Pretrained CLIPs: built in, downloaded by name, or read from a file in any published format."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPENAI = {
     "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
 }
-CACHE = Path.home() / ".cache" / "clip"  # where OpenAI's code keeps them
+CACHE = Path.home() / ".cache" / "clip"  # as in OpenAI's code
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny_clip.safetensors"}
 
 
@@ -38,10 +38,10 @@ class Pretrained(NamedTuple):
 
     Attributes:
         state: its weights under OpenAI's names, in float32.
-        towers: from its configuration or recorded in the file; None if neither exists.
-        known: whether its towers are known without them, as of OpenAI's models and those of `tools.pretrain_tiny`.
-        wrapped: whether it was part of a person re-ID model, so its positions may be for images of any shape.
-        remarks: lines for the log.
+        towers: from the configuration beside the file, or recorded in it; None if neither exists.
+        known: whether the towers are known anyway, as for OpenAI's models and those of `tools.pretrain_tiny`.
+        wrapped: whether it was part of a person re-ID model, so that positions may be for images of any shape.
+        remarks: remarks for the log.
     """
 
     state: dict[str, Tensor]
@@ -52,7 +52,7 @@ class Pretrained(NamedTuple):
 
 
 def read_clip(pretrain_choice: str) -> Pretrained:
-    """Read a pretrained CLIP, on its own or inside a larger model.
+    """Read a pretrained CLIP, stand-alone or inside a larger model.
 
     Args:
         pretrain_choice: "tiny", a name from `OPENAI` (downloaded once), or a file: OpenAI's TorchScript archive, or
@@ -87,7 +87,7 @@ def read_clip(pretrain_choice: str) -> Pretrained:
 
 
 def read_content(path: Path) -> tuple[dict[str, Any], bool]:
-    """A file's content, whatever its format, and whether it is a TorchScript archive like OpenAI's.
+    """A file's content in any format, and whether it is a TorchScript archive like OpenAI's.
 
     Raises:
         WeightsError: it can't be read, or isn't a dict.
@@ -124,9 +124,9 @@ def _find(pretrain_choice: str) -> Path:
         return fetch(f"{OPENAI_URL}/{sha256}/{name}", sha256, CACHE / name)
     if Path(pretrain_choice).is_dir():
         weights = (".safetensors", ".bin", ".pt", ".pth")
-        held = sorted(file for file in Path(pretrain_choice).iterdir() if file.suffix in weights)
-        like = f", as {held[0]}" if held else ""
-        raise WeightsError(f"--pretrain_choice {pretrain_choice} is a folder: pass the weights file in it{like}")
+        files = sorted(file for file in Path(pretrain_choice).iterdir() if file.suffix in weights)
+        example = f", such as {files[0]}" if files else ""
+        raise WeightsError(f"--pretrain_choice {pretrain_choice} is a folder: pass the weights file in it{example}")
     if not Path(pretrain_choice).is_file():
         raise WeightsError(
             f"--pretrain_choice {pretrain_choice}: no such file; give a file of CLIP weights "
@@ -144,7 +144,7 @@ def _torchscript(path: Path) -> list[bytes]:
 
 
 def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Expand the compact form of the built-in weights: words that never occurred get small, fixed random rows."""
+    """Expand the compact form of the built-in weights; words that don't occur get small, fixed random rows."""
     if _ROWS in state:
         rows, ids = state.pop(_ROWS), state.pop(_ROW_IDS, None)
         if ids is None:
@@ -157,6 +157,6 @@ def _expand_rows(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compact_rows(state: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """The compact form: only the rows `ids` of the token embedding (sorted; the last is the highest id)."""
+    """The compact form: only the rows `ids` (sorted, the highest last) of the token embedding."""
     compact = {name: value for name, value in state.items() if name != "token_embedding.weight"}
     return compact | {_ROWS: state["token_embedding.weight"][ids].contiguous(), _ROW_IDS: ids}

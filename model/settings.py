@@ -1,4 +1,4 @@
-"""The model's flags. Doesn't import torch, for a fast `--help`."""
+"""Settings of the model. No heavy imports, for a fast `--help`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class PrecisionSettings:
 
     precision: str = option(
         "fp32",
-        "fp32; bf16 or fp16 autocast; fp16_weights as published: weights and Adam in float16, no loss scaling; "
-        "fp16_adam: Adam rounds as there, the rest is fp32; or published: fp16_weights on CUDA, else fp32",
+        "fp32; bf16 or fp16: autocast; fp16_weights: as published, weights and Adam in float16, no loss scaling; "
+        "fp16_adam: only Adam rounds like that; published: fp16_weights on CUDA, else fp32",
         choices=("fp32", "bf16", "fp16", "fp16_weights", "fp16_adam", "published"),
         tested=True,
     )
@@ -55,14 +55,14 @@ class ModelSettings:
     )
     img_size: tuple[int, int] = option((384, 128), "height and width of the images", low=1, length=2, tested=True)
     text_length: int = option(
-        77, "maximum number of tokens per caption; text positions are cut or interpolated to it", low=3, tested=True
+        77, "maximum number of tokens per caption; text positions are cut or interpolated to fit", low=3, tested=True
     )
     grad_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time", resumable=True
     )
     compile: bool = option(
         False,
-        "torch.compile the towers: a minute of compilation at the start; for GPUs (needs a C++ compiler)",
+        "torch.compile the towers, which takes a minute at the start; for GPUs (needs a C++ compiler)",
         resumable=True,
     )
 
@@ -74,7 +74,7 @@ class ClipSettings:
 
     activation: str = option(
         "auto",
-        "of both towers: quick_gelu, gelu or auto (from the configuration beside the weights, else QuickGELU)",
+        "activation of both towers: quick_gelu, gelu or auto (the configuration's beside the weights, else QuickGELU)",
         choices=("auto", "quick_gelu", "gelu"),
         tested=True,
     )
@@ -88,14 +88,14 @@ class TseSettings:
     """Settings of the head "TSE" (paper, 3.1 and table 7).
 
     Attributes:
-        tse_bn: "frozen": in training the BatchNorm uses its initial statistics, i.e. it is a learned affine map, as in
-            the runs behind the paper's numbers; "batch": it uses batch statistics, as in the code's later revision
-            (slightly better on clean data, worse under noise, according to the authors).
+        tse_bn: "frozen": in training the BatchNorm uses its initial statistics, so it is a learned affine map, as for
+            the paper's numbers; "batch": it uses batch statistics, as in a later revision of the code (slightly better
+            on clean data, worse under noise, according to the authors).
     """
 
     select_ratio: float = option(0.3, "ratio R of tokens that TSE selects", above=0, below=1, tested=True)
     tse_bn: str = option(
-        "frozen", "TSE BatchNorm in training: frozen as for the paper, or batch", choices=("frozen", "batch")
+        "frozen", "TSE's BatchNorm in training: frozen, as in the paper, or batch", choices=("frozen", "batch")
     )
     tse_head: str = option(
         "mlp", "FC + MLP on the selected tokens, or none (table 7's TSE′)", choices=("mlp", "none"), tested=True

@@ -1,7 +1,7 @@
 """Number of attention heads and activation of a CLIP's towers, which its tensors don't determine.
 
-They come from the configuration beside the weights, Hugging Face's `config.json` or open_clip's. OpenAI's models have
-heads of 64 channels and QuickGELU; most other models have GELU.
+They are read from the configuration beside the weights, Hugging Face's or open_clip's. OpenAI's models have heads of 64
+channels and QuickGELU; most others have GELU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from model.backbones.transformer import ACTIVATIONS, HEAD_WIDTH, Tower
 from utils.errors import WeightsError
 
-OPENAI_WIDTHS = (512, 768, 1024)  # of its vision transformers' towers, with heads of 64 channels
+OPENAI_WIDTHS = (512, 768, 1024)  # tower widths of OpenAI's vision transformers, with heads of 64 channels
 _NAMES = {"quick_gelu": "QuickGELU", "gelu": "GELU"}
 # Options of an open_clip tower that change its computation but not its tensors, with the supported value.
 _OPEN_CLIP_FIXED = {"no_causal_mask": False, "act_kwargs": None, "norm_kwargs": None}
@@ -28,7 +28,7 @@ class Towers(NamedTuple):
     text: Tower
 
     def record(self) -> dict[str, dict[str, Any]]:
-        """Plain values for checkpoints and configurations."""
+        """Convert to plain values for checkpoints and configurations."""
         return {name: asdict(tower) for name, tower in self._asdict().items()}
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Towers(NamedTuple):
 
 
 def assumed(width: int, layers: int) -> Tower:
-    """A tower with heads of 64 channels and QuickGELU, as OpenAI's; the published code always builds this."""
+    """A tower with heads of 64 channels and QuickGELU, like OpenAI's; the published code always assumes this."""
     return Tower(width, layers, max(1, width // HEAD_WIDTH), "quick_gelu")
 
 
@@ -80,9 +80,9 @@ def _read(file: Path) -> Towers | None:
         raise WeightsError(f"{file}, beside the weights, can't be read as JSON: {error}") from None
     if not isinstance(content, dict):
         return None
-    of_open_clip = content.get("model_cfg", content)
-    if isinstance(of_open_clip, dict) and "vision_cfg" in of_open_clip:
-        return _open_clip(of_open_clip, file)
+    config = content.get("model_cfg", content)
+    if isinstance(config, dict) and "vision_cfg" in config:
+        return _open_clip(config, file)
     if content.get("model_type") == "clip" or "vision_config" in content:
         return _huggingface(content, file)
     return None
@@ -93,12 +93,12 @@ def _huggingface(content: Mapping[str, Any], file: Path) -> Towers:
     towers = []
     for name, width, heads in (("vision", 768, 12), ("text", 512, 8)):
         older = content.get(f"{name}_config_dict")  # takes precedence, even if empty
-        of_tower = _mapping(content.get(f"{name}_config") if older is None else older, file, f"{name}_config")
-        if (eps := of_tower.get("layer_norm_eps", 1e-5)) != 1e-5:
+        tower = _mapping(content.get(f"{name}_config") if older is None else older, file, f"{name}_config")
+        if (eps := tower.get("layer_norm_eps", 1e-5)) != 1e-5:
             raise WeightsError(f"{file}: {name} layer_norm_eps {eps!r:.40} is not supported, only 1e-05")
-        sizes = (of_tower.get("hidden_size", width), of_tower.get("num_hidden_layers", 12))
-        heads = of_tower.get("num_attention_heads", heads)
-        towers.append(_tower(f"{file}, {name}", *sizes, heads, of_tower.get("hidden_act", "quick_gelu")))
+        sizes = (tower.get("hidden_size", width), tower.get("num_hidden_layers", 12))
+        heads = tower.get("num_attention_heads", heads)
+        towers.append(_tower(f"{file}, {name}", *sizes, heads, tower.get("hidden_act", "quick_gelu")))
     return Towers(*towers)
 
 
@@ -106,22 +106,22 @@ def _open_clip(content: Mapping[str, Any], file: Path) -> Towers:
     """Towers of an open_clip model configuration."""
     towers = []
     for name, width, pool in (("vision", 768, "tok"), ("text", 512, "argmax")):
-        of_tower = _mapping(content.get(f"{name}_cfg"), file, f"{name}_cfg")
+        tower = _mapping(content.get(f"{name}_cfg"), file, f"{name}_cfg")
         for key, only in (*_OPEN_CLIP_FIXED.items(), ("pool_type", pool)):
-            if of_tower.get(key, only) != only:
-                raise WeightsError(f"{file}: {name}_cfg {key} {of_tower[key]!r:.40} is not supported")
-        width = of_tower.get("width", width)
-        heads = of_tower.get("heads", 8)
+            if tower.get(key, only) != only:
+                raise WeightsError(f"{file}: {name}_cfg {key} {tower[key]!r:.40} is not supported")
+        width = tower.get("width", width)
+        heads = tower.get("heads", 8)
         if name == "vision":
-            head_width = of_tower.get("head_width", HEAD_WIDTH)
+            head_width = tower.get("head_width", HEAD_WIDTH)
             divides = _positive(width) and _positive(head_width) and width % head_width == 0
             if not divides:
                 raise WeightsError(
                     f"{file}: vision_cfg head_width {head_width!r:.40} does not divide its width {width!r:.40}"
                 )
             heads = width // head_width
-        activation = of_tower.get("act_layer", "quick_gelu" if content.get("quick_gelu", False) else "gelu")
-        towers.append(_tower(f"{file}, {name}", width, of_tower.get("layers", 12), heads, activation))
+        activation = tower.get("act_layer", "quick_gelu" if content.get("quick_gelu", False) else "gelu")
+        towers.append(_tower(f"{file}, {name}", width, tower.get("layers", 12), heads, activation))
     return Towers(*towers)
 
 

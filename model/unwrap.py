@@ -1,4 +1,4 @@
-"""Find a CLIP inside a training checkpoint or a larger model."""
+"""Finding a CLIP inside a training checkpoint or a larger model."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ _BUFFERS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 def find_clip(
     content: Mapping[str, Any], path: Path, anchors: Collection[str] = _ANCHORS
 ) -> tuple[dict[str, Tensor], str]:
-    """The state dict that contains a CLIP, and the prefix of its names there.
+    """The state dict that contains a CLIP, and the prefix of its names in it.
 
     Args:
         path: named in messages.
-        anchors: names of tensors; every such CLIP has one of them.
+        anchors: tensor names, one of which every CLIP has.
 
     Raises:
         WeightsError: there is no CLIP, or more than one.
     """
-    places = {"": content} | {str(key): value for key, value in content.items() if isinstance(value, dict)}
+    dicts = {"": content} | {str(key): value for key, value in content.items() if isinstance(value, dict)}
     states = {
-        key: {k: v for k, v in place.items() if isinstance(k, str) and is_plain(v)} for key, place in places.items()
+        key: {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)} for key, values in dicts.items()
     }
     found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state, anchors)]
     usual = [(key, prefix) for key, prefix in found if key in _COMMON_KEYS and prefix in _COMMON_PREFIXES]
@@ -71,7 +71,7 @@ def _prefixes(names: Iterable[str], anchors: Collection[str]) -> Iterator[str]:
 
 
 def extract_clip(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
-    """CLIP's weights without the prefix, and the names of the tensors that are not CLIP's."""
+    """CLIP's weights without the prefix, and the names of other tensors."""
     parts = huggingface.PARTS if prefix + huggingface.ANCHOR in state else _PARTS
     clip, others = {}, []
     for full_name, value in state.items():
@@ -86,7 +86,7 @@ def extract_clip(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Te
 
 
 def grouped(names: Iterable[str]) -> str:
-    """The modules that tensors belong to, with the number of tensors of each."""
+    """The modules that tensors belong to, with the number of tensors in each, for a message."""
     groups = Counter(name.removeprefix("module.").removeprefix("base_model.").split(".")[0] for name in names)
-    shown = [printable(name)[:40] + (f" ({count} tensors)" if count > 1 else "") for name, count in groups.items()]
-    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
+    modules = [printable(name)[:40] + (f" ({count} tensors)" if count > 1 else "") for name, count in groups.items()]
+    return ", ".join(modules[:12]) + (f" and {len(modules) - 12} more" if len(modules) > 12 else "")

@@ -1,4 +1,4 @@
-"""Build models from pretrained weights, for training, or from a checkpoint."""
+"""Building models from pretrained weights or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_model(of: SettingsOf, log: Log = lambda _: None) -> DualEncoder:
 
     Args:
         of: `Options.of`, which returns the object of a settings class.
-        log: gets a line for everything that was read from a configuration, assumed, resized or skipped.
+        log: receives remarks on what is read from a configuration, assumed, resized or skipped.
 
     Raises:
         OptionError: an unknown backbone or head.
@@ -47,7 +47,7 @@ def model_from_checkpoint(file: Path, of: SettingsOf) -> DualEncoder:
     """The model stored in a checkpoint, ours or the authors'.
 
     Args:
-        of: `Options.of` of the run's options; those that older runs lack have their defaults.
+        of: `Options.of` of the run's options, with defaults for those that older runs lack.
 
     Raises:
         OptionError: an unknown backbone or head.
@@ -65,12 +65,12 @@ def backbone_class(name: str) -> type[Backbone]:
     """The class that `--backbone` names.
 
     Raises:
-        OptionError: it is unknown, has a variant but takes none, or lacks one.
+        OptionError: the backbone is unknown, or needs a variant, or doesn't take one.
     """
     backbone: type[Backbone] = BACKBONES[name]
     if backbone.takes_variant != (":" in name):
-        shown = f"{name}:NAME" if backbone.takes_variant else name.partition(":")[0]
-        raise OptionError(f"--backbone {name}: give it as {shown}")
+        form = f"{name}:NAME" if backbone.takes_variant else name.partition(":")[0]
+        raise OptionError(f"--backbone {name}: give it as {form}")
     return backbone
 
 
@@ -85,7 +85,7 @@ def with_heads(backbone: Backbone, of: SettingsOf) -> DualEncoder:
         if hasattr(nn.ModuleDict, name):
             raise OptionError(f"--heads: {name} is taken, give the head another name")
         head = HEADS[name]
-        own = own_settings(head, of)
+        settings = own_settings(head, of)
         tokens = {"image": backbone.image_tokens, "text": backbone.text_tokens}
-        heads[name] = {modality: head(backbone.width, count, own) for modality, count in tokens.items()}
+        heads[name] = {modality: head(backbone.width, count, settings) for modality, count in tokens.items()}
     return DualEncoder(backbone, heads, of(PrecisionSettings).precision)

@@ -91,7 +91,7 @@ def test_fine_tuning_from_a_run_loads_its_heads(tmp_path):
     said.clear()
     model.load_heads(weights | {"visul_emb_layer.fc.weight": torch.ones(2, 2)}, said.append)
     assert said == [
-        "head TSE is initialised afresh, the file's does not match: "
+        "head TSE is newly initialised, the file's does not match: "
         "of another shape visul_emb_layer.fc.weight (2, 2) for (1024, 256)"
     ]
     said.clear()

@@ -174,7 +174,7 @@ def test_examples_are_trained_in_half_precision(folder, tmp_path, precision):
 def test_fp16_weights_are_refused_for_a_backbone_without_support(folder):
     given = ["--plugin", str(folder / "small_clip_backbone.py"), "--backbone", "small_clip", *SMALL]
     given += ["--dataset_name", "RSTPReid", "--root_dir", str(folder), "--precision", "fp16_weights"]
-    with pytest.raises(UserError, match="--precision fp16_weights: this backbone does not compute in it"):
+    with pytest.raises(UserError, match="--precision fp16_weights: this backbone does not support it"):
         training_root.main([*given, "--noisy_rate", "0"])
 
 
@@ -288,7 +288,7 @@ SHORT = ["--num_epoch", "1", "--warmup_epochs", "0"]
         (
             WIDTHS,
             "--heads BGE+twowidths --trained BGE",
-            r"head twowidths: images and captions must have one width, found",
+            r"head twowidths: images and captions must have the same width, found",
         ),
         (
             DIVISION.format(name="nan", value="np.full(len(truly_clean), np.nan)"),

@@ -327,9 +327,9 @@ def test_siglip_captions_are_masked_with_its_own_mask_token(tmp_path):
             marks=pytest.mark.slow,  # open_clip builds the full-size model
         ),
         ({"backbone": "open_clip:coca_ViT-B-32"}, "a captioner or another library's text tower is not supported"),
-        ({"pretrain_choice": "ViT-B/16"}, "takes a file of open_clip's weights"),
+        ({"pretrain_choice": "ViT-B/16"}, "needs a file of open_clip weights"),
         ({"backbone": "open_clip:tiny-EVA02"}, "does not fit this model: missing visual"),
-        ({"precision": "fp16_weights"}, "--precision fp16_weights: this backbone does not compute in it"),
+        ({"precision": "fp16_weights"}, "--precision fp16_weights: this backbone does not support it"),
     ],
 )
 def test_unsupported_backbones_and_weights_are_one_line_errors(tmp_path, given, message):

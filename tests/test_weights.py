@@ -234,7 +234,7 @@ def test_a_broken_configuration_is_named(tmp_path, content):
 
 def test_the_error_for_a_folder_suggests_the_weights_file_in_it(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(WeightsError, match=r"is a folder: pass the weights file in it, as .*model.safetensors"):
+    with pytest.raises(WeightsError, match=r"is a folder: pass the weights file in it, such as .*model.safetensors"):
         build(tmp_path)
 
 

@@ -26,9 +26,9 @@ class Tokens:
     Attributes:
         summary: (B, 1) position of the summary token: [CLS] or EOS.
         hidden: (B, h) positions that are never selected: the summary, SOS.
-        selectable: (B,) number of selectable tokens in a row: its patches or words. May be 0.
-        attention: (B, L) from the summary to every token, 0 to 1, without gradient.
-        features: (B, L, D) in the joint space of images and captions. Empty in calls of `Head.reads`.
+        selectable: (B,) number of selectable tokens in a row, its patches or words; may be 0.
+        attention: (B, L) attention from the summary to every token, 0 to 1, without gradient.
+        features: (B, L, D) features in the joint space of images and captions; empty in calls of `Head.reads`.
         read: the positions returned by a head's `reads` for these tokens, if it was called.
     """
 
@@ -40,25 +40,25 @@ class Tokens:
     read: Tensor | None = None
 
 
-# Tokens without features → (B, k) distinct positions of those whose features will be read; None for all.
+# Tokens without features → (B, k) distinct positions of the tokens whose features will be read; None for all.
 Needed = Callable[[Tokens], Tensor | None]
 
 
 class Backbone(nn.Module):
-    """A pretrained dual tower: images or token ids to tokens.
+    """A pretrained dual tower: images or token ids in, tokens out.
 
     To add one: write a class in its own file, decorated with `@BACKBONES.register("NAME")`, with `build`,
     `encode_image`, `encode_text` and the attributes; everything else has a default.
 
     Attributes:
-        Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
+        Settings: a dataclass declared with `utils.settings.settings`, if it has flags.
         width: D of the features.
         grid: patches (rows, columns) of an image.
-        image_tokens, text_tokens: number of selectable tokens of an image and of a caption of full length.
-        pretrained: names of its parameters with pretrained weights; all others learn at the rate of new layers.
-        mean, std: channel statistics for normalising its images.
+        image_tokens, text_tokens: number of selectable tokens in an image and in a caption of full length.
+        pretrained: names of parameters with pretrained weights; all others learn at the rate of new layers.
+        mean, std: channel statistics for normalising images.
         tokenizer: a `datasets.tokenizer.CaptionTokenizer`; None for CLIP's.
-        files: files to keep with a run, for what a checkpoint can't hold.
+        files: files to copy into a run folder, for what a checkpoint can't contain.
         takes_variant: whether `--backbone NAME:VARIANT` is allowed.
         half_weights: whether it supports `--precision fp16_weights`, which converts `model.precision.half_parameters`
             to float16; its features are then float16.
@@ -83,13 +83,13 @@ class Backbone(nn.Module):
 
         Args:
             own: its `Settings`, None if it has none.
-            log: gets a line for everything that was assumed, resized or skipped.
+            log: receives remarks on what is assumed, resized or skipped.
         """
         raise NotImplementedError
 
     @classmethod
     def from_checkpoint(cls, settings: ModelSettings, own: Any, content: Mapping[str, Any], source: str) -> Backbone:
-        """Build a backbone to load a checkpoint's weights into; by default as `build`.
+        """Build a backbone to load a checkpoint's weights into; by default with `build`.
 
         Args:
             content: the content of the checkpoint `source`.
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
     def encode_image(self, images: Tensor, needed: Needed | None = None) -> Tokens:
         """(B, 3, H, W) normalised images → tokens.
 
-        With `needed` only features at the positions it returns are read; a backbone may ignore it.
+        Only features at the positions that `needed` returns will be read; a backbone may ignore it.
         """
         raise NotImplementedError
 
@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         return F.pad(ids, (0, max(0, count + 2 - ids.shape[1])))
 
     def published_name(self, name: str) -> str:
-        """The name of one of its weights in published files."""
+        """A weight's name in published files."""
         return name
 
     def published_state(self) -> dict[str, Tensor]:
@@ -130,11 +130,11 @@ class Backbone(nn.Module):
         return {self.published_name(name): value for name, value in self.state_dict().items()}
 
     def towers(self) -> dict[str, dict[str, Any]]:
-        """Plain values for checkpoints that `from_checkpoint` can't derive from the tensors."""
+        """Plain values to save in checkpoints, which `from_checkpoint` can't derive from the tensors."""
         return {}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        """Keep fewer activations for the backward pass and recompute the others.
+        """Save fewer activations for the backward pass and recompute the others.
 
         Raises:
             OptionError: not implemented.

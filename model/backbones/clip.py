@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
 
 @BACKBONES.register("clip")
 class Clip(Backbone):
-    """Both towers. Token id 0 pads; EOS has the highest id of a caption."""
+    """Both towers. Token id 0 is padding; EOS has the highest id of a caption."""
 
     Settings = ClipSettings
     half_weights = True
@@ -76,7 +76,7 @@ class Clip(Backbone):
 
     @classmethod
     def build(cls, settings: ModelSettings, own: ClipSettings, log: Log) -> Clip:
-        """A CLIP with pretrained weights; its positions are resized for image size and text length.
+        """A CLIP with pretrained weights; positions are resized for image size and text length.
 
         Raises:
             WeightsError: the weights can't be read, have another vocabulary or patch size, or an unknown number of
@@ -99,17 +99,17 @@ class Clip(Backbone):
             log(f"image positions already match {grid[0]}×{grid[1]} patches, kept unchanged")
         if settings.text_length != config.text_length:
             state["positional_embedding"] = resize_text_positions(state["positional_embedding"], settings.text_length)
-            how = "interpolated" if settings.text_length > config.text_length else "cut"
-            log(f"text positions {how} from {config.text_length} to {settings.text_length}")
+            action = "interpolated" if settings.text_length > config.text_length else "cut"
+            log(f"text positions {action} from {config.text_length} to {settings.text_length}")
         model = cls(replace(config, image=towers.image, text=towers.text, grid=grid, text_length=settings.text_length))
         model.load_openai(state, source, log)
         return model
 
     def load_openai(self, state: Mapping[str, Tensor], source: str, log: Log = lambda _: None) -> None:
-        """Load pretrained weights under OpenAI's names. Layers that CLIP lacks keep their initialisation.
+        """Load pretrained weights under OpenAI's names; layers that CLIP lacks keep their initialisation.
 
         Raises:
-            WeightsError: a weight that every CLIP has is missing, one is unknown, or a shape differs.
+            WeightsError: a weight of CLIP is missing, another one is unknown, or a shape differs.
         """
         names = {name: self.published_name(name) for name in self.state_dict()}
         added = [name for name, theirs in names.items() if theirs not in state and not OPENAI.fullmatch(theirs)]
@@ -125,11 +125,11 @@ class Clip(Backbone):
     ) -> Clip:
         """A CLIP to load a checkpoint's weights into, ours or the authors', with sizes from its tensors.
 
-        Attention heads and activations are those recorded in the checkpoint. Without a record (the authors' files and
-        our older ones) they are those of the code that wrote it: 64 channels per head and QuickGELU, or `activation`.
+        Attention heads and activations are read from the checkpoint. If it doesn't record them (the authors' files and
+        our older ones), they are those of the code that wrote it: 64 channels per head and QuickGELU, or `activation`.
 
         Raises:
-            WeightsError: no CLIP in it, or one for another image size, text length or vocabulary.
+            WeightsError: it has no CLIP, or one for another image size, text length or vocabulary.
         """
         state = without_wrapper(content["model"])
         clip = {name.removeprefix("base_model."): v for name, v in state.items() if name.startswith("base_model.")}
@@ -161,8 +161,8 @@ class Clip(Backbone):
     def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
         """(B, L) ids, L ≤ text_length → their tokens.
 
-        Trimming columns of padding doesn't change the result: no token attends to a later one, and padding is
-        selected, earliest first, only if a caption has too few words.
+        Trimming padding doesn't change the result: no token attends to later ones, and padding is selected, earliest
+        first, only if a caption has too few words.
         """
         L = ids.shape[1]
         eos = ids.argmax(dim=1, keepdim=True)  # (B, 1)
@@ -178,7 +178,7 @@ class Clip(Backbone):
         return x @ self.text_projection.to(x.dtype)
 
     def published_name(self, name: str) -> str:
-        """OpenAI's name, where the in-projection's weight and bias are tensors of the attention module itself."""
+        """OpenAI's name; there, the in-projection's weight and bias belong to the attention module."""
         return name.replace(".attn.in_proj.", ".attn.in_proj_")
 
     def towers(self) -> dict[str, dict[str, Any]]:
@@ -190,10 +190,10 @@ class Clip(Backbone):
         self.visual.transformer.grad_checkpointing = self.transformer.grad_checkpointing = enable
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks, fusing the operations between matrix products; this takes a minute at the first batch.
+        """Compile the blocks, fusing the operations between matrix products; takes a minute at the first batch.
 
-        The blocks of a tower share compiled code; the last one, which returns attention, isn't compiled. Names of
-        weights don't change.
+        The blocks of a tower share compiled code; the last one, which returns attention, isn't compiled. Weight names
+        don't change.
         """
         for tower in (self.visual.transformer, self.transformer):
             for block in tower.resblocks[:-1]:

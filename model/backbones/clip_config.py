@@ -53,19 +53,19 @@ def read_config(
         if min(image_width, patch, positions - 1, text_length, text_width, vocab_size, shared_width) < 1:
             raise ValueError
     except KeyError as missing:
-        raise WeightsError(f"{source} is no CLIP vision transformer: {missing} is missing") from None
+        raise WeightsError(f"{source} is not a CLIP vision transformer: {missing} is missing") from None
     except ValueError:
-        raise WeightsError(f"{source} is no CLIP vision transformer: its tensors have other dimensions") from None
-    found = Towers(
+        raise WeightsError(f"{source} is not a CLIP vision transformer: its tensors have other dimensions") from None
+    inferred = Towers(
         assumed(image_width, _count_layers(state, "visual.transformer.resblocks.")),
         assumed(text_width, _count_layers(state, "transformer.resblocks.")),
     )
-    towers = towers or found
-    for name, stated, has in zip(Towers._fields, towers, found, strict=True):
-        if (stated.width, stated.layers) != (has.width, has.layers):
+    towers = towers or inferred
+    for name, stated, actual in zip(Towers._fields, towers, inferred, strict=True):
+        if (stated.width, stated.layers) != (actual.width, actual.layers):
             raise WeightsError(
-                f"{source}: the {name} tower has {has.layers} layers of width {has.width}, but its configuration says "
-                f"{stated.layers} of {stated.width}; is it for another model?"
+                f"{source}: the {name} tower has {actual.layers} layers of width {actual.width}, but its "
+                f"configuration says {stated.layers} of {stated.width}; is it for another model?"
             )
     side = round((positions - 1) ** 0.5)
     return ClipConfig(
@@ -89,7 +89,7 @@ def with_activation(towers: Towers, activation: str) -> Towers:
 
 
 def decide_towers(pretrained: Pretrained, towers: Towers, activation: str, source: str, log: Log) -> Towers:
-    """The towers to build: as given or, failing that, assumed.
+    """The towers to build: known or assumed ones.
 
     Raises:
         WeightsError: the number of attention heads is unknown and the widths are not those of OpenAI's models.
@@ -110,11 +110,11 @@ def decide_towers(pretrained: Pretrained, towers: Towers, activation: str, sourc
     return with_activation(towers, activation)
 
 
-def check_vocabulary(config: ClipConfig, wanted: int, source: str) -> None:
-    """Check that the vocabulary is the one the weights were trained with.
+def check_vocabulary(config: ClipConfig, size: int, source: str) -> None:
+    """Check that the vocabulary size is that of the weights.
 
     Raises:
-        WeightsError: its size differs.
+        WeightsError: it differs.
     """
-    if wanted != config.vocab_size:
-        raise WeightsError(f"--vocab_size {wanted}: {source} was made for {config.vocab_size}")
+    if size != config.vocab_size:
+        raise WeightsError(f"--vocab_size {size}: {source} was made for {config.vocab_size}")

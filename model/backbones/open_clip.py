@@ -1,7 +1,7 @@
 """open_clip models: its own vision transformers, EVA02 and SigLIP, each with its original text tower.
 
-Token selection reads one row of the last block's attention. SigLIP has no summary token: instead, the vector pooled by
-a latent query is put before the patches, with the attention of that query.
+Token selection reads one row of the last block's attention. SigLIP has no summary token; instead, the vector pooled by
+a latent query precedes the patches, with the attention of that query.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OpenClip(Backbone):
 
     Args:
         name: name of open_clip's configuration.
-        tokenizer: for text towers without CLIP's vocabulary.
+        size: (height, width) of the images that the model is created for.
     """
 
     takes_variant = True
@@ -80,16 +80,16 @@ class OpenClip(Backbone):
 
     @classmethod
     def build(cls, settings: ModelSettings, own: Any, log: Log) -> OpenClip:
-        """A model with pretrained weights; its positions are resized for image size and text length.
+        """A model with pretrained weights; positions are resized for image size and text length.
 
         Raises:
             OptionError: no such configuration, or an unsupported one.
-            WeightsError: the weights can't be read or are of another model; a tokenizer is missing.
+            WeightsError: the weights can't be read or are of another model, or a tokenizer is missing.
         """
         del own
         name, file = _variant(settings), Path(settings.pretrain_choice)
         if not file.is_file():
-            raise WeightsError(f"--pretrain_choice {file}: --backbone open_clip takes a file of open_clip's weights")
+            raise WeightsError(f"--pretrain_choice {file}: --backbone open_clip needs a file of open_clip weights")
         weights = read_weights(name, file)
         for remark in weights.remarks:
             log(remark)
@@ -118,9 +118,9 @@ class OpenClip(Backbone):
         positions = "visual.positional_embedding"
         if self.trunk is None and positions in state:
             state[positions] = fit_positions(state[positions], self.visual.grid_size, source, wrapped=wrapped)
-        of_text = "positional_embedding" if self.text is self.model else "text.positional_embedding"
-        if of_text in state and (length := len(state[of_text])) != self.length:
-            state[of_text] = resize_text_positions(state[of_text], self.length)
+        text_positions = "positional_embedding" if self.text is self.model else "text.positional_embedding"
+        if text_positions in state and (length := len(state[text_positions])) != self.length:
+            state[text_positions] = resize_text_positions(state[text_positions], self.length)
             log(f"text positions {'interpolated' if self.length > length else 'cut'} from {length} to {self.length}")
         if wrapped:
             self._resize(settings.img_size)
@@ -129,7 +129,7 @@ class OpenClip(Backbone):
         self.pretrained = frozenset(self.state_dict())
 
     def _resize(self, size: tuple[int, int]) -> None:
-        """Resize the image tower to images of (height, width); timm's resize their positions themselves."""
+        """Resize the image tower to images of (height, width); timm's towers resize their positions themselves."""
         if self.trunk is not None:
             self.trunk.set_input_size(img_size=size)
             self.grid = tuple(self.trunk.patch_embed.grid_size)
@@ -138,17 +138,17 @@ class OpenClip(Backbone):
         self.image_tokens = self.grid[0] * self.grid[1]
 
     def _find_tokenizer(self, name: str, beside: list[Path]) -> None:
-        """Use CLIP's tokenizer for CLIP's vocabulary, otherwise the tokenizer file, which runs keep."""
+        """Use CLIP's tokenizer for CLIP's vocabulary, else a tokenizer file, which is copied into runs."""
         if self.text.vocab_size == CLIP_VOCABULARY:
             return
-        found = next((path for file in beside if (path := file.with_name(FILE)).is_file()), None)
-        if found is None:
+        tokenizer = next((path for file in beside if (path := file.with_name(FILE)).is_file()), None)
+        if tokenizer is None:
             raise WeightsError(
                 f"{beside[0].with_name(FILE)} is missing: put {name}'s tokenizer file beside the weights"
             )
         config = configuration(name)["text_cfg"]
         clean = get_clean_fn(config.get("tokenizer_kwargs", {}).get("clean", "whitespace"))
-        self.tokenizer, self.files = FileTokenizer(found, self.text.vocab_size, clean), (found,)
+        self.tokenizer, self.files = FileTokenizer(tokenizer, self.text.vocab_size, clean), (tokenizer,)
 
     def encode_image(self, images: Tensor, needed: Needed | None = None) -> Tokens:
         """See `Backbone.encode_image`: the summary, then the patches row by row."""
@@ -160,19 +160,19 @@ class OpenClip(Backbone):
     def _image_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """For open_clip's own transformer: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
         block = self.visual.transformer.resblocks[-1]
-        with _seen(block.ln_1) as seen:
+        with _recorded(block.ln_1) as outputs:
             pooled, patches = self.visual(images)
         features = torch.cat([pooled[:, None], patches @ self.visual.proj.to(patches.dtype)], dim=1)
-        x = _batch_first(seen[0], self.visual.transformer)
+        x = _batch_first(outputs[0], self.visual.transformer)
         return features, _attention_from(torch.zeros_like(x[:, 0, 0], dtype=torch.long), x, block.attn)
 
     def _trunk_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """For timm's transformers: (B, 1 + patches, D) features, (B, 1 + patches) attention."""
         trunk = self.trunk
         if self.pool is None:
-            with _seen(trunk.blocks[-1].attn.attn_drop) as seen:
+            with _recorded(trunk.blocks[-1].attn.attn_drop) as outputs:
                 x = trunk.forward_features(images)  # (B, 1 + patches, width)
-            return self.visual.head(trunk.head(trunk.fc_norm(x))), seen[0].detach().float()[:, :, 0].mean(dim=1)
+            return self.visual.head(trunk.head(trunk.fc_norm(x))), outputs[0].detach().float()[:, :, 0].mean(dim=1)
         x = trunk.forward_features(images)  # (B, patches, width)
         pooled = trunk.head(trunk.fc_norm(self.pool(x)))
         alone = trunk.head(trunk.fc_norm(_pooled_alone(x, self.pool)))  # (B, patches, D)
@@ -180,7 +180,7 @@ class OpenClip(Backbone):
         return self.visual.head(torch.cat([pooled[:, None], alone], dim=1)), attention
 
     def encode_text(self, ids: Tensor, needed: Needed | None = None) -> Tokens:
-        """See `Backbone.encode_text`; a tower that pools the last position gets rows padded to full length."""
+        """See `Backbone.encode_text`. For a tower that pools the last position, rows are padded to full length."""
         del needed
         text = self.text
         eos, words = ids.argmax(dim=1, keepdim=True), (ids != 0).sum(dim=1)
@@ -194,10 +194,10 @@ class OpenClip(Backbone):
         L = ids.shape[1]
         mask = None if text.attn_mask is None else text.attn_mask[:L, :L]
         block = text.transformer.resblocks[-1]
-        with _seen(block.ln_1) as seen:
+        with _recorded(block.ln_1) as outputs:
             x = text.transformer(text.token_embedding(ids) + text.positional_embedding[:L], attn_mask=mask)
         features = self._project(text.ln_final(x))  # (B, L, D)
-        attention = _attention_from(summary[:, 0], _batch_first(seen[0], text.transformer), block.attn, mask)
+        attention = _attention_from(summary[:, 0], _batch_first(outputs[0], text.transformer), block.attn, mask)
         beyond = torch.arange(L, device=ids.device) > eos  # padding, which a tower without a causal mask attends to
         return Tokens(summary, hidden, words.clamp_min(0), attention.masked_fill(beyond, 0.0), features)
 
@@ -217,7 +217,7 @@ class OpenClip(Backbone):
         return name.removeprefix("model.")
 
     def towers(self) -> dict[str, dict[str, Any]]:
-        """The images' normalisation."""
+        """The normalisation of images."""
         return {"preprocessing": {"mean": list(self.mean), "std": list(self.std)}}
 
     def set_grad_checkpointing(self, enable: bool) -> None:
@@ -262,12 +262,12 @@ def _check(name: str, model: OpenClip) -> None:
 
 
 @contextmanager
-def _seen(module: nn.Module) -> Iterator[list[Tensor]]:
+def _recorded(module: nn.Module) -> Iterator[list[Tensor]]:
     """Record a module's outputs within the context."""
-    calls: list[Tensor] = []
-    handle = module.register_forward_hook(lambda *call: calls.append(call[-1]))
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda *call: outputs.append(call[-1]))
     try:
-        yield calls
+        yield outputs
     finally:
         handle.remove()
 
@@ -281,8 +281,8 @@ def _attention_from(query: Tensor, x: Tensor, attn: Any, mask: Tensor | None = N
     """(B,) positions and (B, L, width) inputs of `nn.MultiheadAttention` → (B, L) attention, mean over heads."""
     B, L, width = x.shape
     weight, bias = attn.in_proj_weight.to(x.dtype), attn.in_proj_bias.to(x.dtype)
-    of_query = x.gather(1, query.view(B, 1, 1).expand(B, 1, width))  # (B, 1, width)
-    q = F.linear(of_query, weight[:width], bias[:width]).view(B, 1, attn.num_heads, -1).transpose(1, 2)
+    query_input = x.gather(1, query.view(B, 1, 1).expand(B, 1, width))  # (B, 1, width)
+    q = F.linear(query_input, weight[:width], bias[:width]).view(B, 1, attn.num_heads, -1).transpose(1, 2)
     k = F.linear(x, weight[width : 2 * width], bias[width : 2 * width]).view(B, L, attn.num_heads, -1).transpose(1, 2)
     logits = (q @ k.transpose(2, 3)).squeeze(2).float() * k.shape[-1] ** -0.5  # (B, H, L)
     if mask is not None:
@@ -301,7 +301,7 @@ def _latent_attention(x: Tensor, pool: Any) -> Tensor:
 
 
 def _pooled_alone(x: Tensor, pool: Any) -> Tensor:
-    """(B, N, width) patches → (B, N, width) results of pooling each of them alone."""
+    """(B, N, width) patches → (B, N, width) results of pooling each patch alone."""
     value = pool.proj(pool.kv(x)[..., x.shape[-1] :])
     project: Callable[[Tensor], Tensor] = pool.mlp
     return value + project(pool.norm(value))

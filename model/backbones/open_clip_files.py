@@ -20,8 +20,8 @@ from model.unwrap import FINE_TUNED, extract_clip, find_clip, grouped
 from utils.errors import OptionError, WeightsError
 
 _CONFIG = "open_clip_config.json"
-_UNUSED = ("logit_scale", "logit_bias")  # of the contrastive loss
-_ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # of open_clip's image towers, and of timm's
+_UNUSED = ("logit_scale", "logit_bias")  # parameters of the contrastive loss
+_ANCHORS = ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight")  # in open_clip's image towers and in timm's
 # Options, besides the activation, that change a model's computation but not its tensors.
 _FIXED = {
     "vision_cfg": (CLIPVisionCfg(), ("head_width", "pool_type", "act_kwargs", "norm_kwargs")),
@@ -32,13 +32,13 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard
 
 
 class Weights(NamedTuple):
-    """Content of an open_clip model's weights file.
+    """Content of a weights file of an open_clip model.
 
     Attributes:
-        state: under open_clip's names, in float32.
-        wrapped: whether it was part of a person re-ID model, so its positions may be for images of any shape.
-        normalisation: that of a run's model; None for others.
-        remarks: lines for the log.
+        state: weights under open_clip's names, in float32.
+        wrapped: whether it was part of a person re-ID model, so that positions may be for images of any shape.
+        normalisation: for a run's model; None for others.
+        remarks: remarks for the log.
     """
 
     state: dict[str, Tensor]
@@ -56,13 +56,13 @@ def configuration(name: str) -> dict[str, Any]:
     config = open_clip.get_model_config(name)
     if config is None:
         close = get_close_matches(name, open_clip.list_models(), n=6, cutoff=0.4)
-        hint = f", as {', '.join(close)}" if close else ""
+        hint = f", such as {', '.join(close)}" if close else ""
         raise OptionError(f"--backbone open_clip:{name}: give one of open_clip's models after the colon{hint}")
     return json.loads(json.dumps(config))
 
 
 def native_size(name: str, settings: ModelSettings) -> tuple[int, int]:
-    """The image size to create a model with: timm's towers are resized after their weights are loaded."""
+    """The image size to create a model for; timm's towers are resized only after loading their weights."""
     config = configuration(name)["vision_cfg"]
     if "timm_model_name" not in config:
         return settings.img_size
@@ -88,10 +88,10 @@ def create(name: str, settings: ModelSettings, size: tuple[int, int]) -> nn.Modu
 
 
 def read_weights(name: str, file: Path) -> Weights:
-    """The weights of the model `name` from a file of open_clip, of a larger model or of a run of train.py.
+    """The weights of the model `name` from a file of open_clip, of a larger model, or of a run of train.py.
 
     Raises:
-        WeightsError: the file can't be read, or contains no such model, several, or a run's with another backbone.
+        WeightsError: the file can't be read, has no such model or several, or is of a run with another backbone.
     """
     content, _ = read_content(file)
     options = content.get("options")
@@ -111,20 +111,20 @@ def recorded_normalisation(content: Mapping[str, Any], file: Path) -> Normalisat
     return _normalisation(towers.get("preprocessing") if isinstance(towers, dict) else None, file)
 
 
-def _normalisation(found: object, file: Path) -> Normalisation | None:
+def _normalisation(content: object, file: Path) -> Normalisation | None:
     """Values of "mean" and "std" in a file; None if missing.
 
     Raises:
         WeightsError: they are not three numbers each.
     """
-    if not isinstance(found, dict) or not {"mean", "std"} <= found.keys():
+    if not isinstance(content, dict) or not {"mean", "std"} <= content.keys():
         return None
-    for key, least in (("mean", -math.inf), ("std", 0.0)):
-        of = found[key]
-        good = isinstance(of, list | tuple) and all(type(v) in (int, float) and least < v < math.inf for v in of)
-        if not good or len(of) != 3:
-            raise WeightsError(f"{file}: {key} of the images' channels must be three numbers, found {of!r:.60}")
-    return tuple(found["mean"]), tuple(found["std"])
+    for key, low in (("mean", -math.inf), ("std", 0.0)):
+        values = content[key]
+        valid = isinstance(values, list | tuple) and all(type(v) in (int, float) and low < v < math.inf for v in values)
+        if not valid or len(values) != 3:
+            raise WeightsError(f"{file}: {key} of the images' channels must be three numbers, found {values!r:.60}")
+    return tuple(content["mean"]), tuple(content["std"])
 
 
 def _read_config_beside(file: Path) -> dict[str, Any]:
@@ -138,37 +138,37 @@ def _read_config_beside(file: Path) -> dict[str, Any]:
 
 
 def check_config_beside(name: str, file: Path) -> None:
-    """Check that the configuration beside the weights agrees with that of `name` in what tensors don't determine.
+    """Check that the configuration beside the weights agrees with that of `name` where tensors don't determine it.
 
     Raises:
         WeightsError: they differ.
     """
-    config, of_name = _read_config_beside(file).get("model_cfg"), configuration(name)
+    config, expected = _read_config_beside(file).get("model_cfg"), configuration(name)
     if not isinstance(config, dict):
         return
-    if bool(config.get("quick_gelu")) != bool(of_name.get("quick_gelu")):
+    if bool(config.get("quick_gelu")) != bool(expected.get("quick_gelu")):
         activation = "QuickGELU" if config.get("quick_gelu") else "GELU"
-        raise WeightsError(f"{file} was trained with {activation} ({_CONFIG}), and open_clip:{name} has the other one")
-    for part, (usual, keys) in _FIXED.items():
+        raise WeightsError(f"{file} was trained with {activation} ({_CONFIG}), but open_clip:{name} has the other one")
+    for part, (defaults, keys) in _FIXED.items():
         stated = config.get(part)
         for key in keys:
-            has = of_name[part].get(key, getattr(usual, key))
-            if isinstance(stated, dict) and stated.get(key, has) != has:
+            value = expected[part].get(key, getattr(defaults, key))
+            if isinstance(stated, dict) and stated.get(key, value) != value:
                 raise WeightsError(
-                    f"{file} was trained with {key} {stated[key]!r:.60} ({_CONFIG}, {part}), and open_clip:{name} has "
-                    f"{has!r:.60}"
+                    f"{file} was trained with {key} {stated[key]!r:.60} ({_CONFIG}, {part}), but open_clip:{name} has "
+                    f"{value!r:.60}"
                 )
 
 
 def published_normalisation(name: str, file: Path, log: Log) -> Normalisation:
-    """Mean and standard deviation, from the file's own configuration, else those that all releases of `name` share."""
-    if found := _normalisation(_read_config_beside(file).get("preprocess_cfg"), file.with_name(_CONFIG)):
-        return found
+    """Mean and standard deviation from the file's configuration, else those that all releases of `name` share."""
+    if normalisation := _normalisation(_read_config_beside(file).get("preprocess_cfg"), file.with_name(_CONFIG)):
+        return normalisation
     releases = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
     known = {
         (tuple(cfg.get("mean") or CLIP_MEAN), tuple(cfg.get("std") or CLIP_STD)) for cfg in releases if cfg is not None
     }
     mean, std = known.pop() if len(known) == 1 else (CLIP_MEAN, CLIP_STD)
-    shown = " ".join(f"{value:.3g}" for value in (*mean, *std))
-    log(f"mean and deviation of images {shown} (assumed, as {name}'s releases have: no {_CONFIG} beside the file)")
+    values = " ".join(f"{value:.3g}" for value in (*mean, *std))
+    log(f"mean and deviation of images {values} (assumed, as in {name}'s releases: no {_CONFIG} beside the file)")
     return mean, std

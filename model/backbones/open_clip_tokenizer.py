@@ -1,4 +1,4 @@
-"""Tokenizer of open_clip models without CLIP's: Hugging Face's `tokenizer.json` beside the weights."""
+"""Tokenizer of open_clip models without CLIP's vocabulary: Hugging Face's `tokenizer.json` beside the weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class FileTokenizer:
     """Captions to ids, a `datasets.tokenizer.CaptionTokenizer`.
 
     Attributes:
-        eos: the model's end token. In rows it is replaced by `words`, because the end must have the highest id.
+        eos: the model's end token; in rows it is replaced by `words`, as the end must have the highest id.
         mask: id of the tokenizer's mask token, else of its unknown token.
-        words: the vocabulary size; words have ids below it.
+        words: the vocabulary size, above all ids of words.
     """
 
     def __init__(self, file: Path, words: int, clean: Callable[[str], str]) -> None:

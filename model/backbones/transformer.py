@@ -1,6 +1,6 @@
-"""CLIP's transformer, which returns all tokens' features and one row of the last block's attention (paper, 3.1).
+"""CLIP's transformer, which returns the features of all tokens and one row of the last block's attention (paper, 3.1).
 
-Module names follow OpenAI's state dicts, except that attention's in-projection is a layer here, not two bare tensors.
+Module names follow OpenAI's state dicts, except that attention's in-projection is a layer, not two bare tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAD_WIDTH = 64  # channels per attention head in all of OpenAI's CLIPs
 
 @dataclass(frozen=True)
 class Tower:
-    """A transformer's shape, and what its tensors don't determine: the number of heads and one of `ACTIVATIONS`."""
+    """A transformer's shape, number of heads, and activation, one of `ACTIVATIONS`."""
 
     width: int
     layers: int
@@ -35,14 +35,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.G
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with fused kernels; attention weights are formed for one query only, on request."""
+    """Multi-head self-attention with fused kernels; attention weights are computed for a single query, on request."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
         # Initialised once, below: the default initialisation would advance the generator for all later layers.
-        # `to_empty` would do as well, but its first call imports SymPy, which takes half a second.
+        # `to_empty` would also work, but its first call imports SymPy, which takes half a second.
         self.in_proj = nn.Linear(width, 3 * width, device="meta")
         self.in_proj.weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj.bias = nn.Parameter(torch.empty(3 * width))
@@ -55,7 +55,7 @@ class Attention(nn.Module):
 
         Args:
             x: (B, L, D) tokens.
-            query: (B,) positions whose attention is wanted, or None.
+            query: (B,) positions whose attention to return, or None.
 
         Returns:
             (B, L, D) mixed tokens, and (B, L) attention from `query` to every token averaged over the heads
@@ -100,7 +100,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, L, D) → (B, L, D), and the attention from `query` as in `Attention.forward`.
 
-        With `select` only those tokens go through the MLP, two thirds of the block's computation.
+        With `select`, only those tokens go through the MLP, which is two thirds of the block's computation.
         """
         mixed, attention = self.attn(self.ln_1(x), query)
         x = x + mixed
@@ -108,15 +108,15 @@ class Block(nn.Module):
         if positions is None:
             return x + self.mlp(self.ln_2(x)), attention
         positions = positions[:, :, None].expand(-1, -1, x.shape[2])  # (B, k, D)
-        some = x.gather(1, positions)
-        return x.scatter(1, positions, some + self.mlp(self.ln_2(some))), attention
+        selected = x.gather(1, positions)
+        return x.scatter(1, positions, selected + self.mlp(self.ln_2(selected))), attention
 
 
 class Transformer(nn.Module):
     """A stack of blocks; only the last one returns attention.
 
     Attributes:
-        grad_checkpointing: keep only the blocks' inputs for the backward pass and recompute the rest.
+        grad_checkpointing: save only the blocks' inputs for the backward pass and recompute the rest.
     """
 
     def __init__(self, tower: Tower, *, causal: bool) -> None:
@@ -127,7 +127,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, query: Tensor, select: Select | None) -> tuple[Tensor, Tensor]:
         """(B, L, D) tokens and (B,) query positions → (B, L, D) tokens, (B, L) attention of the last block.
 
-        With `select` the last block finishes only those tokens.
+        With `select`, the last block completes only those tokens.
         """
         for block in self.resblocks[:-1]:
             x, _ = self._run(block, x)

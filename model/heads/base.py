@@ -10,21 +10,21 @@ from model.backbones.base import Tokens
 
 
 class Head(nn.Module):
-    """Turns tokens into one embedding. Each modality has its own instance, with its own parameters.
+    """Turns tokens into one embedding. Each modality has its own instance and parameters.
 
     To add one: write a class in its own file, decorated with `@HEADS.register("NAME")`, with `forward`; then
     `--heads BGE+TSE+NAME` trains it and ranks by it.
 
     Args:
         width: D of the features.
-        tokens: number of selectable tokens in an image, or in a caption of full length.
+        tokens: number of selectable tokens in an image or in a caption of full length.
         settings: its `Settings`, None if it has none.
 
     Attributes:
-        Settings: a dataclass declared with `utils.settings.settings`, if it has flags of its own.
-        width: the embedding's width; D, unless a subclass sets another.
-        half_weights: whether it computes in the dtype of the features, with float16 linear layers in `--precision
-            fp16_weights`; else its weights and inputs are float32.
+        Settings: a dataclass declared with `utils.settings.settings`, if it has flags.
+        width: the embedding's width; D unless a subclass sets another.
+        half_weights: whether it computes in the features' dtype, with float16 linear layers in `--precision
+            fp16_weights`; else weights and inputs are float32.
         selects: number of tokens that `forward` reads besides the summary; shorter captions are padded to it.
     """
 
@@ -33,7 +33,7 @@ class Head(nn.Module):
     selects: int = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """A subclass with a `forward` of its own reads all tokens, unless it says so in a `reads` of its own."""
+        """A subclass that overrides `forward` reads all tokens, unless it also overrides `reads`."""
         super().__init_subclass__(**arguments)
         if "forward" in vars(cls) and "reads" not in vars(cls):
             cls.reads = Head.reads
@@ -43,7 +43,7 @@ class Head(nn.Module):
         self.width = width
 
     def reads(self, tokens: Tokens) -> Tensor | None:  # noqa: ARG002
-        """Tokens without features → (B, k) positions of those that `forward` reads; None for all.
+        """Tokens without features → (B, k) positions of the tokens that `forward` reads; None for all.
 
         The last block's MLP is computed only for tokens that some head reads.
         """

@@ -9,7 +9,7 @@ from utils.distributed import summed
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` of (rows, C) with statistics over all processes' rows; same state dict and results."""
+    """`nn.BatchNorm1d` of (rows, C) with statistics over the rows of all processes; same state dict and results."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, C) → (rows, C)."""

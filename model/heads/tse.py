@@ -15,7 +15,7 @@ from model.settings import HEADS, TseSettings
 
 EMBEDDING_WIDTH = 1024
 HIDDEN_WIDTH = 512
-TOP = 10
+TOP = 10  # of "topk10"
 
 
 def select_tokens(scores: Tensor, count: int) -> Tensor:
@@ -25,8 +25,8 @@ def select_tokens(scores: Tensor, count: int) -> Tensor:
 
 @HEADS.register("TSE")
 class TokenSelectionEmbedding(Head):
-    """Selects `select_ratio` of a full row's tokens, and as many in a shorter row: all of them enter the BatchNorm's
-    statistics, but only as many are pooled as the row has.
+    """Selects `select_ratio` of a full row's tokens, and the same number in shorter rows: all enter the BatchNorm's
+    statistics, but only as many as the row has are pooled.
     """
 
     Settings = TseSettings
@@ -55,13 +55,13 @@ class TokenSelectionEmbedding(Head):
         return self
 
     def scores(self, tokens: Tokens) -> Tensor:
-        """(B, L) selection scores: attention, −1 for tokens that are never selected.
+        """(B, L) selection scores: attention, or −1 for tokens that are never selected.
 
-        In a row without selectable tokens the summary is selected first.
+        In rows without selectable tokens, the summary is selected first.
         """
         scores = tokens.attention.scatter(1, tokens.hidden, -1.0)
-        of_summary = scores.gather(1, tokens.summary).masked_fill(tokens.selectable[:, None] <= 0, 1.0)
-        return scores.scatter(1, tokens.summary, of_summary)
+        summary = scores.gather(1, tokens.summary).masked_fill(tokens.selectable[:, None] <= 0, 1.0)
+        return scores.scatter(1, tokens.summary, summary)
 
     def reads(self, tokens: Tokens) -> Tensor:
         """(B, k) positions of the selected tokens, best first."""
