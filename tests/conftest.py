@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from datasets.annotations import Split
 
-# The slowest files. They are started first, so that no worker is left with one at the end.
+# The slowest files are started first, so that no worker is left with one at the end.
 LONG = (
     "distributed",
     "arithmetic",
@@ -55,7 +55,7 @@ def split(root: Path) -> Split:
 
 @pytest.fixture(autouse=True)
 def close_log_files() -> Iterator[None]:
-    """Close the test's log files: the next test must not write to them, and their folder is removed."""
+    """Close the test's log files, as their folder is removed and the next test must not write to them."""
     yield
     logger = logging.getLogger("rde")
     for handler in logger.handlers[:]:
@@ -83,7 +83,7 @@ def small_figures() -> Iterator[None]:
 
 @pytest.fixture
 def whole_run_here(monkeypatch: pytest.MonkeyPatch, small_figures: None) -> None:  # noqa: ARG001
-    """Let `benchmarks.whole_run` train in this process, not one of its own, which takes seconds to import torch."""
+    """Let `benchmarks.whole_run` train in this process; a new one would take seconds to import torch."""
     import train
     from benchmarks import whole_run
 

@@ -55,14 +55,14 @@ def write(root: Path, dataset_name: str, listed: list[dict] | None = None, file:
 
 
 @contextmanager
-def away(image: Path) -> Iterator[None]:
+def unreadable(image: Path) -> Iterator[None]:
     """Make an image unreadable within the context, without changing its size and time stamp."""
-    content, stat = image.read_bytes(), image.stat()
+    original, stat = image.read_bytes(), image.stat()
 
-    def replace(by: bytes) -> None:
-        image.write_bytes(by)
+    def replace(content: bytes) -> None:
+        image.write_bytes(content)
         os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    replace(bytes(len(content)))
+    replace(bytes(len(original)))
     yield
-    replace(content)
+    replace(original)

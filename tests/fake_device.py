@@ -1,8 +1,8 @@
 """An emulated device: PyTorch's fake tensors have a device and a shape, but no data.
 
-An operation on tensors of two devices raises, as on a GPU, except with a CPU scalar, also as there. Values read from
-tensors are made up: True, 1 for a CPU tensor, else 0, and a few rows if the shape depends on data. The autograd engine
-needs a driver, so the backward pass only assigns a gradient to each leaf that it would reach.
+As on a GPU, an operation on tensors of two devices raises, except with a CPU scalar. Values read from tensors are made
+up: True, 1 for a CPU tensor, else 0, and a few rows if the shape depends on data. Autograd needs a driver, so
+the backward pass only assigns a gradient to each leaf that it would reach.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _MadeUp(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = operator.overloadpacket, kwargs or {}
-        if packet is torch.ops.prim.device:  # half of all operations: answered here, they take half the time
+        if packet is torch.ops.prim.device:  # half of all operations, and twice as fast here
             return args[0].fake_device
         if packet is aten._local_scalar_dense:
             return _number(args[0])
@@ -66,7 +66,7 @@ def _backward(tensors: Tensor | Sequence[Tensor], *_: Any) -> None:
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: ARG001
-    """Replaces `nn.Module._apply`, which swaps tensors in place and can't do so for fake ones."""
+    """Replaces `nn.Module._apply`, which swaps tensors in place: this fails for fake ones."""
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
@@ -78,7 +78,7 @@ def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
 
 
 def works(device: str) -> bool:
-    """Whether PyTorch can index a fake tensor of the device; it must be built for it, e.g. for MPS on macOS."""
+    """Whether PyTorch can index a fake tensor of the device, for which it must be built, e.g. for MPS on macOS."""
     try:
         with FakeTensorMode():
             torch.empty(2, device=device)[0]

@@ -1,4 +1,4 @@
-"""Capturing figures for inspection, and disabling those of runs, which take half of the time of a short training."""
+"""Capturing figures for inspection, and disabling those of runs, which take half the time of a short training."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from processor import figures
 
 
 @contextmanager
-def kept(*modules: ModuleType) -> Iterator[dict[str, Figure]]:
-    """Keep the figures drawn by modules, by name, instead of writing files."""
-    found: dict[str, Figure] = {}
+def captured(*modules: ModuleType) -> Iterator[dict[str, Figure]]:
+    """Collect the figures that modules draw, by file name, instead of writing files."""
+    drawn: dict[str, Figure] = {}
     with pytest.MonkeyPatch.context() as patch:
         for module in modules:
-            patch.setattr(module, "save", lambda figure, file: found.setdefault(file.name, figure))
-        yield found
+            patch.setattr(module, "save", lambda figure, file: drawn.setdefault(file.name, figure))
+        yield drawn
     plt.close("all")
 
 
 @contextmanager
 def single_pixels() -> Iterator[None]:
-    """Replace each figure of a run by a single pixel."""
+    """Replace each figure of a run with a single pixel."""
 
     def draw(*arguments: object) -> None:
         *_, file = arguments

@@ -26,8 +26,8 @@ def pairwise(name: str, **settings: float) -> PairwiseObjective:
     """A pairwise objective; unknown settings are ignored."""
     kind = OBJECTIVES[name]
     assert issubclass(kind, PairwiseObjective)
-    own = {field.name for field in fields(kind.Settings)}
-    return kind(kind.Settings(**{key: value for key, value in settings.items() if key in own}))
+    known = {field.name for field in fields(kind.Settings)}
+    return kind(kind.Settings(**{key: value for key, value in settings.items() if key in known}))
 
 
 def loss_of(name: str, trained: tuple[str, ...] = ("BGE", "TSE"), **settings: float) -> TrainingLoss:
@@ -35,25 +35,25 @@ def loss_of(name: str, trained: tuple[str, ...] = ("BGE", "TSE"), **settings: fl
     return TrainingLoss({name: pairwise(name, **settings)}, trained)
 
 
-def named(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
+def optimizer_arguments(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, float]]:
     """A model's arguments for `build_optimizer`."""
     return dict(model.named_parameters()), dict.fromkeys(model.new_parameters(), OptimizerSettings().head_lr)
 
 
-def stepping(model: nn.Module, loss: TrainingLoss) -> Any:
-    """The part of a training state needed for one step's gradients, for a run without division."""
+def step_state(model: nn.Module, loss: TrainingLoss) -> Any:
+    """The parts of a training state needed for one step's gradients, without division."""
     every = All(None, Facts("all", 1, 0.0, "made up"))
     return SimpleNamespace(model=model, loss=loss, scaler=GradScaler(enabled=False), correspondence=every, epoch=0)
 
 
 def state_of(options: Options, identities: int = 12, pairs: int = 8, **parts: Any) -> TrainState:
-    """The training state of a new run; `parts` replace some of it."""
+    """The training state of a new run, with some parts replaced by `parts`."""
     model = parts.get("model") or build(options)
     sizes = Sizes(model.widths, identities, model.backbone.width, options.vocab_size, options.batch_size)
     loss = build_loss(options, sizes)
-    (parameters, new), settings = named(model), options.of(OptimizerSettings)
+    (parameters, new), settings = optimizer_arguments(model), options.of(OptimizerSettings)
     parameters, new = parameters | dict(loss.named_parameters()), new | loss.rates(settings)
     optimizer = build_optimizer(parameters, new, settings, model.rounded_parameters())
     scaler = torch.amp.GradScaler("cpu", enabled=options.precision == "fp16")
-    made = {"model": model, "loss": loss, "optimizer": optimizer, "scaler": scaler}
-    return TrainState(**{**made, "correspondence": build_correspondence(options, np.ones(pairs, bool)), **parts})
+    defaults = {"model": model, "loss": loss, "optimizer": optimizer, "scaler": scaler}
+    return TrainState(**{**defaults, "correspondence": build_correspondence(options, np.ones(pairs, bool)), **parts})

@@ -19,20 +19,20 @@ def weights(which: str) -> dict[str, torch.Tensor]:
 
 @cache
 def _weights(which: str) -> dict[str, torch.Tensor]:
-    """One normal draw per tensor in sorted name order, scaled by kind; the seed is stored with the shapes."""
-    listed = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
-    return drawn(listed[which], listed["seeds"][which])
+    """One normal draw per tensor in sorted name order, scaled by kind of weight; the seed is stored with the shapes."""
+    shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
+    return draw_weights(shapes[which], shapes["seeds"][which])
 
 
 @cache
 def irra_weights() -> dict[str, torch.Tensor]:
-    """The golden weights of IRRA, drawn likewise. All callers share them."""
-    listed = json.loads((GOLDEN / "irra.json").read_text())
-    return drawn(listed["irra"], listed["seed"])
+    """The golden weights of IRRA, drawn the same way. All callers share the tensors."""
+    golden = json.loads((GOLDEN / "irra.json").read_text())
+    return draw_weights(golden["irra"], golden["seed"])
 
 
-def drawn(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
-    """The golden weights of these shapes."""
+def draw_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    """Draw golden weights of these shapes."""
     rng = np.random.RandomState(seed)
     state = {}
     for name, shape in sorted(shapes.items()):
@@ -59,7 +59,7 @@ def write_clip_config(file: Path) -> None:
 
 
 def under_huggingface_names(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A CLIP under `CLIPModel`'s names, written down tensor by tensor."""
+    """A CLIP under `CLIPModel`'s names, converted tensor by tensor."""
     state = {
         "vision_model.embeddings.class_embedding": ours["visual.class_embedding"],
         "vision_model.embeddings.patch_embedding.weight": ours["visual.conv1.weight"],

@@ -1,4 +1,4 @@
-"""Code run by the processes of tests/test_distributed.py: forked ones, and torchrun's by `ranks_worker.py FOLDER`."""
+"""Code that the processes of tests/test_distributed.py run: forked ones, and torchrun's `ranks_worker.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from processor.state import TrainState
 
-COUNTS = (11, 4, 1)  # rows of global batches; the last leaves processes without any
+COUNTS = (11, 4, 1)  # sizes of global batches; the last leaves some processes without rows
 
 
 def batch_norm() -> tuple[nn.BatchNorm1d, list[torch.Tensor]]:
@@ -44,46 +44,47 @@ def loss_of(rows: torch.Tensor) -> torch.Tensor:
 def primitives(folder: Path) -> None:
     """Save rows after batch normalisation and gathering, and their gradients, to compare with a single process."""
     layer, batches = batch_norm()
-    found = []
+    results = []
     for rows in batches:
         count = len(rows) // 4
-        own = rows.view(count, 4, 3)[share(count)].flatten(0, 1).requires_grad_()
+        local = rows.view(count, 4, 3)[share(count)].flatten(0, 1).requires_grad_()
         layer.zero_grad()
-        loss = loss_of(gather(layer(own).unflatten(0, (-1, 4)), count).flatten(0, 1))
+        loss = loss_of(gather(layer(local).unflatten(0, (-1, 4)), count).flatten(0, 1))
         loss.backward()
         sum_gradients(layer.parameters())
-        found.append(
-            (loss.detach(), gather(own.grad.unflatten(0, (-1, 4)), count), *(p.grad for p in layer.parameters()))
+        results.append(
+            (loss.detach(), gather(local.grad.unflatten(0, (-1, 4)), count), *(p.grad for p in layer.parameters()))
         )
     decision = broadcast_from_main(lambda: f"by {rank()}")
     with main_process_first():
         if not (folder / "built").exists():
             (folder / "built").write_text(str(rank()))
-    torch.save([found, layer.state_dict(), decision], folder / f"rank{rank()}.pth")
+    torch.save([results, layer.state_dict(), decision], folder / f"rank{rank()}.pth")
 
 
 def training(folder: Path, replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Run the commands in the lines of FOLDER/commands, and save what all processes should have in common.
+    """Run the commands in the lines of FOLDER/commands, and save what should be equal in all processes.
 
-    That is each step's losses, each epoch's division and the final weights, in world<processes>/<line>/rank<rank>.pth.
+    These are the losses of each step, the division of each epoch and the final weights, in
+    world<processes>/<line>/rank<rank>.pth.
     """
     import test
     import train
     from processor import epoch, figures, run
 
     for name in ("r1_per_epoch", "loss_histogram", "retrieval_sheet"):
-        replace(figures, name, lambda *_, **__: None)  # figures take most of the time of such a short training
+        replace(figures, name, lambda *_, **__: None)  # they take most of the time of such a short training
     backward, train_epoch = epoch.backward, run.train_epoch
-    kept = {}
+    recorded = {}
 
     def recorded_backward(*arguments: object) -> dict[str, torch.Tensor]:
         losses = backward(*arguments)
-        kept["losses"].append(torch.stack([*losses.values()]))
+        recorded["losses"].append(torch.stack([*losses.values()]))
         return losses
 
     def recorded_train_epoch(state: TrainState, batches: object, weight: np.ndarray, *more: object) -> object:
-        kept["model"] = state.model
-        kept["labels"].append(torch.from_numpy(weight).clone())
+        recorded["model"] = state.model
+        recorded["labels"].append(torch.from_numpy(weight).clone())
         return train_epoch(state, batches, weight, *more)
 
     replace(epoch, "backward", recorded_backward)
@@ -94,15 +95,15 @@ def training(folder: Path, replace: Callable[[object, str, object], None] = seta
         program, *argv = command.split()
         output_dir = folder / f"world{world_size()}" / str(number)
         argv += [] if "--output_dir" in argv else ["--output_dir", str(output_dir)]
-        kept = {"losses": [], "labels": []}
+        recorded = {"losses": [], "labels": []}
         {"train.py": train, "test.py": test}[program].main(argv)
-        if model := kept.pop("model", None):
+        if model := recorded.pop("model", None):
             output_dir.mkdir(parents=True, exist_ok=True)
-            torch.save(kept | {"weights": model.published_state()}, output_dir / f"rank{rank()}.pth")
+            torch.save(recorded | {"weights": model.published_state()}, output_dir / f"rank{rank()}.pth")
 
 
 def all_in_float64(folder: Path) -> None:
-    """Run both of the above in float64."""
+    """Run `primitives` and `training` in float64."""
     from tests.float64 import in_float64
 
     with in_float64():
@@ -112,18 +113,18 @@ def all_in_float64(folder: Path) -> None:
 
 def failing(folder: Path) -> None:
     """Fail as specified in FOLDER/how."""
-    how = (folder / "how").read_text()
+    kind = (folder / "how").read_text()
     (folder / f"pid{rank()}").write_text(str(os.getpid()))
     distributed.all_reduce(torch.zeros(1))
-    if how == "mistake of all":
+    if kind == "mistake of all":
         raise UserError("everybody's mistake")
     if rank() == 1:
         program._REPORT_DELAY = 1  # the other processes have no error to report
-        if how == "mistake of one":
+        if kind == "mistake of one":
             raise UserError("a mistake of rank 1 alone")
-        if how == "failure":
+        if kind == "failure":
             raise RuntimeError("rank 1 broke")
-        if how == "killed":
+        if kind == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
     while True:
         distributed.all_reduce(torch.zeros(1))

@@ -30,7 +30,7 @@ from solver.objectives.base import cosine_similarity
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import datasets_on_disk, published
-from tests.objectives import loss_of, named, pairwise, stepping
+from tests.objectives import loss_of, optimizer_arguments, pairwise, step_state
 from tests.test_model import golden_model
 from tests.test_training import HALF, arguments, records, train_killed_and_resumed
 from tools import export
@@ -67,7 +67,7 @@ def golden_steps(loss_name: str, precision: str) -> Steps:
     golden = published.numbers("model")
     model = golden_model(precision=precision).eval()
     settings, rounded = OptimizerSettings(lr=HALF_JSON["lr"]), model.rounded_parameters()
-    optimizer, objective = build_optimizer(*named(model), settings, rounded), pairwise(loss_name)
+    optimizer, objective = build_optimizer(*optimizer_arguments(model), settings, rounded), pairwise(loss_name)
     images, ids, pids, label = (
         torch.from_numpy(golden[name]) for name in ("images", "caption_ids", "pids", "label_hat")
     )
@@ -189,7 +189,7 @@ def test_only_float32_weights_use_the_fused_optimizer():
     for precision, fused in (("fp16_weights", None), ("fp32", True), ("bf16", True)):
         model = golden_model(precision=precision)
         for name in ("Adam", "AdamW"):
-            optimizer = build_optimizer(*named(model), OptimizerSettings(optimizer=name))
+            optimizer = build_optimizer(*optimizer_arguments(model), OptimizerSettings(optimizer=name))
             assert {group["fused"] for group in optimizer.param_groups} == {fused}
             assert {group["foreach"] for group in optimizer.param_groups} == {None}, "together on a GPU"
 
@@ -242,7 +242,7 @@ def test_grad_accum_keeps_the_gradients_in_fp16_weights_and_fp16_adam(precision)
     label, found = torch.from_numpy(golden["label_hat"]), []
     for parts in (1, 4):
         model = golden_model(precision=precision).train()
-        losses = step.backward(stepping(model, loss_of("TAL")), batch, label, parts)
+        losses = step.backward(step_state(model, loss_of("TAL")), batch, label, parts)
         found.append((losses, torch.cat([p.grad.double().flatten() for p in model.parameters()])))
     (losses, whole), (losses_of_parts, of_parts) = found
     tolerance = 1e-3 if precision == "fp16_weights" else 1e-5

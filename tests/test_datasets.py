@@ -443,7 +443,7 @@ def test_a_finished_cache_beside_data_of_others_is_used(tmp_path, pictures, monk
     data, home, size = tmp_path / "RSTPReid", tmp_path / "home/.cache/rde/images", (96, 32)
     settings = DataSettings("RSTPReid", str(tmp_path))
     assert image_cache_dir(settings, pictures, size) == data / ".image_cache"
-    with datasets_on_disk.away(pictures[0]):
+    with datasets_on_disk.unreadable(pictures[0]):
         open_images(pictures, size, data / ".image_cache", skip_broken=True)
     may = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and may(path, mode))
@@ -553,7 +553,7 @@ def test_several_broken_images_are_counted(tmp_path, pictures):
 
 
 def test_an_image_that_can_be_read_again_is_put_into_the_cache(tmp_path, pictures):
-    with datasets_on_disk.away(pictures[4]):
+    with datasets_on_disk.unreadable(pictures[4]):
         assert list(open_images(pictures, (96, 32), tmp_path, skip_broken=True).broken) == [4]
     assert list(open_images(pictures, (96, 32), tmp_path, skip_broken=True, retry_broken=False).broken) == [4]
     images = open_images(pictures, (96, 32), tmp_path)

@@ -26,7 +26,7 @@ from processor import epoch, run
 from processor.step import backward
 from solver.objectives.training import TrainingLoss
 from tests import datasets_on_disk
-from tests.objectives import loss_of, stepping
+from tests.objectives import loss_of, step_state
 from tests.test_losses import LOSSES
 from tests.test_model import golden_model
 from tests.test_training import ROOT, SMALL, records
@@ -74,7 +74,7 @@ def test_grad_accum_gives_the_whole_batchs_gradients(loss, parts, trained):
     found = []
     for count in (1, parts):
         model.zero_grad(set_to_none=True)
-        losses = backward(stepping(model, loss_of(loss, trained)), batch, weight, count)
+        losses = backward(step_state(model, loss_of(loss, trained)), batch, weight, count)
         found.append((losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
     of_tse = {name for name, _ in model.named_parameters() if name.startswith("heads.TSE")}
@@ -139,7 +139,7 @@ def test_after_an_epoch_parameters_must_be_finite_and_buffers_not_nan(name, valu
     layer = torch.nn.Linear(2, 2)
     layer.register_buffer("mask", torch.zeros(2, 2))
     layer.state_dict()[name][0, 1] = value
-    for state in (stepping(layer, TrainingLoss({}, ())), stepping(torch.nn.Linear(1, 1), layer)):
+    for state in (step_state(layer, TrainingLoss({}, ())), step_state(torch.nn.Linear(1, 1), layer)):
         with pytest.raises(NotFiniteError, match="a weight is NaN") if refused else contextlib.nullcontext():
             run._check_weights(state)
 
@@ -212,7 +212,7 @@ def test_steps_skipped_by_the_loss_scaler_are_counted(root_dir, tmp_path, monkey
 def test_a_broken_training_image_is_reported_or_excluded_with_its_pairs(tmp_path):
     datasets_on_disk.write(tmp_path, "RSTPReid")
     broken = tmp_path / "RSTPReid/imgs/cam_train/0002_1.jpg"
-    with datasets_on_disk.away(broken):
+    with datasets_on_disk.unreadable(broken):
         with pytest.raises(UserError) as caught:
             train(tmp_path, tmp_path / "logs")
         assert str(caught.value).startswith(f"image {broken} can't be read")

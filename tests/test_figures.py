@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from processor import figures
-from tests.figures import kept
+from tests.figures import captured
 from tools.reproduce import curves as reproduced
 from tools.reproduce.tables import TABLES
 from tools.visualize import curves
@@ -23,7 +23,7 @@ from utils.options import defaults
 
 @pytest.fixture
 def drawn() -> Iterator[dict[str, Figure]]:
-    with kept(curves, house) as found:
+    with captured(curves, house) as found:
         yield found
 
 
@@ -89,7 +89,7 @@ def test_a_study_of_many_rows_has_a_panel_for_each_noise_rate(monkeypatch):
     """A method's line looks the same in all of them, and no other's does."""
     rows = [[SimpleNamespace(row=row.on_synthpedes())] for row in TABLES["methods"].rows]
     monkeypatch.setattr(reproduced, "_curve", lambda run: {0: 10.0, 1: 20.0 + 100 * run.row.noise})
-    with kept(reproduced, house) as drawn:
+    with captured(reproduced, house) as drawn:
         assert reproduced.draw_curves(rows, Path("study"))
     panels = {axes.get_title(): axes.lines for axes in drawn["study"].axes}
     assert list(panels) == ["0% noise", "20% noise", "50% noise", "80% noise"]

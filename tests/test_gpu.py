@@ -15,7 +15,7 @@ from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import published
-from tests.objectives import loss_of, named
+from tests.objectives import loss_of, optimizer_arguments
 from tests.test_model import golden_model
 from utils.devices import choose_device
 
@@ -28,7 +28,7 @@ def steps(model: DualEncoder, batch: tuple[torch.Tensor, ...], lr: float, count:
     """The losses on BGE and on TSE of each of `count` steps of TAL on (images, ids, pids, l̂)."""
     images, ids, pids, label = (part.to(DEVICE) for part in batch)
     model = model.to(DEVICE).train()
-    optimizer = build_optimizer(*named(model), OptimizerSettings(lr=lr), model.rounded_parameters())
+    optimizer = build_optimizer(*optimizer_arguments(model), OptimizerSettings(lr=lr), model.rounded_parameters())
     losses, objective = [], loss_of("TAL")
     for _ in range(count):
         optimizer.zero_grad()

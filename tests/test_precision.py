@@ -12,7 +12,7 @@ from solver.objectives.base import cosine_similarity
 from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import published
-from tests.objectives import named, pairwise
+from tests.objectives import optimizer_arguments, pairwise
 from tests.test_model import golden_model
 from utils.devices import choose_device
 from utils.settings import FLAGS
@@ -94,7 +94,7 @@ def test_exactly_the_published_weights_are_float16():
 def test_adam_keeps_the_types_of_the_weights_and_steps():
     model = golden_model(precision="fp16_weights").train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = build_optimizer(*named(model), OptimizerSettings(lr=1e-3))
+    optimizer = build_optimizer(*optimizer_arguments(model), OptimizerSettings(lr=1e-3))
     sum(part.square().sum() for part in embed(model)).backward()
     optimizer.step()
     for name, parameter in model.named_parameters():

@@ -15,7 +15,7 @@ from solver.optimizer import build_optimizer
 from solver.schedule import learning_rate, set_learning_rates
 from solver.settings import SCHEDULES, OptimizerSettings, ScheduleSettings, labelled, split_loss_names
 from tests import published
-from tests.objectives import named
+from tests.objectives import optimizer_arguments
 from tests.test_model import golden_model
 from utils.errors import UserError
 
@@ -34,7 +34,7 @@ def test_loss_labels_follow_the_published_script():
 
 def test_every_parameter_has_the_published_rate_and_decay():
     model = golden_model("frozen")
-    optimizer = build_optimizer(*named(model), OptimizerSettings())
+    optimizer = build_optimizer(*optimizer_arguments(model), OptimizerSettings())
     assert optimizer.defaults["eps"] == OPTIM["adam"]["eps"]
     assert list(optimizer.defaults["betas"]) == OPTIM["adam"]["betas"]
     of_parameter = {id(p): group for group in optimizer.param_groups for p in group["params"]}

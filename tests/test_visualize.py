@@ -29,7 +29,7 @@ from datasets.tokenizer import Tokenizer
 from model.heads.tse import select_tokens
 from processor.history import read_history
 from tests import datasets_on_disk, figures
-from tests.figures import kept
+from tests.figures import captured
 from tests.galleries import SIZE, write_run
 from tests.test_training import arguments
 from tools import export, selection
@@ -167,7 +167,7 @@ def test_data_sets_of_the_same_file_name_are_distinguished(run_dir, tmp_path, dr
 
 @pytest.fixture
 def drawn() -> Iterator[dict[str, Figure]]:
-    with kept(curves, densities) as found:
+    with captured(curves, densities) as found:
         yield found
 
 
