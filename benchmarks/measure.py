@@ -58,18 +58,18 @@ def count_flop(way: Way) -> int:
 def count_kept_bytes(way: Way, model: torch.nn.Module) -> int:
     """Bytes, without parameters, that autograd keeps for the backward pass of the forward pass `way`."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(record, lambda tensor: tensor):
         result = way()
     del result
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 @functools.cache

@@ -164,8 +164,8 @@ def _images(splits: Mapping[str, Split], place: Place) -> tuple[Digests, list[Fi
     inside = [path.relative_to(place.imgs).parts for path in missing if path.is_relative_to(place.imgs)]
     folders = sorted({str(place.imgs / parts[0]) for parts in inside if len(parts) > 1})
     absent = [folder for folder in folders if not os.path.isdir(folder)]  # noqa: PTH112
-    listed = Counter(path for split in splits.values() for path in split.images)
-    twice = [f"{path}: {times} times" for path, times in listed.items() if times > 1]
+    counts = Counter(path for split in splits.values() for path in split.images)
+    twice = [f"{path}: {times} times" for path, times in counts.items() if times > 1]
     digests, turned, unreadable = pixel_digests(np.array(paths)[exists].tolist())
     turned = [] if place.dataset.sizes else turned  # published numbers are for the pixels as stored
     return digests, [

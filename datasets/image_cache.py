@@ -124,13 +124,14 @@ def _broken_file(file: Path) -> Path:
 
 
 def _read_broken(file: Path) -> dict[int, str]:
-    listed = _broken_file(file)
-    if not listed.is_file():
+    broken_file = _broken_file(file)
+    if not broken_file.is_file():
         return {}
     try:
-        return {int(number): str(reason) for number, reason in json.loads(listed.read_text(encoding="utf-8")).items()}
+        content = json.loads(broken_file.read_text(encoding="utf-8"))
+        return {int(number): str(reason) for number, reason in content.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"the image cache {file} is damaged, delete it and {listed}: {brief(error)}") from None
+        raise DataError(f"the image cache {file} is damaged, delete it and {broken_file}: {brief(error)}") from None
 
 
 def _write_broken(broken: Mapping[int, str], file: Path) -> None:

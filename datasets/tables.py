@@ -97,14 +97,14 @@ def _files(path: Path) -> list[Path]:
         return [path]
     states = [path / "state.json"] if (path / "state.json").is_file() else sorted(path.glob("*/state.json"))
     try:
-        listed = [
+        files = [
             state.parent / part["filename"]
             for state in states
             for part in json.loads(state.read_text(encoding="utf-8"))["_data_files"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a state.json in it is damaged: {brief(error)}") from None
-    files = listed or sorted(path.rglob("*.parquet"))
+    files = files or sorted(path.rglob("*.parquet"))
     if not files:
         raise DataError(f"{path} contains no data set: expected Parquet files, or what datasets.save_to_disk writes")
     return files

@@ -48,16 +48,16 @@ def find_clip(
     states = {
         key: {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)} for key, values in dicts.items()
     }
-    found = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state, anchors)]
-    usual = [(key, prefix) for key, prefix in found if key in _COMMON_KEYS and prefix in _COMMON_PREFIXES]
+    matches = [(key, prefix) for key, state in states.items() for prefix in _prefixes(state, anchors)]
+    usual = [(key, prefix) for key, prefix in matches if key in _COMMON_KEYS and prefix in _COMMON_PREFIXES]
     if len(usual) == 1:
-        found = usual
-    if not found:
+        matches = usual
+    if not matches:
         raise WeightsError(f"{path} contains no CLIP vision transformer: no tensor is named {' or '.join(anchors)}")
-    if len(found) > 1:
-        names = ", ".join("".join((key, key and ": ", prefix, "*")) for key, prefix in found)
+    if len(matches) > 1:
+        names = ", ".join("".join((key, key and ": ", prefix, "*")) for key, prefix in matches)
         raise WeightsError(f"{path} contains several CLIPs ({printable(names)[:200]}): keep only one of them")
-    ((key, prefix),) = found
+    ((key, prefix),) = matches
     return states[key], prefix
 
 

@@ -142,11 +142,11 @@ def _read(file: Path) -> EpochHistory:
 
 def _expand(arrays: dict[str, np.ndarray]) -> PairHistory:
     excluded, divided = arrays["excluded"], arrays["loss"].shape[1]
-    kept = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
+    included = np.setdiff1d(np.arange(divided + len(excluded)), excluded)
 
     def at_pairs(values: np.ndarray, fill: float) -> np.ndarray:
         full = np.full((*values.shape[:-1], divided + len(excluded)), fill, values.dtype)
-        full[..., kept] = values
+        full[..., included] = values
         return full
 
     names = tuple(map(str, arrays.get("names", _DEFAULT_NAMES)))

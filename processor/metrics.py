@@ -42,10 +42,10 @@ class RetrievalMetrics:
         if not len(query_pids):
             return
         ranks = self._ranks(similarity, query_pids).cpu().double()  # (q, r), padded with 0
-        found = ranks > 0
-        total = found.sum(dim=1)
+        relevant = ranks > 0
+        total = relevant.sum(dim=1)
         last = ranks.amax(dim=1).clamp_min(1)
-        ranks = ranks.masked_fill(~found, float("inf")).sort(dim=1).values
+        ranks = ranks.masked_fill(~relevant, float("inf")).sort(dim=1).values
         precision = torch.arange(1, ranks.shape[1] + 1) / ranks  # at each relevant image
         self._parts.append(torch.stack([ranks[:, 0], precision.sum(dim=1) / total.clamp_min(1), total / last]))
 

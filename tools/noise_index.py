@@ -42,15 +42,15 @@ def main(argv: Sequence[str]) -> None:
     """Write the nine published files, or the requested one."""
     args = parse(build_parser(), argv)
     out = Path(args["out"])
-    one = [args[name] for name in ("dataset_name", "pairs", "noisy_rate")]
-    if not any(value is not None for value in one):
-        wanted = [(name, pairs, rate) for (name, pairs), rates in PUBLISHED.items() for rate in rates]
-    elif any(value is None for value in one):
+    requested = [args[name] for name in ("dataset_name", "pairs", "noisy_rate")]
+    if not any(value is not None for value in requested):
+        indices = [(name, pairs, rate) for (name, pairs), rates in PUBLISHED.items() for rate in rates]
+    elif any(value is None for value in requested):
         raise OptionError("one index needs --dataset_name, --pairs and --noisy_rate")
     elif args["pairs"] < 1 or not 0 <= args["noisy_rate"] <= 1:
         raise OptionError("--pairs must be at least 1, --noisy_rate at least 0 and at most 1")
     else:
-        wanted = [tuple(one)]
+        indices = [tuple(requested)]
         published = dict(PUBLISHED.keys())
         shipped = out.resolve() == NOISEINDEX.resolve()
         if shipped and published.get(args["dataset_name"], args["pairs"]) != args["pairs"]:
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
                 f"--pairs {args['pairs']}: {name} has {published[name]}; write other sizes elsewhere, with --out"
             )
     out.mkdir(parents=True, exist_ok=True)
-    for name, pairs, rate in wanted:
+    for name, pairs, rate in indices:
         permutation = draw_permutation(pairs, rate)
         file = out / f"{name}_{rate:g}.npy"
         with atomic_write(file) as partial, partial.open("wb") as stream:

@@ -236,19 +236,19 @@ def _check(name: str, model: OpenClip) -> None:
         OptionError: the model isn't supported.
     """
     visual, trunk, text = model.visual, model.trunk, model.text
-    what = ""
+    tower = ""
     if trunk is None:
         blocks = getattr(getattr(visual, "transformer", None), "resblocks", [None])
         plain = getattr(visual, "pool_type", "tok") == "tok" and getattr(visual, "attn_pool", None) is None
         if not isinstance(blocks[-1], ResidualAttentionBlock) or not plain or getattr(visual, "final_ln_after_pool", 0):
-            what = "image"
+            tower = "image"
     elif hasattr(trunk, "blocks") and hasattr(getattr(trunk.blocks[-1], "attn", None), "attn_drop"):
         trunk.blocks[-1].attn.fused_attn = False  # so that the attention passes through a dropout module
         pooled = model.pool is not None and getattr(trunk, "num_prefix_tokens", 1) == 0
         if not pooled and (model.pool is not None or trunk.num_prefix_tokens != 1 or trunk.global_pool != "token"):
-            what = "image"
+            tower = "image"
     else:
-        what = "image"
+        tower = "image"
     last = text.transformer.resblocks[-1]
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", "argmax"))
     if (
@@ -256,9 +256,9 @@ def _check(name: str, model: OpenClip) -> None:
         or pool not in ("argmax", "last")
         or (hasattr(text, "cls_emb") and (text.cls_emb is not None))
     ):
-        what = "text"
-    if what:
-        raise OptionError(f"--backbone open_clip:{name}: the attention of this kind of {what} tower can't be read")
+        tower = "text"
+    if tower:
+        raise OptionError(f"--backbone open_clip:{name}: the attention of this kind of {tower} tower can't be read")
 
 
 @contextmanager

@@ -18,15 +18,15 @@ def _metrics(row: dict) -> dict[str, float]:
 
 def main_numbers(dataset: str, noise: float, method: str) -> Numbers:
     """A method's row of tables 1 and 3; empty if they have none."""
-    wanted = (dataset, noise, method)
-    found = {
+    key = (dataset, noise, method)
+    numbers = {
         row["checkpoint"]: _metrics(row)
         for row in _PAPER["main"]
-        if (row["dataset"], row["noise"], row["method"]) == wanted
+        if (row["dataset"], row["noise"], row["method"]) == key
     }
-    if wanted == ("CUHK-PEDES", 0.2, "RDE"):  # swapped in the paper, as the authors confirmed
-        return {"best": found["last"], "last": found["best"]}
-    return found
+    if key == ("CUHK-PEDES", 0.2, "RDE"):  # swapped in the paper, as the authors confirmed
+        return {"best": numbers["last"], "last": numbers["best"]}
+    return numbers
 
 
 def main_rows() -> list[tuple[str, float, str]]:
@@ -36,14 +36,14 @@ def main_rows() -> list[tuple[str, float, str]]:
 
 def ablation(table: int, row: int) -> Numbers:
     """A row of table 2 or 8."""
-    (found,) = (r for r in _PAPER["ablation"] if (r["table"], r["row"]) == (f"table{table}", row))
-    return {"best": _metrics(found)}
+    (match,) = (r for r in _PAPER["ablation"] if (r["table"], r["row"]) == (f"table{table}", row))
+    return {"best": _metrics(match)}
 
 
 def token_selection(head: str, pooling: str) -> Numbers:
     """A row of table 7: head "TSE" or "TSE'", pooling as in `--tse_pool`."""
-    (found,) = (row for row in _PAPER["tse"] if (row["head"], row["pooling"]) == (head, pooling))
-    return {"best": _metrics(found)}
+    (match,) = (row for row in _PAPER["tse"] if (row["head"], row["pooling"]) == (head, pooling))
+    return {"best": _metrics(match)}
 
 
 def figure3(loss: str) -> Numbers:

@@ -203,15 +203,15 @@ def parse_train_args(train_args: Sequence[str]) -> dict[str, Any]:
 def _check_flags(run: RunFolder, arguments: Sequence[str]) -> None:
     """Check that an existing run has the flags of `arguments`."""
     try:
-        was = resolve({"config": str(run.config)})
+        old = resolve({"config": str(run.config)})
     except OptionError as error:
         raise OptionError(f"{error}; delete {run} or choose another --output_dir") from None
-    now = resolve(parse("", arguments))
-    now.precision = resolve_precision(now.precision, choose_device(now.device))
-    for name in now:
-        if not FLAGS[name].resumable and was[name] != now[name]:
+    new = resolve(parse("", arguments))
+    new.precision = resolve_precision(new.precision, choose_device(new.device))
+    for name in new:
+        if not FLAGS[name].resumable and old[name] != new[name]:
             raise OptionError(
-                f"{run} was run with {name} {was[name]}, now it would be {now[name]}: "
+                f"{run} was run with {name} {old[name]}, now it would be {new[name]}: "
                 "delete it or choose another --output_dir"
             )
 

@@ -43,13 +43,13 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
     Raises:
         OptionError: a run failed; the others are reported.
     """
-    failed, taken = [], []
+    failed, locked = [], []
     for run in _by_seed(runs):
         try:
             run.train()
         except LockedError:
             print(f"{run.title}: another process is training it", flush=True)
-            taken.append(run)
+            locked.append(run)
         except (UserError, OSError) as error:
             print(f"  {error}", flush=True)
             failed.append(str(error))
@@ -62,7 +62,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
         kinds = [".json"] + [".png"] * draw_curves(runs, file.with_suffix(".png"))
         kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
-    if missing := sum(bool(run.missing()) for run in taken):
+    if missing := sum(bool(run.missing()) for run in locked):
         print(f"other processes are training {missing} of these runs; the last to finish reports all of them")
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")

@@ -36,19 +36,19 @@ def read_rows(runs: Sequence[RunFolder], also: Iterable[str] = ()) -> list[Row]:
     A run that selects on the test split has no "val_…"; until it is tested, "test_…" are the best epoch's. A run with a
     damaged file has state "damaged"; the reason goes to stderr. All rows have the same columns.
     """
-    read = []
+    results = []
     for run in runs:
         try:
-            flags, results = flags_of(run), _results(run)
+            flags, row = flags_of(run), _results(run)
         except UserError as error:
             print(printable(error.line), file=sys.stderr)
-            flags, results = {}, {"state": "damaged"}
-        read.append((flags, {"run": str(run)} | results))
-    readable = [flags for flags, _ in read if flags]
+            flags, row = {}, {"state": "damaged"}
+        results.append((flags, {"run": str(run)} | row))
+    readable = [flags for flags, _ in results if flags]
     names = list(dict.fromkeys([*differing_flags(readable), *also]))
     values = iter(display_values(readable, names))
     columns = ("run", *names, *_RUN_COLUMNS[1:], *RESULTS)
-    rows = [(next(values) if flags else {}) | row for flags, row in read]
+    rows = [(next(values) if flags else {}) | row for flags, row in results]
     return [{column: row.get(column) for column in columns} for row in rows]
 
 
