@@ -29,7 +29,7 @@ from solver.optimizer import build_optimizer
 from solver.settings import OptimizerSettings
 from tests import published, small_clip
 from tests.float64 import TOLERANCE
-from tests.objectives import named
+from tests.objectives import optimizer_arguments
 from tests.test_model import golden_model
 from utils.checkpoints import save_checkpoint
 from utils.errors import OptionError, WeightsError
@@ -281,7 +281,7 @@ def test_weights_without_published_names_are_saved_under_their_own():
 def test_a_frozen_tower_is_kept_saved_and_loaded(tmp_path):
     model = accelerate(built()).train()
     model.backbone.visual.requires_grad_(False)
-    optimizer = build_optimizer(*named(model), OptimizerSettings(lr=1e-3))
+    optimizer = build_optimizer(*optimizer_arguments(model), OptimizerSettings(lr=1e-3))
     before = copy.deepcopy(model.state_dict())
     gradients(model)
     optimizer.step()

@@ -232,7 +232,7 @@ def test_a_broken_training_image_is_reported_or_excluded_with_its_pairs(tmp_path
     training_root.main(["--resume", str(run_dir)])  # without the image, as at its start, though it is readable again
     (run_dir / "test_metrics.json").unlink()
     datasets_on_disk.write(tmp_path, "RSTPReid")
-    with pytest.raises(UserError, match=r"the unreadable images changed .*: then of pairs \[10, 11\], now of \[\]"):
+    with pytest.raises(UserError, match=r"the unreadable images changed .*: pairs \[10, 11\], now \[\]"):
         training_root.main(["--resume", str(run_dir)])
 
 

@@ -297,7 +297,7 @@ def test_a_run_without_division_has_the_other_figures(others, tmp_path):
         (export, ["/nowhere"], "/nowhere/configs.yaml can't be read"),
         (export, ["RUN", "--checkpoint", "worst.pth"], "no checkpoint .*worst.pth"),
         (export, ["RUN", "--checkpoint", "../best.pth"], r"--checkpoint ../best.pth: must be the name of a file in"),
-        (export, ["RUN", "--out", "RUN"], "must be another folder than the run's own"),
+        (export, ["RUN", "--out", "RUN"], "must not be the run folder itself"),
         (audit, ["RUN", "--top", "0"], "--top 0: must be at least 1"),
         (audit, ["RUN", "--root_dir", "/nowhere"], "--root_dir /nowhere: no such folder"),
         (visualize, ["RUN", "RUN"], "a run folder is listed twice"),
