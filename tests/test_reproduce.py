@@ -193,6 +193,11 @@ def test_the_rows_cover_all_of_the_papers_numbers():
             assert len(reproduce.select(args["table"], args["row"], args["dataset"], args["noise"])) == 1, line
 
 
+def test_several_rows_are_selected_by_name():
+    rows = reproduce.select("synthpedes", "sdm+rde", None, None)
+    assert [row.name for row in rows] == ["rde", "sdm"]
+
+
 @pytest.mark.parametrize("file", HEADED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_configuration_is_headed_by_its_command_and_the_papers_numbers(file):
     text = file.read_text(encoding="utf-8")
@@ -321,6 +326,8 @@ def training_process(folder: Path) -> str:
         (["--table", "x"], "--table x: choose from 1, 2"),
         (["--table", "2", "--seeds", "0"], "--seeds 0: must be at least 1"),
         (["--table", "2", "--row", "x"], "--row x: table 2 has tal, trl"),
+        (["--table", "2", "--row", "tal+x"], "--row x: table 2 has tal, trl"),
+        (["--table", "2", "--row", ""], "--row : table 2 has tal, trl"),
         (["--table", "1", "--dataset", "MARS"], "--dataset MARS: table 1 has CUHK-PEDES, ICFG-PEDES, RSTPReid"),
         (["--table", "1", "--noise", "0.3"], "--noise 0.3: table 1 has 0.0, 0.2"),
         (["--table", "2", "--", "--seed", "3"], "--seed after --: set by the row or by this command"),

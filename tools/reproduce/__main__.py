@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("tools.reproduce", __doc__, epilog="Arguments after -- are passed to train.py.")
     add_plugin(parser)
     parser.add_argument("--table", help=f"table to reproduce: {', '.join(TABLES)}")
-    parser.add_argument("--row", help="only this row, by the name that --list shows")
+    parser.add_argument("--row", help="only these rows, by the names that --list shows, joined by +")
     parser.add_argument("--dataset", help=f"only this data set's rows; {SYNTH}: all of the table's rows in miniature")
     parser.add_argument("--noise", type=float, help="only rows with this noise rate")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N of each row (default: %(default)s)")
@@ -69,8 +69,11 @@ def main(argv: Sequence[str]) -> None:
     train_and_report(runs, title, file, TABLES[args["table"]].extra)
 
 
-def select(table: str | None, name: str | None, dataset: str | None, noise: float | None) -> list[Row]:
+def select(table: str | None, names: str | None, dataset: str | None, noise: float | None) -> list[Row]:
     """The rows of a table, filtered by name, data set and noise rate, without duplicates.
+
+    Args:
+        names: joined by +.
 
     Raises:
         OptionError: no such table, or no row matches.
@@ -81,11 +84,17 @@ def select(table: str | None, name: str | None, dataset: str | None, noise: floa
     rows = TABLES[table].rows
     if dataset == SYNTH:
         rows = list({(row.name, row.slug): row for row in (row.on_synthpedes() for row in rows)}.values())
-    for flag, wanted, attribute in (("row", name, "name"), ("dataset", dataset, "dataset"), ("noise", noise, "noise")):
-        choices = list(dict.fromkeys(f"{getattr(row, attribute)}" for row in rows))
-        rows = [row for row in rows if wanted is None or getattr(row, attribute) == wanted]
-        if not rows:
-            raise OptionError(f"--{flag} {wanted}: table {table} has {', '.join(choices)}")
+    filters: list[tuple[str, str, Sequence[object]]] = [
+        ("row", "name", () if names is None else names.split("+")),
+        ("dataset", "dataset", () if dataset is None else [dataset]),
+        ("noise", "noise", () if noise is None else [noise]),
+    ]
+    for flag, attribute, wanted in filters:
+        choices = list(dict.fromkeys(getattr(row, attribute) for row in rows))
+        for value in wanted:
+            if value not in choices:
+                raise OptionError(f"--{flag} {value}: table {table} has {', '.join(map(str, choices))}")
+        rows = [row for row in rows if not wanted or getattr(row, attribute) in wanted]
     return rows
 
 
