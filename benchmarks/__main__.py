@@ -26,10 +26,10 @@ from benchmarks import encoders, ranking
 from benchmarks.counting import counted
 from benchmarks.epoch import tiny_epoch
 from benchmarks.loading import loading
-from benchmarks.made_up import SMALLEST, VIT_B_16
 from benchmarks.measure import machine
 from benchmarks.memory import memory
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import SMALLEST, VIT_B_16
 from utils.devices import choose_device
 from utils.errors import OptionError
 from utils.files import write_text

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks import plain
-from benchmarks.made_up import TINY, optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel, products
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import TINY, optimizer_arguments, random_batch, random_model, training_state
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from processor.epoch import train_epoch

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from benchmarks import plain
-from benchmarks.made_up import optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.measure import Way, count_flop, interleaved, matrix_peak
 from benchmarks.plain import PlainModel
 from benchmarks.setting import Rows, Setting, compare
+from benchmarks.synthetic import optimizer_arguments, random_batch, random_model, training_state
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from processor.epoch import train_epoch

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 
 from benchmarks import plain
-from benchmarks.made_up import (
+from benchmarks.measure import interleaved, seconds_of
+from benchmarks.plain import PlainModel
+from benchmarks.plain_data import PlainBatches, evaluation_image
+from benchmarks.setting import Rows, Setting, compare
+from benchmarks.synthetic import (
     TINY,
     image_size,
     optimizer_arguments,
@@ -17,10 +21,6 @@ from benchmarks.made_up import (
     training_state,
     write_dataset,
 )
-from benchmarks.measure import interleaved, seconds_of
-from benchmarks.plain import PlainModel
-from benchmarks.plain_data import PlainBatches, evaluation_image
-from benchmarks.setting import Rows, Setting, compare
 from datasets.annotations import Split, read_splits
 from datasets.gallery import Gallery, GalleryLoading
 from datasets.image_cache import open_images

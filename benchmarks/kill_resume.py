@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import options  # noqa: F401  (declares the flags)
-from benchmarks.made_up import write_dataset
+from benchmarks.synthetic import write_dataset
 from utils.errors import UserError
 from utils.options import command_parser, parse
 from utils.program import run_program

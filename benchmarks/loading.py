@@ -7,10 +7,10 @@ from collections import deque
 import numpy as np
 import torch
 
-from benchmarks.made_up import image_size, training_pairs, write_dataset
 from benchmarks.measure import interleaved
 from benchmarks.plain_data import PlainBatches, augment, open_image
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import image_size, training_pairs, write_dataset
 from datasets.annotations import read_splits
 from datasets.augmentation import apply_image, draw_image
 from datasets.images import read_image

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.encoders import training_step
-from benchmarks.made_up import random_batch, random_model
 from benchmarks.measure import count_kept_bytes
 from benchmarks.plain import PlainModel
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import random_batch, random_model
 from model.encoder import DualEncoder
 
 BATCH = 64

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from prettytable import PrettyTable, TableStyle
 
-from benchmarks.made_up import SMALLEST, TINY, VIT_B_16, WORDS, image_size, jpeg, random_model
 from benchmarks.measure import machine
+from benchmarks.synthetic import SMALLEST, TINY, VIT_B_16, WORDS, image_size, jpeg, random_model
 from model.backbones.clip_config import ClipConfig
 from options import resolve
 from tools import search

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.__main__ import results_of, save, table
-from benchmarks.made_up import TINY, VIT_B_16, image_size, random_model, write_dataset
 from benchmarks.measure import machine
 from benchmarks.setting import Rows
+from benchmarks.synthetic import TINY, VIT_B_16, image_size, random_model, write_dataset
 from options import resolve
 from utils.devices import choose_device
 from utils.errors import OptionError
@@ -93,7 +93,7 @@ def trained(folder: Path, share: float, epochs: int, args: Sequence[str], *, tin
 def _synthetic_data(folder: Path, share: float) -> Path:
     """Write the data set unless it exists; returns its annotation file, which is written last."""
     data = folder / f"data_{share:g}"
-    file = data / "made_up.json"
+    file = data / "synthetic.json"
     if not file.is_file():
         print(f"writing synthetic images into {data} …", flush=True)
         counts = {split: max(8, int(share * count)) for split, count in IMAGES.items()}

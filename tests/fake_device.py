@@ -24,8 +24,8 @@ _FEW = 2
 aten: Any = torch.ops.aten
 
 
-class _MadeUp(TorchDispatchMode):
-    """Makes up the results of operations that depend on data."""
+class _FakeResults(TorchDispatchMode):
+    """Replaces the results of operations that depend on data."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = operator.overloadpacket, kwargs or {}
@@ -99,6 +99,6 @@ def fake(device: str) -> Iterator[torch.device]:
         patch.setattr(torch.autograd, "backward", _backward)
         patch.setattr(Tensor, "tolist", lambda tensor: np.ones(tensor.shape).tolist())
         patch.setattr(Tensor, "numpy", lambda tensor: np.ones(tensor.shape, np.float32))
-        with FakeTensorMode(allow_non_fake_inputs=True), _MadeUp():
+        with FakeTensorMode(allow_non_fake_inputs=True), _FakeResults():
             yield torch.device(device)
     _per_channel.cache_clear()

@@ -15,10 +15,10 @@ from assembly import build
 from benchmarks import page, plain, whole_run
 from benchmarks.__main__ import SECTIONS
 from benchmarks.__main__ import main as benchmark
-from benchmarks.made_up import SMALLEST, VIT_B_16, image_size, optimizer_arguments, random_model, training_state
 from benchmarks.measure import count_flop
 from benchmarks.plain import PlainModel
 from benchmarks.plain_data import PlainBatches, evaluation_image
+from benchmarks.synthetic import SMALLEST, VIT_B_16, image_size, optimizer_arguments, random_model, training_state
 from datasets.annotations import read_splits
 from datasets.gallery import Gallery, GalleryLoading
 from datasets.image_cache import open_images

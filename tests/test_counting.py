@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import plain
 from benchmarks.counting import counting, marginal_cost, passes
-from benchmarks.made_up import TINY, optimizer_arguments, random_batch, random_model
+from benchmarks.synthetic import TINY, optimizer_arguments, random_batch, random_model
 
 CPU = torch.device("cpu")
 MOST = {"training step": 640, "scoring batch": 275}  # operations, of two towers of four blocks (benchmarks/README.md)

@@ -12,7 +12,7 @@ import torch
 
 from assembly import build_state
 from benchmarks.encoders import SyntheticGallery
-from benchmarks.made_up import SMALLEST, image_size
+from benchmarks.synthetic import SMALLEST, image_size
 from datasets.loaders import Batch, LoadingSettings, TrainingPairs
 from datasets.masking import Masking
 from model.accelerate import accelerate

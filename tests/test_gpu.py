@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import checks
-from benchmarks.made_up import TINY, VIT_B_16, random_model
 from benchmarks.setting import Setting
+from benchmarks.synthetic import TINY, VIT_B_16, random_model
 from model.encoder import DualEncoder
 from solver.objectives.base import EncodedBatch, NamedEmbeddings
 from solver.optimizer import build_optimizer

@@ -694,7 +694,7 @@ def test_faiss_finds_as_many_as_are_asked_for(clustered):
 
 
 @pytest.mark.slow
-def test_recall_is_measured_on_made_up_vectors_and_on_an_index(gallery, indexed, tmp_path, capsys):
+def test_recall_is_measured_on_random_vectors_and_on_an_index(gallery, indexed, tmp_path, capsys):
     pytest.importorskip("faiss")
     (tmp_path / "captions.txt").write_text("\n".join(gallery.captions.values()), encoding="utf-8")
     measure.main(["--sizes", "1000"])

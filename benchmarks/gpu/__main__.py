@@ -25,9 +25,9 @@ import torch
 from benchmarks import encoders, ranking
 from benchmarks.__main__ import results_of, save, table
 from benchmarks.gpu import checks, measures, runs
-from benchmarks.made_up import SMALLEST, VIT_B_16
 from benchmarks.measure import machine
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import SMALLEST, VIT_B_16
 from utils.devices import choose_device
 from utils.errors import OptionError
 from utils.options import command_parser, parse

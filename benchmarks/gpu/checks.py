@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from benchmarks.made_up import optimizer_arguments, random_batch, random_model, training_state
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import optimizer_arguments, random_batch, random_model, training_state
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from model.precision import PRECISIONS

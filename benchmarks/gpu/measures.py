@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.encoders import ours, training_step
 from benchmarks.gpu.checks import decisive_model
-from benchmarks.made_up import optimizer_arguments, random_batch
 from benchmarks.measure import count_flop, interleaved, matrix_peak
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import optimizer_arguments, random_batch
 from datasets.loaders import Batch
 from model.encoder import DualEncoder
 from model.precision import PRECISIONS

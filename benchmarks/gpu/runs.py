@@ -12,8 +12,8 @@ import torch
 from benchmarks import whole_run
 from benchmarks.gpu.checks import compared
 from benchmarks.kill_resume import finished_run, only_run
-from benchmarks.made_up import write_dataset
 from benchmarks.setting import Rows, Setting
+from benchmarks.synthetic import write_dataset
 from utils.errors import UserError
 from utils.run_folder import read_records
 

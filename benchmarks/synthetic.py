@@ -151,7 +151,7 @@ def write_dataset(
             name = str(path.relative_to(folder / "imgs"))
             entries.append({"id": person, "file_path": name, "captions": texts, "split": split})
             number += 1
-    file = folder / "made_up.json"
+    file = folder / "synthetic.json"
     file.write_text(json.dumps(entries), encoding="utf-8")
     return file
 
