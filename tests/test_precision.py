@@ -23,6 +23,18 @@ pytestmark = pytest.mark.numeric
 BOUNDS = {"bf16": 2e-3, "fp16": 3e-4, "fp16_weights": 3e-4}
 
 
+def precisions() -> list:
+    """`BOUNDS`' keys. With AVX-512 disabled in ATen alone, PyTorch's bf16 attention fails on CPUs that have AMX."""
+    x = torch.zeros(1, 1, 128, 64, dtype=torch.bfloat16)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        reason = ""
+    except RuntimeError as error:
+        reason = str(error)
+    skip = pytest.mark.skipif("pack_vnni2" in reason, reason=reason)
+    return [pytest.param(name, marks=skip) if name == "bf16" else name for name in BOUNDS]
+
+
 def embed(model: DualEncoder) -> list[torch.Tensor]:
     golden = published.numbers("model")
     image, text = model(torch.from_numpy(golden["images"]), torch.from_numpy(golden["caption_ids"]))
@@ -47,7 +59,7 @@ def test_the_precision_flag_offers_the_models_precisions():
     assert FLAGS["precision"].owner.endswith(PrecisionSettings.__name__)
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", precisions())
 def test_similarities_stay_near_float32s(precision):
     with torch.no_grad():
         exact, half = embed(golden_model().eval()), embed(golden_model(precision=precision).eval())
@@ -63,7 +75,7 @@ def exact_gradients() -> tuple[float, dict[str, torch.Tensor]]:
     return gradients("fp32")
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", precisions())
 def test_half_precision_gradients_align_with_float32s(exact_gradients, precision):
     (loss, exact), (half_loss, half) = exact_gradients, gradients(precision)
     assert half_loss == pytest.approx(loss, rel=BOUNDS[precision])

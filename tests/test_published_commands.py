@@ -156,7 +156,7 @@ def test_configurations_explain_the_papers_best_and_fail_entries():
                 assert re.search(r"best checkpoint(,| \() ?chosen on the test split", line), file
         if file.stem.startswith("tau_"):
             below = float(file.stem.removeprefix("tau_")) < 0.012
-            assert ('"Fail"' in text and "don't expect that" in text) == below
+            assert ('"Fail"' in text and "expect no such failure" in text) == below
 
 
 def test_rstpreid_given_as_a_file_has_its_fine_mixtures(tmp_path):
