@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from tests.galleries import Gallery, write_gallery, write_run
 from tools.search import __main__ as search
-from tools.search import examples
+from tools.search import examples, page
 from utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -229,6 +230,25 @@ def test_the_page_is_usable_by_keyboard(address, browser, width, columns):
     assert name in page.locator("#words").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
+
+
+def test_leaving_the_number_of_images_unchanged_does_not_search_again(monkeypatch):
+    """The results, and the details of a selected one, would be reset."""
+    searches = []
+    searcher: Any = SimpleNamespace(
+        encoder=SimpleNamespace(similarities=["BGE", "TSE"]), search=lambda *inputs: searches.append(inputs) or [[]]
+    )
+    monkeypatch.setattr(page, "examples", lambda _: ["a man"])
+    monkeypatch.setattr(page, "_about", lambda _: "")
+    monkeypatch.setattr(page, "too_long", lambda *_: "")
+    (again,) = [event.fn for event in page.build_page(searcher).fns.values() if event.name == "search_again"]
+    last = (("a man", 12, "TSE"), [])
+    again("a man ", 12.0, "TSE", last)
+    again(" ", 7, "TSE", last)
+    assert not searches
+    again("a man", 7, "TSE", last)
+    again("a man", 12, "BGE", last)
+    assert searches == [(["a man"], 7, "TSE"), (["a man"], 12, "BGE")]
 
 
 def test_examples_without_captions_are_discriminative_queries(indexed, monkeypatch):

@@ -60,6 +60,8 @@ _ARROWS = """() => document.addEventListener("keydown", (event) => {
 _SHOW_DETAILS = "() => document.getElementById('details').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 _HINT = "Click an image (or Tab, arrows, Enter) to see which patches and words token selection chose."
 
+Searched = tuple[tuple[str, int, str], list[Hit]]  # sentence, number of images and similarity of a search; its results
+
 
 def serve_page(searcher: Searcher, port: int) -> None:
     """Serve until interrupted.
@@ -135,23 +137,27 @@ def build_page(searcher: Searcher) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300, elem_id="details"):
                 words = gr.HTML(_HINT, elem_id="words")
                 picture = gr.Image(interactive=False, elem_id="patches", visible=False, height=420, **plain)
-        state = gr.State(("", []))
+        state = gr.State((("", 0, ""), []))
 
         def search(text: str, top: float, similarity: str) -> Any:
             return _with_errors_shown(lambda: ranked(check_sentence(text), int(top), similarity), outputs)
 
-        def search_again(text: str, top: float, similarity: str) -> Any:
-            return search(text, top, similarity) if text.strip() else _unchanged(outputs)
+        def search_again(text: str, top: float, similarity: str, last: Searched) -> Any:
+            # Leaving the slider's number field counts as releasing the slider.
+            changed = (text.strip(), int(top), similarity) != last[0]
+            return search(text, top, similarity) if text.strip() and changed else _unchanged(outputs)
 
         def ranked(text: str, top: int, similarity: str) -> tuple:
             hits = searcher.search([text], top, similarity)[0]
             if warning := too_long(text, searcher.encoder):
                 gr.Warning(warning)
             cells = [(thumbnail(hit.file, _THUMBNAIL), f"{hit.score:.3f}  {printable(hit.file.name)}") for hit in hits]
-            return gr.Gallery(cells, selected_index=None), (text, hits), gr.Image(None, visible=False), _HINT
+            searched = (text, top, similarity), hits
+            return gr.Gallery(cells, selected_index=None), searched, gr.Image(None, visible=False), _HINT
 
-        def select(last: tuple[str, list[Hit]], event: gr.SelectData) -> Any:
-            return _with_errors_shown(lambda: details(last[0], last[1][event.index]), [picture, words])
+        def select(last: Searched, event: gr.SelectData) -> Any:
+            (text, _, _), hits = last
+            return _with_errors_shown(lambda: details(text, hits[event.index]), [picture, words])
 
         def details(text: str, hit: Hit) -> tuple:
             pictures, marked = selection(searcher, text, hit)
@@ -161,7 +167,7 @@ def build_page(searcher: Searcher) -> gr.Blocks:
         # Token selection is recorded with hooks on the model.
         one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         gr.on([button.click, text.submit], search, inputs, outputs, **one_at_a_time)
-        gr.on([similarity.input, top.release], search_again, inputs, outputs, **one_at_a_time)
+        gr.on([similarity.input, top.release], search_again, [*inputs, state], outputs, **one_at_a_time)
         example_list.load_input_event.then(search, inputs, outputs, **one_at_a_time)
         gallery.select(select, state, [picture, words], **one_at_a_time).then(None, js=_SHOW_DETAILS)
     return page
