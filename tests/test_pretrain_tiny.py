@@ -34,6 +34,15 @@ def test_output_is_reproducible_and_loads_as_a_clip(tmp_path, capsys):
     assert read_clip(str(files[0])).state.keys() == read_clip("tiny").state.keys()
 
 
+@pytest.mark.parametrize("out", ["folder", ""])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, out):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain_tiny, "draw", lambda _: pytest.fail("the work began"))
+    with pytest.raises(IsADirectoryError):
+        pretrain_tiny.main(["--epochs", "1", "--out", out])
+
+
 @pytest.mark.parametrize("step", ["draw", "pretrain", "save_file"])
 def test_an_interrupt_leaves_no_partial_file_and_keeps_the_older_one(tmp_path, monkeypatch, step):
     def stop(*arguments: object) -> None:

@@ -229,8 +229,23 @@ def test_runs_with_other_flags_are_refused(tmp_path):
     run_dir = tmp_path / "SynthPEDES/ablation/no-ccd_0.5/seed1/SynthPEDES/20260101_000000_RDE_TAL"
     run_dir.mkdir(parents=True)
     (run_dir / "configs.yaml").write_text("lr: 0.5\n", encoding="utf-8")
+    report = tmp_path / "table_synthpedes_sdm+no-ccd_1_seeds.md"
+    report.write_text("of the runs with those flags")
     with pytest.raises(UserError, match=r"was run with .*: delete it or choose another --output_dir"):
-        reproduce.main(["--table", "synthpedes", "--row", "no-ccd", "--seeds", "1", "--output_dir", str(tmp_path)])
+        reproduce.main(["--table", "synthpedes", "--row", "sdm+no-ccd", "--seeds", "1", "--output_dir", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"SynthPEDES", report.name}, "nothing else was trained"
+    assert report.read_text() == "of the runs with those flags"
+
+
+def test_a_far_data_set_of_another_recipe_is_refused(tmp_path, monkeypatch):
+    recipe = replace(runs.FAR, identities={"test": 2}, images_per_identity={"test": 1})
+    monkeypatch.setattr(runs, "FAR", recipe)
+    for _ in range(2):
+        runs._write_far(tmp_path / "SynthPEDES-far")
+        assert (tmp_path / "SynthPEDES-far/SynthPEDES-far.json").is_file()
+    monkeypatch.setattr(runs, "FAR", replace(recipe, seed=1))
+    with pytest.raises(FileExistsError, match="is not this version's SynthPEDES-far: move or delete it"):
+        runs._write_far(tmp_path / "SynthPEDES-far")
 
 
 @pytest.mark.slow
@@ -331,6 +346,10 @@ def training_process(folder: Path) -> str:
         (["--table", "1", "--dataset", "MARS"], "--dataset MARS: table 1 has CUHK-PEDES, ICFG-PEDES, RSTPReid"),
         (["--table", "1", "--noise", "0.3"], "--noise 0.3: table 1 has 0.0, 0.2"),
         (["--table", "2", "--", "--seed", "3"], "--seed after --: set by the row or by this command"),
+        (["--table", "2", "--", "--noisy_rate", "0.2"], "--noisy_rate after --: set by the row or by this command"),
+        (["--table", "synthpedes", "--", "--division", "ccd"], "--division after --: set by the row no-ccd"),
+        (["--table", "2", "--root_dir", ""], "--root_dir: must not be empty"),
+        (["--table", "2", "--output_dir", ""], "--output_dir: must not be empty"),
         (["--table", "2", "--dry-run", "--", "--bogus", "3"], "unknown argument --bogus"),
     ],
 )

@@ -28,6 +28,16 @@ def test_a_dry_run_prints_each_command_once_and_in_order(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_names_what_is_trained(tmp_path, monkeypatch, capsys):
+    """Not the starting weights, which are read from the same run."""
+    command = ["--table", "synthpedes", "--row", "start+rde", "--seeds", "1", "--output_dir", str(tmp_path)]
+    reproduce.main([*command, "--dry-run"])
+    assert capsys.readouterr().out.startswith("RDE: TAL with CCD, SynthPEDES, 50% noise, seed 1: python train.py")
+    monkeypatch.setattr(runs.Run, "missing", lambda _: [])
+    reproduce.main([*command, "--dry-run"])
+    assert capsys.readouterr().out == "nothing is missing\n"
+
+
 def test_trainings_get_the_plugin(tmp_path, capsys):
     plugin = tmp_path / "given_to_reproduce.py"
     plugin.write_text("")

@@ -220,6 +220,13 @@ def test_ensure_writes_the_default_set_once(tmp_path, monkeypatch):
         ensure_synthpedes(tmp_path)
 
 
+def test_a_file_in_place_of_the_folder_of_data_sets_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as raised:
+        ensure_synthpedes(tmp_path / "file")
+    assert raised.value.filename == str(tmp_path / "file")
+
+
 def test_a_folder_without_annotations_is_an_error(tmp_path):
     (tmp_path / "SynthPEDES" / "imgs").mkdir(parents=True)
     with pytest.raises(FileExistsError, match="is not this version's SynthPEDES"):

@@ -5,7 +5,7 @@
     python -m tools.check_data --dataset_name ICFG-PEDES --against RSTPReid   # images that both have
 
 Every image is decoded. Problems are counted and listed with a remedy; a JSON file lists every occurrence. Exit status:
-0 if training would start, 1 if a problem would stop it, 2 if there is nothing to check. Remarks, such as sizes that
+0 if training would start, 1 if an error would stop it, 2 if there is nothing to check. Warnings, such as sizes that
 differ from the published ones, don't stop training, but do read them.
 """
 

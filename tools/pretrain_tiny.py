@@ -38,7 +38,7 @@ from model.backbones.transformer import Tower
 from model.heads.bge import GlobalEmbedding
 from model.pretrained import BUILT_IN, compact_rows
 from utils.devices import seed_everything
-from utils.files import atomic_write
+from utils.files import atomic_write, require_writable
 from utils.program import run_program
 
 CONFIG = ClipConfig(
@@ -119,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.epochs < 1 or not args.out.parent.is_dir():
         parser.error("--epochs must be at least 1, and the folder of --out must exist")
+    require_writable(args.out)
     seed_everything(SEED)
     with tempfile.TemporaryDirectory() as folder:
         split, images, ids = draw(Path(folder))

@@ -145,8 +145,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the processes' gradients, each of the whole batch: they differ if objectives draw random numbers."""
     if not distributed.is_initialized():
         return
-    trained = [*parameters]
-    sum_gradients(trained)
-    for parameter in trained:
+    parameters = [*parameters]
+    sum_gradients(parameters)
+    for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad /= world_size()

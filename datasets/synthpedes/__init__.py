@@ -3,7 +3,10 @@
 It has the layout and file format of CUHK-PEDES, so that the same loader reads both.
 """
 
+import errno
 import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,7 +26,15 @@ RECIPE = Recipe(
     rich_colours=0.5,
 )
 
-__all__ = ["ANNOTATIONS", "RECIPE", "Recipe", "contact_sheet", "ensure_synthpedes", "write_synthpedes"]
+__all__ = [
+    "ANNOTATIONS",
+    "RECIPE",
+    "Recipe",
+    "contact_sheet",
+    "ensure_rendered",
+    "ensure_synthpedes",
+    "write_synthpedes",
+]
 
 
 def ensure_synthpedes(root_dir: Path) -> Path:
@@ -32,15 +43,25 @@ def ensure_synthpedes(root_dir: Path) -> Path:
     Raises FileExistsError if that folder exists but wasn't written with this recipe.
     """
     folder = Path(root_dir) / FOLDER
+    ensure_rendered(folder, RECIPE, [ANNOTATIONS])
+    return folder
+
+
+def ensure_rendered(folder: Path, recipe: Recipe, annotations: Sequence[str]) -> None:
+    """Write a data set to `folder` if that is missing; its annotation file has one of the given names.
+
+    Raises FileExistsError if the folder exists but wasn't written with this recipe.
+    """
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
     if not folder.exists():
         with suppress(FileExistsError):  # written by another process meanwhile, checked below
-            write_synthpedes(folder, RECIPE)
+            write_synthpedes(folder, recipe)
     try:
         found = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    if found != RECIPE.plain() or not (folder / ANNOTATIONS).is_file():
+    if found != recipe.plain() or not any((folder / name).is_file() for name in annotations):
         raise FileExistsError(
-            f"{folder} exists but is not this version's SynthPEDES: move or delete it, and it will be rendered again"
+            f"{folder} exists but is not this version's {folder.name}: move or delete it, and it will be rendered again"
         )
-    return folder

@@ -27,7 +27,7 @@ _EXPLAINED = (
 )
 _KEYS = (
     "Mark wrong pairs: j and k move to the next and previous pair, x marks, / filters, s saves; then "
-    "train.py … --exclude marks.csv. The page saves the file by itself; nothing is sent anywhere."
+    "train.py … --exclude marks.csv. Marks are lost unless you save them; nothing is sent anywhere."
 )
 _SCRIPT = Path(__file__).with_name("page.js")
 _SIZE = (192, 96)  # height, width of a thumbnail

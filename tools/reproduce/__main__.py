@@ -52,6 +52,9 @@ def main(argv: Sequence[str]) -> None:
         return
     if args["seeds"] < 1:
         raise OptionError(f"--seeds {args['seeds']}: must be at least 1")
+    for name in ("root_dir", "output_dir"):
+        if not args[name]:
+            raise OptionError(f"--{name}: must not be empty")
     rows = select(args["table"], args["row"], args["dataset"], args["noise"])
 
     status("loading PyTorch")

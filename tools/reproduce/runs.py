@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 from sklearn.metrics import average_precision_score
 
-from datasets.synthpedes import RECIPE, write_synthpedes
+from datasets.synthpedes import ANNOTATIONS, RECIPE, ensure_rendered
 from model.precision import resolve_precision
 from options import parse, resolve
 from processor.history import read_history
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder images
 START = "start"  # choice of checkpoint: the weights before training
 # Flags of train.py that a row or this command sets.
-_RESERVED = ("config", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
+_RESERVED = ("config", "noisy_rate", "seed", "root_dir", "output_dir", "record_test")
+_RESERVED += ("resume", "resume_ckpt_file", "test")
 _TEST_FLAGS = ("device", "image_cache", "num_workers", "test_batch_size")
 
 
@@ -61,6 +62,16 @@ class Run:
         common = ["--seed", str(self.seed), "--root_dir", self.root_dir, "--output_dir", str(self.folder)]
         return [*self.row.flags, "--record_test", *common, *self.train_args]
 
+    def check_existing(self) -> None:
+        """Check that the runs in the folder have this run's flags.
+
+        Raises:
+            OptionError: one has other flags.
+        """
+        for existing in RunFolder.all_in(self.folder):
+            if existing.config.is_file():  # else another process is just creating it
+                _check_flags(existing, self.arguments)
+
     def finished(self) -> RunFolder | None:
         """The finished run, if there is one."""
         return next((run for run in RunFolder.all_in(self.folder) if run.is_finished()), None)
@@ -88,8 +99,7 @@ class Run:
             OptionError: the folder has a run with other flags.
         """
         runs, run, commands = RunFolder.all_in(self.folder), self.finished(), []
-        for existing in runs:
-            _check_flags(existing, self.arguments)
+        self.check_existing()
         if run is None:
             resume = ["--resume", str(runs[-1]), "--root_dir", self.root_dir, *self.train_args] if runs else None
             commands.append(["train.py", *(resume or self.arguments)])
@@ -200,6 +210,16 @@ def parse_train_args(train_args: Sequence[str]) -> dict[str, Any]:
     return given
 
 
+def check_train_args(train_args: Sequence[str], row: Row) -> None:
+    """Check the additional flags for a row's train.py.
+
+    Raises:
+        OptionError: an unknown flag, or one that the row or this command sets.
+    """
+    for name in parse_train_args(train_args).keys() & parse("", row.flags).keys():
+        raise OptionError(f"--{name} after --: set by the row {row.name}")
+
+
 def _check_flags(run: RunFolder, arguments: Sequence[str]) -> None:
     """Check that an existing run has the flags of `arguments`."""
     try:
@@ -221,7 +241,6 @@ def _write_far(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     annotations = folder / f"{folder.name}.json"
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if not folder.exists():
-            write_synthpedes(folder, FAR)
+        ensure_rendered(folder, FAR, [ANNOTATIONS, annotations.name])
         if not annotations.exists():
-            (folder / "reid_raw.json").rename(annotations)
+            (folder / ANNOTATIONS).rename(annotations)

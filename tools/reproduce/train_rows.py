@@ -11,7 +11,7 @@ from filelock import FileLock
 from tools.reproduce.curves import draw_curves
 from tools.reproduce.noise import draw_over_noise
 from tools.reproduce.report import summarise, write_report
-from tools.reproduce.runs import Run, parse_train_args
+from tools.reproduce.runs import Run, check_train_args, parse_train_args
 from tools.reproduce.tables import Row
 from utils.errors import OptionError, UserError
 from utils.run_folder import LockedError
@@ -26,7 +26,8 @@ def runs_of(rows: Sequence[Row], seeds: int, output_dir: Path, root_dir: str, tr
     Raises:
         OptionError: `train_args` are not valid for train.py.
     """
-    parse_train_args(train_args)
+    for row in rows:
+        check_train_args(train_args, row)
     given = tuple(train_args)
     return [
         [Run(row, seed, output_dir / row.slug / f"seed{seed}", root_dir, given) for seed in range(1, seeds + 1)]
@@ -41,10 +42,13 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
         extra: also report this one of `report.EXTRAS`; "" for none.
 
     Raises:
-        OptionError: a run failed; the others are reported.
+        OptionError: a run exists with other flags, and nothing is trained or written; or one failed, and the others are
+            reported.
     """
-    failed, locked = [], []
-    for run in _by_seed(runs):
+    failed, locked, unique = [], [], _by_seed(runs)
+    for run in unique:
+        run.check_existing()
+    for run in unique:
         try:
             run.train()
         except LockedError:
@@ -63,7 +67,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
         kinds += ["_noise.png"] * draw_over_noise(summaries, file.with_name(f"{file.stem}_noise.png"))
     print(f"\n{report}\nwritten to {file}, {', '.join(kinds)}", flush=True)
     if missing := sum(bool(run.missing()) for run in locked):
-        print(f"other processes are training {missing} of these runs; the last to finish reports all of them")
+        print(f"{missing} of these runs are still being trained by other processes; repeat this command afterwards")
     if failed:
         raise OptionError(f"{len(failed)} of the runs failed or could not start, the first: {failed[0]}")
 
@@ -74,7 +78,7 @@ def dry_run(runs: Runs) -> list[str]:
     for run in _by_seed(runs):
         for command in (shlex.join(["python", *command]) for command in run.missing()):
             lines.setdefault(command, f"{run.title}: {command}")
-    return list(lines.values())
+    return list(lines.values()) or ["nothing is missing"]
 
 
 def _by_seed(runs: Runs) -> list[Run]:
@@ -82,5 +86,7 @@ def _by_seed(runs: Runs) -> list[Run]:
     ordered = [run for same_seed in zip(*runs, strict=True) for run in same_seed]
     unique: dict[tuple[Path, str], Run] = {}
     for run in ordered:
-        unique.setdefault((run.folder, run.row.target), run)
+        key = (run.folder, run.row.target)
+        if key not in unique or unique[key].row.start:  # the title of what is trained
+            unique[key] = run
     return list(unique.values())
