@@ -1,8 +1,10 @@
 """SynthPEDES: reproducible bytes, layout, correct captions, and interruptions."""
 
 import json
+import os
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,6 +244,18 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_synthpedes(tmp_path / "set", SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_is_removed_later(tmp_path, monkeypatch):
+    """After an hour, as another process may be writing; also if the set has been written meanwhile."""
+    monkeypatch.setattr(synthpedes, "RECIPE", SMALL)
+    ensure_synthpedes(tmp_path)
+    left = [tmp_path / f".SynthPEDES-{name}" for name in ("old", "new")]
+    for folder, hours in zip(left, (2, 0), strict=True):
+        (folder / "imgs").mkdir(parents=True)
+        os.utime(folder, (time.time() - 3600 * hours,) * 2)
+    ensure_synthpedes(tmp_path)
+    assert [folder.exists() for folder in left] == [False, True]
 
 
 def test_a_faster_processs_set_is_kept(written, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .sheet import contact_sheet
-from .write import ANNOTATIONS, RECIPE_FILE, Recipe, write_synthpedes
+from .write import ANNOTATIONS, RECIPE_FILE, Recipe, remove_abandoned, write_synthpedes
 
 FOLDER = "SynthPEDES"
 
@@ -54,6 +54,7 @@ def ensure_rendered(folder: Path, recipe: Recipe, annotations: Sequence[str]) ->
     """
     if folder.parent.exists() and not folder.parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
+    remove_abandoned(folder)
     if not folder.exists():
         with suppress(FileExistsError):  # written by another process meanwhile, checked below
             write_synthpedes(folder, recipe)

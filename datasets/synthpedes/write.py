@@ -64,7 +64,6 @@ def write_synthpedes(folder: Path, recipe: Recipe, *, progress: bool = True) -> 
     if folder.exists():
         raise FileExistsError(f"{folder} exists already")
     folder.parent.mkdir(exist_ok=True)  # not its parents: a mistyped path is an error
-    _remove_abandoned(folder)
     work = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
         for split in splits:
@@ -103,7 +102,7 @@ def _draw_person(recipe: Recipe, imgs: Path, split: str, pid: int, who: Identity
     return records
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove folders that killed processes left behind more than an hour ago."""
     for left in folder.parent.glob(f".{folder.name}-*"):
         if time.time() - left.stat().st_mtime > 3600:
