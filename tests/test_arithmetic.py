@@ -365,7 +365,8 @@ def test_the_arithmetic_study_runs_on_a_tiny_data_set(tmp_path, monkeypatch):
 
 def test_reports_list_the_runs_precision_and_the_papers(tmp_path, monkeypatch):
     """The paper's precision in one column, a run's own in another."""
-    monkeypatch.setattr(runs.Run, "train", lambda *_, **__: None)
+    for method in ("check_existing", "train"):
+        monkeypatch.setattr(runs.Run, method, lambda _: None)
     folder = tmp_path / "out/ablation/sdm_0.5/seed1/CUHK-PEDES/20260101_000000_RDE_SDM"
     folder.mkdir(parents=True)
     (folder / "configs.yaml").write_text("precision: bf16\nnum_epoch: 1\n")
