@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to N of each row (default: %(default)s)")
     parser.add_argument("--root_dir", default="data", help="folder containing the data sets (default: %(default)s)")
     parser.add_argument("--output_dir", default="logs/reproduce", help="for runs and reports (default: %(default)s)")
-    parser.add_argument("--list", action="store_true", help="list every row of the paper with its command")
+    parser.add_argument("--list", action="store_true", help="list the rows of all tables with their commands")
     parser.add_argument(
         "--dry-run", "--dry_run", action="store_true", help="print the remaining commands without running them"
     )

@@ -29,9 +29,8 @@ from utils.settings import FLAGS
 ROOT = Path(__file__).parents[2]
 FAR = replace(RECIPE, seed=2025, difficulty=0.8)  # SynthPEDES-far: other persons, harder images
 START = "start"  # choice of checkpoint: the weights before training
-# Flags of train.py that a row or this command sets.
-_RESERVED = ("config", "noisy_rate", "seed", "root_dir", "output_dir", "record_test")
-_RESERVED += ("resume", "resume_ckpt_file", "test")
+# Flags of train.py that this command sets for every row.
+_RESERVED = ("noisy_rate", "seed", "root_dir", "output_dir", "record_test", "resume", "resume_ckpt_file", "test")
 _TEST_FLAGS = ("device", "image_cache", "num_workers", "test_batch_size")
 
 
@@ -197,27 +196,18 @@ class Run:
             raise OptionError(f"{self.title}: {command[0]} ended with status {status}: {lines[-1]}")
 
 
-def parse_train_args(train_args: Sequence[str]) -> dict[str, Any]:
-    """Parse the additional flags for train.py.
-
-    Raises:
-        OptionError: an unknown flag, or one that the row or this command sets.
-    """
-    given = parse("", train_args)
-    for name in _RESERVED:
-        if name in given:
-            raise OptionError(f"--{name} after --: set by the row or by this command")
-    return given
-
-
 def check_train_args(train_args: Sequence[str], row: Row) -> None:
     """Check the additional flags for a row's train.py.
 
     Raises:
         OptionError: an unknown flag, or one that the row or this command sets.
     """
-    for name in parse_train_args(train_args).keys() & parse("", row.flags).keys():
-        raise OptionError(f"--{name} after --: set by the row {row.name}")
+    row_flags = parse("", row.flags)
+    for name in parse("", train_args):
+        if name in _RESERVED:
+            raise OptionError(f"--{name} after --: set by the row or by this command")
+        if name in row_flags:
+            raise OptionError(f"--{name} after --: set by the row {row.name}")
 
 
 def _check_flags(run: RunFolder, arguments: Sequence[str]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from options import parse
 from tools.reproduce.curves import draw_curves
 from tools.reproduce.noise import draw_over_noise
 from tools.reproduce.report import summarise, write_report
-from tools.reproduce.runs import Run, check_train_args, parse_train_args
+from tools.reproduce.runs import Run, check_train_args
 from tools.reproduce.tables import Row
 from utils.errors import OptionError, UserError
 from utils.run_folder import LockedError
@@ -58,7 +59,7 @@ def train_and_report(runs: Runs, title: str, file: Path, extra: str) -> None:
             print(f"  {error}", flush=True)
             failed.append(str(error))
     train_args = runs[0][0].train_args
-    added_flags = "" if all(FLAGS[name].resumable for name in parse_train_args(train_args)) else shlex.join(train_args)
+    added_flags = "" if all(FLAGS[name].resumable for name in parse("", train_args)) else shlex.join(train_args)
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.stem}.lock")):  # concurrent processes may finish at the same time
         summaries = [summarise(row_runs, comparable=not added_flags, extra=extra) for row_runs in runs]

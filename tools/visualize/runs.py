@@ -37,7 +37,7 @@ class Run:
     flags: dict[str, Any]
     records: list[dict[str, Any]]
     r1: dict[str, float]
-    split: str = "val"
+    split: str
 
     @property
     def data(self) -> str:
